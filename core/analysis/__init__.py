@@ -1,0 +1,1 @@
+"""What the eye sees: histograms, outliers, error, comparison."""

@@ -1,0 +1,1 @@
+"""How work runs: plan, preflight, pipeline, journal, executors."""

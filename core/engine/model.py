@@ -1,0 +1,121 @@
+"""The records the engine passes around: plan, problems, reports. How they come about is in plan.py, preflight.py and
+pipeline.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core.formats.base import Format
+from core.recipes.model import Recipe, Strategy
+from core.targets.base import Assignment, Layout, Outline, OutputTensor, Target
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One finding of preflight. severity: "error" stops the run, "warning" and "note" do not."""
+
+    severity: str
+    message: str
+    tensor: str = ""
+    hint: str = ""
+
+    def __str__(self) -> str:
+        line = f"{self.tensor}: {self.message}" if self.tensor else self.message
+        return f"{line}; {self.hint}" if self.hint else line
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One output tensor and its fate. strategy.format == "keep" when it is not quantized; `format` is what is stored."""
+
+    tensor: OutputTensor
+    strategy: Strategy
+    format: Format
+    copy: bool
+    rule: int
+    rule_text: str
+    reason: str
+    fallback: bool
+    nbytes: int
+
+    @property
+    def quantized(self) -> bool:
+        return self.strategy.format != "keep"
+
+    @property
+    def bpw(self) -> float:
+        return 8 * self.nbytes / self.tensor.numel if self.tensor.numel else 0.0
+
+    @property
+    def assignment(self) -> Assignment:
+        return Assignment(self.tensor, self.format, self.copy)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole run before its first byte. `tensors` are in the container's order.
+
+    nbytes       exact size of all files written
+    source       the checkpoint's path; fingerprint: Checkpoint.fingerprint() when planned
+    """
+
+    source: Path
+    fingerprint: str
+    target: Target
+    recipe: Recipe
+    outline: Outline
+    tensors: tuple[PlannedTensor, ...]
+    layout: Layout
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return self.layout.nbytes
+
+    @property
+    def bpw(self) -> float:
+        """Stored bits per weight over all tensors (headers and side files left out)."""
+        count = sum(t.tensor.numel for t in self.tensors)
+        return 8 * sum(t.nbytes for t in self.tensors) / count if count else 0.0
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What happened to one tensor. Errors are against the source in float32; None for copied bytes.
+
+    sqnr_db       10·log₁₀(Σw²/Σ(w−ŵ)²), inf when exact
+    relative_mse  Σ(w−ŵ)²/Σw²
+    cosine        of the flattened tensors
+    """
+
+    name: str
+    strategy: str
+    nbytes: int
+    numel: int
+    seconds: float
+    sqnr_db: float | None = None
+    relative_mse: float | None = None
+    max_abs: float | None = None
+    cosine: float | None = None
+    fallbacks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished run."""
+
+    out: Path
+    nbytes: int
+    seconds: float
+    weights: int
+    peak_rss_bytes: int
+    device: str
+    tensors: tuple[TensorReport, ...]
+    fallbacks: tuple[str, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def weights_per_second(self) -> float:
+        return self.weights / self.seconds if self.seconds > 0 else 0.0

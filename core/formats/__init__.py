@@ -1,0 +1,1 @@
+"""What a weight may become: the formats and their registry."""

@@ -1,0 +1,1 @@
+"""How codes are chosen: the methods and their registry."""

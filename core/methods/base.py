@@ -1,0 +1,48 @@
+"""The contract of a method: how codes are chosen inside a format's grid."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from core.context import SILENT, JobContext
+from core.formats.base import Format, Quantized
+from core.parameters import Parameter
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Statistic(Enum):
+    """What calibration can gather for a layer."""
+
+    IMPORTANCE = "importance"  # float32 [columns], mean x² per input channel
+    HESSIAN = "hessian"  # float32 [columns, columns], (2/n)·Σ x xᵀ
+    ACTIVATIONS = "activations"  # float32 [samples, columns]
+
+
+class Method(ABC):
+    """One way of choosing codes. METHODS in core/methods/__init__.py lists them."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    help: ClassVar[str]
+    needs: ClassVar[frozenset[Statistic]] = frozenset()
+    parameters: ClassVar[tuple[Parameter, ...]] = ()
+
+    def misfit(self, format: Format) -> str | None:
+        """Why the method makes no sense on this format, or None."""
+        return None
+
+    @abstractmethod
+    def quantize(
+        self,
+        w: torch.Tensor,
+        format: Format,
+        stats: Mapping[Statistic, torch.Tensor],
+        params: Mapping[str, Any],
+        ctx: JobContext = SILENT,
+    ) -> Quantized:
+        """Quantized rows of w, floating [rows, columns], on w's device. Calls ctx.check() between column batches."""

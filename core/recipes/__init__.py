@@ -1,0 +1,1 @@
+"""Who gets what: rules, presets, and how they resolve."""

@@ -1,0 +1,1 @@
+"""Where codes go: the containers and their registry."""

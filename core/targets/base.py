@@ -1,0 +1,209 @@
+"""The contract of a target: the container and dialect on disk, and which formats it can carry.
+
+A target turns a checkpoint into output tensors (renamed, permuted, merged), says for each what will be stored, lays all
+of it out to the byte, and turns quantized rows into those bytes. It knows no methods and reads no recipes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING, ClassVar
+
+from core.checkpoints.base import Checkpoint
+from core.formats.base import Format, Quantized
+from core.roles import Role
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class RowSource(ABC):
+    """Where the rows of an output tensor come from. Small and picklable: it names tensors, it holds none."""
+
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The checkpoint tensors that are read."""
+
+    @abstractmethod
+    def read(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        """Rows start … stop of the output, floating [rows, columns]."""
+
+    def verbatim(self) -> str | None:
+        """The checkpoint tensor whose stored bytes are, row by row, those of the output; None if any value moves."""
+        return None
+
+
+@dataclass(frozen=True)
+class Plain(RowSource):
+    """The tensor as it is."""
+
+    name: str
+
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def read(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        return checkpoint.read(self.name, start, stop)
+
+    def verbatim(self) -> str | None:
+        return self.name
+
+
+@dataclass(frozen=True)
+class OutputTensor:
+    """One tensor of the output before it is known how it will be stored.
+
+    name    in the container ("blk.0.attn_q.weight")
+    source  where its rows come from
+    shape   torch order, after merging and transposing
+    dtype   of the source (the first of several)
+    role    by the source's name
+    module  whether it is the weight of a Linear (what safetensors clients can quantize)
+    """
+
+    name: str
+    source: RowSource
+    shape: tuple[int, ...]
+    dtype: str
+    role: Role
+    linear: bool = True
+
+    @property
+    def rows(self) -> int:
+        return prod(self.shape[:-1]) if self.shape else 1
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """All output tensors in the container's order, and the checkpoint tensors that have no place in it, with reasons.
+
+    layers, heads, kv_heads, experts, arch   what presets ask for; 0 or "" when unknown
+    tied                                     the head is the embedding (no tensor of its own)
+    notes                                    worth a line before the run ("pre-tokenizer guessed")
+    """
+
+    tensors: tuple[OutputTensor, ...]
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    arch: str = ""
+    layers: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    experts: int = 0
+    tied: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One entry of the container: a name, the container's own dtype word, its shape there, its exact bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A stored tensor's place: index into Layout.files, and the offset of its first byte in that file."""
+
+    stored: StoredTensor
+    file: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class FileLayout:
+    """One file of the output. `head` is written at 0; gaps up to `nbytes` are zeros.
+
+    name  relative to the output folder; "" when the output is this single file
+    """
+
+    name: str
+    head: bytes
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every byte of the output before work starts.
+
+    files    those that hold tensors
+    sides    small files written whole (config.json, tokenizer.json, …): name → content
+    places   output tensor name → its stored tensors, placed
+    """
+
+    files: tuple[FileLayout, ...]
+    places: Mapping[str, tuple[Placed, ...]]
+    sides: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(f.nbytes for f in self.files) + sum(len(b) for b in self.sides.values())
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """An output tensor with the format it will be stored in.
+
+    copy  the stored bytes go over untouched (source.verbatim() is not None and the dtype is the container's own)
+    """
+
+    tensor: OutputTensor
+    format: Format
+    copy: bool = False
+
+
+class Target(ABC):
+    """One container and dialect. TARGETS in core/targets/__init__.py lists them; instances hold no state."""
+
+    name: ClassVar[str]  # "gguf", "compressed-tensors", "dense"
+    title: ClassVar[str]
+    help: ClassVar[str]
+    folder: ClassVar[bool]  # the output is a folder (else one file)
+    suffix: ClassVar[str] = ""  # of the single file
+    row_multiple: ClassVar[int] = 1  # slices handed to `store` begin at a multiple of this row
+
+    @abstractmethod
+    def outline(self, checkpoint: Checkpoint) -> Outline:
+        """Output tensors in order. Raises TargetError when the checkpoint cannot be written so at all, with why."""
+
+    @abstractmethod
+    def refuses(self, format: Format, tensor: OutputTensor) -> str | None:
+        """Why this container cannot hold this tensor in this format, or None. Shape misfits are the format's word."""
+
+    @abstractmethod
+    def keeps(self, tensor: OutputTensor) -> Format:
+        """The format in which an unquantized tensor is stored here (GGUF norms: f32; else the source's own)."""
+
+    def adapt(self, format: Format, tensor: OutputTensor) -> Format:
+        """The format with storage details of this container settled (the scales' dtype). Same name, same codes' range."""
+        return format
+
+    @abstractmethod
+    def stored(self, assignment: Assignment) -> tuple[StoredTensor, ...]:
+        """The container's entries for one output tensor, exact. Depends on nothing else, so it may be cached by shape."""
+
+    @abstractmethod
+    def layout(
+        self, checkpoint: Checkpoint, outline: Outline, assignments: Sequence[Assignment], label: str = ""
+    ) -> Layout:
+        """Headers, offsets and side files. label: the preset or recipe's name, for the container's metadata."""
+
+    @abstractmethod
+    def store(
+        self, assignment: Assignment, quantized: Quantized, start: int, stop: int
+    ) -> Iterator[tuple[str, int, memoryview | bytes]]:
+        """For rows start … stop: (stored name, byte offset inside that stored tensor, bytes). On CPU memory."""
