@@ -53,9 +53,7 @@ class UnsupportedFormat(CheckpointError):
 class CorruptFile(CheckpointError):
     """A file that contradicts itself. `offset` is the byte where it shows, or None."""
 
-    def __init__(
-        self, message: str, hint: str = "", where: str | Path = "", offset: int | None = None
-    ) -> None:
+    def __init__(self, message: str, hint: str = "", where: str | Path = "", offset: int | None = None) -> None:
         super().__init__(message, hint, where)
         self.offset = offset
 

@@ -42,16 +42,13 @@ class Parameter:
             raise RecipeError(f"{self.key} is {value!r}, not a whole number", where=where)
         low = "" if self.minimum is None else f"≥ {self.minimum:g}"
         high = "" if self.maximum is None else f"≤ {self.maximum:g}"
-        if (self.minimum is not None and value < self.minimum) or (
-            self.maximum is not None and value > self.maximum
-        ):
-            raise RecipeError(f"{self.key} is {value!r}, must be {' and '.join(filter(None, (low, high)))}", where=where)
+        if (self.minimum is not None and value < self.minimum) or (self.maximum is not None and value > self.maximum):
+            bounds = " and ".join(filter(None, (low, high)))
+            raise RecipeError(f"{self.key} is {value!r}, must be {bounds}", where=where)
         return int(value) if self.kind == "int" else float(value)
 
 
-def check_parameters(
-    declared: tuple[Parameter, ...], given: Mapping[str, Any], where: str
-) -> dict[str, Any]:
+def check_parameters(declared: tuple[Parameter, ...], given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """All parameters with defaults filled in. Raises RecipeError on an unknown key or a value out of bounds."""
     known = {p.key: p for p in declared}
     for key in given:

@@ -41,27 +41,68 @@ class Role:
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blk|h|blocks|layer|block)\.(\d+)(?:\.|$)")
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
-# First match wins. Patterns are searched in the name without its ".weight" ending.
-_KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (kind, re.compile(pattern))
-    for kind, pattern in (
-        ("bias", r"(?:^|\.|_)bias$"),
-        ("norm", r"norm(?:\d|$|\.)|_norm|layernorm|LayerNorm|(?:^|\.)ln_[\w]+$|(?:^|\.)ln\d?$"),
-        ("position", r"position_embd|embed_positions|(?:^|\.)wpe$|position_embeddings|token_types"),
-        ("embedding", r"embed_tokens$|^token_embd$|(?:^|\.)wte$|word_embeddings$|embed_in$|tok_embeddings$|token_embd$"),
-        ("head", r"(?:^|\.)lm_head$|^output$|embed_out$|^head$"),
-        ("router", r"ffn_gate_inp|block_sparse_moe\.gate$|mlp\.gate$|router|shared_expert_gate$"),
-        ("qkv", r"qkv|c_attn$|query_key_value|Wqkv|in_proj$"),
-        ("gate_up", r"gate_up_proj|ffn_gate_up"),
-        ("q", r"q_proj$|attn_q$|(?:^|\.)wq$|\.query$|q_a_proj$|q_b_proj$"),
-        ("k", r"k_proj$|attn_k$|(?:^|\.)wk$|\.key$"),
-        ("v", r"v_proj$|attn_v$|(?:^|\.)wv$|\.value$"),
-        ("o", r"o_proj$|attn_output$|attn\.c_proj$|(?:^|\.)wo$|self_attn\.dense$|attention\.(?:output\.)?dense$|out_proj$"),
-        ("gate", r"gate_proj$|ffn_gate(?:_exps|_shexp)?$|experts\.\d+\.w1$|feed_forward\.w1$"),
-        ("up", r"up_proj$|ffn_up(?:_exps|_shexp)?$|experts\.\d+\.w3$|feed_forward\.w3$|c_fc$|fc1$|fc_in$|dense_h_to_4h$|intermediate\.dense$"),
-        ("down", r"down_proj$|ffn_down(?:_exps|_shexp)?$|experts\.\d+\.w2$|feed_forward\.w2$|mlp\.c_proj$|fc2$|fc_out$|dense_4h_to_h$|output\.dense$"),
-    )
+# First match wins. Each pattern is searched in the name without its ".weight" ending.
+_PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("bias", (r"(?:^|\.|_)bias$",)),
+    ("norm", (r"norm(?:\d|$|\.)", r"_norm", r"layernorm", r"LayerNorm", r"(?:^|\.)ln_\w+$", r"(?:^|\.)ln\d?$")),
+    ("position", (r"position_embd", r"embed_positions", r"(?:^|\.)wpe$", r"position_embeddings", r"token_types")),
+    (
+        "embedding",
+        (r"embed_tokens$", r"token_embd$", r"(?:^|\.)wte$", r"word_embeddings$", r"embed_in$", r"tok_embeddings$"),
+    ),
+    ("head", (r"(?:^|\.)lm_head$", r"^output$", r"embed_out$", r"^head$")),
+    (
+        "router",
+        (r"ffn_gate_inp", r"block_sparse_moe\.gate$", r"mlp\.gate$", r"router", r"shared_expert_gate$"),
+    ),
+    ("qkv", (r"qkv", r"c_attn$", r"query_key_value", r"Wqkv", r"in_proj$")),
+    ("gate_up", (r"gate_up_proj", r"ffn_gate_up")),
+    ("q", (r"q_proj$", r"attn_q$", r"(?:^|\.)wq$", r"\.query$", r"q_a_proj$", r"q_b_proj$")),
+    ("k", (r"k_proj$", r"attn_k$", r"(?:^|\.)wk$", r"\.key$")),
+    ("v", (r"v_proj$", r"attn_v$", r"(?:^|\.)wv$", r"\.value$")),
+    (
+        "o",
+        (
+            r"o_proj$",
+            r"attn_output$",
+            r"attn\.c_proj$",
+            r"(?:^|\.)wo$",
+            r"self_attn\.dense$",
+            r"attention\.(?:output\.)?dense$",
+            r"out_proj$",
+        ),
+    ),
+    ("gate", (r"gate_proj$", r"ffn_gate(?:_exps|_shexp)?$", r"experts\.\d+\.w1$", r"feed_forward\.w1$")),
+    (
+        "up",
+        (
+            r"up_proj$",
+            r"ffn_up(?:_exps|_shexp)?$",
+            r"experts\.\d+\.w3$",
+            r"feed_forward\.w3$",
+            r"c_fc$",
+            r"fc1$",
+            r"fc_in$",
+            r"dense_h_to_4h$",
+            r"intermediate\.dense$",
+        ),
+    ),
+    (
+        "down",
+        (
+            r"down_proj$",
+            r"ffn_down(?:_exps|_shexp)?$",
+            r"experts\.\d+\.w2$",
+            r"feed_forward\.w2$",
+            r"mlp\.c_proj$",
+            r"fc2$",
+            r"fc_out$",
+            r"dense_4h_to_h$",
+            r"output\.dense$",
+        ),
+    ),
 )
+_KINDS = tuple((kind, re.compile("|".join(patterns))) for kind, patterns in _PATTERNS)
 
 
 @lru_cache(maxsize=262_144)
@@ -71,6 +112,4 @@ def role_of(name: str) -> Role:
     expert = _EXPERT.search(name)
     stem = name.removesuffix(".weight")
     kind = next((k for k, pattern in _KINDS if pattern.search(stem)), "other")
-    return Role(
-        kind, int(layer.group(1)) if layer else None, int(expert.group(1)) if expert else None
-    )
+    return Role(kind, int(layer.group(1)) if layer else None, int(expert.group(1)) if expert else None)

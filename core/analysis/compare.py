@@ -44,7 +44,7 @@ class _View:
 
 @dataclass(frozen=True, slots=True)
 class ComparedTensor:
-    """One tensor of both files. Errors are those of b against a; None where the values cannot be compared (see note)."""
+    """One tensor of both files. Errors are those of b against a, None where values cannot be compared (see note)."""
 
     name: str
     shape: tuple[int, ...]

@@ -28,7 +28,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One output tensor and its fate. strategy.format == "keep" when it is not quantized; `format` is what is stored."""
+    """One output tensor and its fate. strategy.format is "keep" when not quantized; `format` is what is stored."""
 
     tensor: OutputTensor
     strategy: Strategy

@@ -1,6 +1,7 @@
 """The contract of a number format: which levels a weight may take, how they are found, and how they are stored.
 
-A format knows matrices `[rows, columns]` (leading dimensions flattened into rows) and nothing of files, names or models.
+A format knows matrices `[rows, columns]` (leading dimensions flattened into rows), and nothing of files, names or
+models.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class Format(ABC):
         return self.decode(*self.unpack(parts, shape))
 
     def levels(self, grid: Grid, row: int, column: int) -> torch.Tensor | None:
-        """float32, ascending: every value the weight at (row, column) may take; None where they are too many to draw."""
+        """float32, ascending: every value the weight at (row, column) may take; None when too many to draw."""
         return None
 
 

@@ -189,12 +189,12 @@ class Target(ABC):
         """The format in which an unquantized tensor is stored here (GGUF norms: f32; else the source's own)."""
 
     def adapt(self, format: Format, tensor: OutputTensor) -> Format:
-        """The format with storage details of this container settled (the scales' dtype). Same name, same codes' range."""
+        """The format with this container's storage details settled (the scales' dtype). Same name, same codes."""
         return format
 
     @abstractmethod
     def stored(self, assignment: Assignment) -> tuple[StoredTensor, ...]:
-        """The container's entries for one output tensor, exact. Depends on nothing else, so it may be cached by shape."""
+        """The container's entries for one output tensor, exact. Depends on nothing else."""
 
     @abstractmethod
     def layout(
