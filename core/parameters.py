@@ -42,7 +42,9 @@ class Parameter:
             raise RecipeError(f"{self.key} is {value!r}, not a whole number", where=where)
         low = "" if self.minimum is None else f"≥ {self.minimum:g}"
         high = "" if self.maximum is None else f"≤ {self.maximum:g}"
-        if (self.minimum is not None and value < self.minimum) or (self.maximum is not None and value > self.maximum):
+        if (self.minimum is not None and not value >= self.minimum) or (
+            self.maximum is not None and not value <= self.maximum
+        ):
             bounds = " and ".join(filter(None, (low, high)))
             raise RecipeError(f"{self.key} is {value!r}, must be {bounds}", where=where)
         return int(value) if self.kind == "int" else float(value)
