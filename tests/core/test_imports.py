@@ -44,7 +44,8 @@ def test_engine_runs_without_qt_installed(root, demo, tmp_path) -> None:
 import sys
 for name in ("PySide6", "pyqtgraph", "qtawesome", "shiboken6"):
     sys.modules[name] = None
-sys.argv = ["main.py", "quantize", {str(demo)!r}, "--recipe", "q8_0", "--target", "gguf", "--out", {str(tmp_path / "x.gguf")!r}]
+sys.argv = ["main.py", "quantize", {str(demo)!r}, "--recipe", "q8_0", "--target", "gguf"]
+sys.argv += ["--out", {str(tmp_path / "x.gguf")!r}]
 import runpy
 runpy.run_path("main.py", run_name="__main__")
 """
