@@ -1,0 +1,253 @@
+"""What is done with one unit: read rows, quantize, measure, write. The same code in a thread and on a cluster's worker.
+
+No order, no journal, no threads here (pipeline.py, executors/).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import core
+from core.context import JobContext
+from core.engine.devices import out_of_memory, to_cpu, to_device
+from core.engine.model import Plan, PlannedTensor
+from core.engine.pages import was_read
+from core.engine.units import Unit, rows_within
+from core.errors import CheckpointError, DeviceError, TargetError, WorkbenchError
+from core.targets.base import Placed, Target
+
+if TYPE_CHECKING:
+    import torch
+
+    from core.analysis.error import ErrorSums
+    from core.checkpoints.base import Checkpoint
+    from core.formats.base import Quantized
+
+Write = Callable[[int, int, "memoryview | bytes"], None]
+
+# On the CPU a unit is worked through in pieces of this many weights: they stay in the cache, memory stays small, and
+# the time between two looks at the stop button short. A GPU takes a whole unit at once.
+PIECE_WEIGHTS = 1 << 20
+COPY_BYTES = 1 << 23
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every unit of a run needs to know. Small and picklable.
+
+    sizes  (path, bytes, mtime_ns) of the source files when the run began
+    """
+
+    source: Path
+    fingerprint: str
+    sizes: tuple[tuple[str, int, int], ...]
+    target: Target
+    tensors: tuple[PlannedTensor, ...]
+    places: Mapping[str, tuple[Placed, ...]]
+    device: str
+    measure: bool
+    version: str = core.__version__
+
+    @classmethod
+    def of(cls, plan: Plan, checkpoint: Checkpoint, device: str, measure: bool) -> Work:
+        sizes = tuple((str(path), *_stamp(path)) for path in checkpoint.files)
+        return cls(plan.source, plan.fingerprint, sizes, plan.target, plan.tensors, plan.layout.places, device, measure)
+
+    def check_source(self) -> None:
+        """Raises CheckpointError when a source file changed under the run. A shortened one must not be touched: its
+        missing pages end the process."""
+        for path, nbytes, mtime in self.sizes:
+            if _stamp(Path(path)) != (nbytes, mtime):
+                raise CheckpointError("changed while it was being read", "leave it alone during a run", where=path)
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """One finished unit.
+
+    errors   ErrorSums as a tuple, None where nothing was measured
+    written  bytes put into the output
+    notes    about the run rather than the tensor; not journalled
+    """
+
+    index: int
+    seconds: float
+    written: int
+    errors: tuple[float, ...] | None
+    fallbacks: tuple[str, ...]
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+
+def process(
+    work: Work,
+    unit: Unit,
+    checkpoint: Checkpoint,
+    write: Write,
+    ctx: JobContext,
+    advance: Callable[[int, str], None],
+) -> UnitResult:
+    """Does one unit. advance(source bytes, tensor name) is called as pieces finish.
+
+    raises  Cancelled; any WorkbenchError, with the tensor's name in it
+    """
+    ctx.check()
+    planned = work.tensors[unit.tensor]
+    began = time.perf_counter()
+    try:
+        work.check_source()
+        task = _Task(work, unit, planned, checkpoint, write, ctx, advance)
+        task.copy() if planned.copy else task.quantize()
+        was_read(planned.tensor.source, checkpoint, unit.start, unit.stop)
+    except WorkbenchError as error:
+        if isinstance(error, CheckpointError) and not error.where:
+            error.where = planned.tensor.name
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise DeviceError(
+                f"{planned.tensor.name}: {_device_words(work.device)} has no memory left",
+                "use fewer --workers, close other programs, or use --device cpu",
+            ) from error
+        raise
+    seconds = time.perf_counter() - began
+    errors = task.sums.to_tuple() if task.sums is not None else None
+    return UnitResult(unit.index, seconds, task.written, errors, tuple(task.fallbacks), tuple(task.notes))
+
+
+class _Task:
+    """One unit in the making."""
+
+    def __init__(
+        self,
+        work: Work,
+        unit: Unit,
+        planned: PlannedTensor,
+        checkpoint: Checkpoint,
+        write: Write,
+        ctx: JobContext,
+        advance: Callable[[int, str], None],
+    ) -> None:
+        self.work, self.unit, self.planned = work, unit, planned
+        self.checkpoint, self.ctx = checkpoint, ctx
+        self.places = {place.stored.name: place for place in work.places[planned.tensor.name]}
+        self.written = 0
+        self.sums: ErrorSums | None = None
+        # Dicts keep order and drop repetitions.
+        self.fallbacks: dict[str, None] = {}
+        self.notes: dict[str, None] = {}
+        self._write, self._advance = write, advance
+
+    def put(self, stored: str, offset: int, data: memoryview | bytes) -> None:
+        place = self.places[stored]
+        nbytes = memoryview(data).nbytes
+        if offset < 0 or offset + nbytes > place.stored.nbytes:
+            raise TargetError(
+                f"{self.work.target.name} would write outside {stored}: {nbytes} bytes at {offset} of "
+                f"{place.stored.nbytes}",
+                "this is a fault of Quantbench; please report it",
+                self.planned.tensor.name,
+            )
+        self._write(place.file, place.offset + offset, data)
+        self.written += nbytes
+
+    def advance(self, start: int, stop: int) -> None:
+        rows = self.unit.stop - self.unit.start
+        total = self.unit.source_bytes
+        a, b = start - self.unit.start, stop - self.unit.start
+        self._advance(total * b // rows - total * a // rows, self.planned.tensor.name)
+
+    def copy(self) -> None:
+        """Stored bytes go over as they are."""
+        source = self.planned.tensor.source.verbatim()
+        (place,) = self.places.values()
+        assert source is not None, self.planned.tensor.name
+        rows, nbytes = self.planned.tensor.rows, place.stored.nbytes
+        step = max(1, COPY_BYTES * rows // max(1, nbytes))
+        for start in range(self.unit.start, self.unit.stop, step):
+            self.ctx.check()
+            stop = min(self.unit.stop, start + step)
+            begin, end = nbytes * start // rows, nbytes * stop // rows
+            data = self.checkpoint.raw(source, start, stop)
+            if data.nbytes != end - begin:
+                raise TargetError(
+                    f"rows {start} to {stop} hold {data.nbytes} bytes, the output has room for {end - begin}",
+                    "this is a fault of Quantbench; please report it",
+                    self.planned.tensor.name,
+                )
+            self.put(place.stored.name, begin, data)
+            self.advance(start, stop)
+
+    def quantize(self) -> None:
+        """Rows become codes. After the device ran out of memory once, pieces are half as large; twice is an error."""
+        sliceable = self.planned.format.row_local and self.planned.strategy.method == "nearest"
+        step = self.unit.stop - self.unit.start
+        multiple = self.work.target.row_multiple
+        if sliceable and self.work.device == "cpu":
+            step = min(step, rows_within(PIECE_WEIGHTS, self.planned.tensor.columns, multiple))
+        start, halved = self.unit.start, False
+        while start < self.unit.stop:
+            self.ctx.check()
+            stop = min(self.unit.stop, start + step)
+            try:
+                self._piece(start, stop)
+            except Exception as error:
+                half = step // 2 // multiple * multiple
+                if not out_of_memory(error) or halved or not sliceable or not half:
+                    raise
+                halved, step = True, half
+                self.notes[f"{self.planned.tensor.name}: {_device_words(self.work.device)} ran out of memory; "
+                           f"done in slices of {half} rows"] = None  # fmt: skip
+                _empty_cache(self.work.device)
+                continue
+            self.advance(start, stop)
+            start = stop
+
+    def _piece(self, start: int, stop: int) -> None:
+        planned, work = self.planned, self.work
+        w = to_device(planned.tensor.source.read(self.checkpoint, start, stop), work.device)
+        quantized = self._quantized(w)
+        if work.measure:
+            from core.analysis.error import ErrorSums
+
+            # float8 has no arithmetic of its own; anything else is widened inside the sums.
+            wide = w.float() if w.element_size() == 1 else w
+            sums = ErrorSums().add(wide, quantized.dequantize())
+            self.sums = sums if self.sums is None else self.sums + sums
+        self.fallbacks.update(dict.fromkeys(quantized.fallbacks))
+        for stored, offset, data in work.target.store(planned.assignment, to_cpu(quantized), start, stop):
+            self.put(stored, offset, data)
+
+    def _quantized(self, w: torch.Tensor) -> Quantized:
+        planned = self.planned
+        if not planned.quantized:
+            return planned.format.quantize(w)
+        from core.methods import get_method
+        from core.parameters import check_parameters
+
+        method = get_method(planned.strategy.method)
+        params: dict[str, Any] = check_parameters(method.parameters, dict(planned.strategy.params), planned.tensor.name)
+        return method.quantize(w, planned.format, {}, params, self.ctx)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror or error}", where=path) from error
+    return found.st_size, found.st_mtime_ns
+
+
+def _device_words(device: str) -> str:
+    return "this machine" if device == "cpu" else device
+
+
+def _empty_cache(device: str) -> None:
+    if device != "cpu":
+        import torch
+
+        torch.cuda.empty_cache()
