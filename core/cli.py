@@ -1,0 +1,110 @@
+"""The command line: what the sub-commands accept, and how they end. What they do is in commands.py. No Qt.
+
+stdout carries the result (`--json`: one object and nothing else), stderr progress and the one line of a failure.
+Exit status: 0 done, 1 failed, 2 wrong usage, 130 cancelled with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import core
+from core import commands
+from core.errors import Cancelled, WorkbenchError, one_line
+from core.terminal import json_text, prepare_streams, silence_stdout
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one sub-command; returns the exit status and raises nothing."""
+    prepare_streams()
+    args = argparse.Namespace()
+    try:
+        args = _parser().parse_args(argv)
+        answer, lines = args.run(args)
+        print(json_text(answer) if args.json else "\n".join(lines), flush=True)
+        for problem in answer.get("problems", ()):
+            if problem["severity"] == "error" and args.command == "plan":
+                return _fail(commands.problem_text(problem))
+        return 0
+    except SystemExit as leave:  # argparse: --help, --version, usage
+        return leave.code if isinstance(leave.code, int) else 2
+    except BrokenPipeError:
+        silence_stdout()
+        return 141
+    except (Cancelled, KeyboardInterrupt):
+        _fail("cancelled; --resume continues it" if getattr(args, "keep_partial", False) else "cancelled")
+        return 130
+    except WorkbenchError as error:
+        return _fail(one_line(error))
+    except Exception as error:  # a fault of ours: still one line, and the traceback for those who ask
+        if os.environ.get("QUANTBENCH_TRACEBACK"):
+            raise
+        return _fail(f"internal error, please report it (QUANTBENCH_TRACEBACK=1 shows more): {one_line(error)}")
+
+
+def _fail(line: str) -> int:
+    with contextlib.suppress(OSError):  # when nobody listens, the exit status still says it
+        print(f"quantbench: {line}", file=sys.stderr, flush=True)
+    return 1
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"quantbench: {message}; see `{self.prog} --help`\n")
+
+
+def _workers(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="quantbench", description="Quantize model checkpoints. Without arguments: the window.")
+    parser.add_argument("--version", action="version", version=f"quantbench {core.__version__}")
+    known = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, run: Callable[[argparse.Namespace], commands.Answer], help: str) -> argparse.ArgumentParser:
+        made: argparse.ArgumentParser = known.add_parser(name, help=help, description=help)
+        made.set_defaults(run=run)
+        made.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+        return made
+
+    def recipe(made: argparse.ArgumentParser) -> None:
+        made.add_argument("checkpoint", type=Path, help="a Hugging Face folder, .safetensors, .pt, .bin or .gguf file")
+        made.add_argument("--recipe", required=True, metavar="R", help="preset, format, or recipe file (TOML)")
+        made.add_argument("--target", default="", metavar="T", help="gguf, compressed-tensors or dense")
+
+    command("inspect", commands.inspect, "list the tensors of a checkpoint").add_argument("checkpoint", type=Path)
+    recipe(command("plan", commands.plan, "show what would be written, to the byte"))
+    made = command("quantize", commands.quantize, "write a quantized checkpoint")
+    recipe(made)
+    made.add_argument("--out", required=True, type=Path, help="file or folder to write; or a folder to put the file in")
+    made.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    made.add_argument("--workers", type=_workers, metavar="N", help="slices at the same time (default: one per core)")
+    made.add_argument("--calibration", type=Path, metavar="TEXT", help="text for methods that need calibration")
+    made.add_argument("--cluster", default="", metavar="ADDRESS", help="scheduler of a Dask cluster that does the work")
+    made.add_argument("--resume", action="store_true", help="continue a run that was killed or stopped")
+    made.add_argument("--force", action="store_true", help="replace an existing output")
+    made.add_argument(
+        "--keep-partial", action="store_true", help="when stopped with Ctrl-C, leave the rest for --resume"
+    )
+    made.add_argument("--no-errors", action="store_true", help="do not measure the error of each tensor")
+    made = command("compare", commands.compare, "show how far apart two checkpoints are, tensor by tensor")
+    made.add_argument("a", type=Path)
+    made.add_argument("b", type=Path)
+    made = command("evaluate", commands.evaluate, "measure perplexity (not in this version)")
+    made.add_argument("checkpoint", type=Path)
+    made.add_argument("--against", type=Path, metavar="QUANTIZED")
+    made.add_argument("--text", required=True, type=Path, metavar="FILE")
+    command("formats", commands.formats, "list every format, and which target takes it")
+    return parser
+
+
+COMMANDS = ("inspect", "plan", "quantize", "compare", "evaluate", "formats")

@@ -1,0 +1,328 @@
+"""What each sub-command does: the call into the engine, the object for `--json`, the lines for people. What they
+accept, and how they fail, is in cli.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.engine.progress import bytes_text, duration_text
+from core.errors import MissingExtra, TargetError
+from core.terminal import Progress, table
+
+if TYPE_CHECKING:
+    from core.checkpoints.base import Checkpoint
+    from core.context import JobContext
+    from core.engine.model import Plan, Report, TensorReport
+    from core.recipes.model import Recipe
+
+# The object for --json, and the lines for people.
+Answer = tuple[dict[str, Any], list[str]]
+
+
+def inspect(args: argparse.Namespace) -> Answer:
+    from core.checkpoints import open_checkpoint
+
+    with open_checkpoint(args.checkpoint) as checkpoint:
+        tensors = list(checkpoint.tensors.values())
+        answer = {
+            "path": str(checkpoint.path),
+            "kind": checkpoint.kind,
+            "tensors": [
+                {"name": t.name, "shape": list(t.shape), "dtype": t.dtype, "bytes": t.nbytes}
+                | ({"alias": t.alias} if t.alias else {})
+                for t in tensors
+            ],
+            "parameters": checkpoint.parameters,
+            "bytes": checkpoint.nbytes,
+        }
+    rows = [(t.name, _shape_text(t.shape), t.dtype, bytes_text(t.nbytes)) for t in tensors]
+    total = (
+        f"{len(tensors):,} tensors · {answer['parameters']:,} parameters · {bytes_text(checkpoint.nbytes)} "
+        f"({checkpoint.nbytes:,} bytes) · {checkpoint.kind}"
+    )
+    return answer, [*table(("tensor", ">shape", "dtype", ">size"), rows), "", total]
+
+
+def plan(args: argparse.Namespace) -> Answer:
+    from core.checkpoints import open_checkpoint
+    from core.engine.plan import plan_json
+    from core.recipes import load
+
+    with open_checkpoint(args.checkpoint) as checkpoint, _progress() as ctx:
+        made, why = make_plan_for(checkpoint, load(args.recipe), args.target, ctx)
+    rows = [
+        (t.tensor.name, str(t.strategy), t.rule_text, bytes_text(t.nbytes), f"{t.bpw:.2f}", t.reason)
+        for t in made.tensors
+    ]
+    lines = list(table(("tensor", "strategy", "rule", ">size", ">bpw", "note"), rows))
+    answer = plan_json(made) | {"target": made.target.name, "target_why": why}
+    return answer, [*lines, "", *_plan_lines(made, why), *map(problem_text, answer["problems"])]
+
+
+def quantize(args: argparse.Namespace) -> Answer:
+    from core.checkpoints import open_checkpoint
+    from core.engine.pipeline import run
+    from core.recipes import load
+
+    if args.calibration is not None:
+        raise MissingExtra("--calibration: no method of this version uses calibration data", "leave it out")
+    with open_checkpoint(args.checkpoint) as checkpoint, _progress() as ctx:
+        made, why = make_plan_for(checkpoint, load(args.recipe), args.target, ctx)
+        out = output_path(args.out, checkpoint, made)
+        if not args.json:
+            _tell([*_plan_lines(made, why), *(f"{p.severity}: {p}" for p in made.problems if p.severity != "error")])
+        report = run(
+            made,
+            checkpoint,
+            out,
+            device=args.device,
+            workers=args.workers,
+            ctx=ctx,
+            resume=args.resume,
+            force=args.force,
+            measure=not args.no_errors,
+            keep_partial=args.keep_partial,
+            cluster=args.cluster,
+        )
+    return _report_json(made, report, why), _report_lines(report)
+
+
+def compare(args: argparse.Namespace) -> Answer:
+    from core.analysis.compare import compare as compare_checkpoints
+    from core.checkpoints import open_checkpoint
+
+    with open_checkpoint(args.a) as a, open_checkpoint(args.b) as b, _progress() as ctx:
+        result = compare_checkpoints(a, b, ctx)
+    answer = {
+        "a": result.a,
+        "b": result.b,
+        "tensors": [
+            {
+                "name": t.name,
+                "sqnr_db": t.sqnr_db,
+                "relative_mse": t.relative_mse,
+                "max_abs": t.max_abs,
+                "cosine": t.cosine,
+                "bytes_a": t.bytes_a,
+                "bytes_b": t.bytes_b,
+                "dtype_a": t.dtype_a,
+                "dtype_b": t.dtype_b,
+                "note": t.note,
+            }
+            for t in result.tensors
+        ],
+        "only_a": list(result.only_a),
+        "only_b": list(result.only_b),
+        "bytes_a": result.bytes_a,
+        "bytes_b": result.bytes_b,
+        "sqnr_db": result.total.sqnr_db,
+        "relative_mse": result.total.relative_mse,
+        "max_abs": result.total.max_abs,
+        "metadata": {key: list(pair) for key, pair in result.metadata.items()},
+    }
+    rows = [
+        (
+            t.name,
+            f"{t.dtype_a} → {t.dtype_b}",
+            bytes_text(t.bytes_a),
+            bytes_text(t.bytes_b),
+            _decibel(t.sqnr_db),
+            _figure(t.relative_mse),
+            _figure(t.max_abs),
+            t.note,
+        )
+        for t in result.tensors
+    ]
+    lines = list(table(("tensor", "stored as", ">A", ">B", ">SQNR, dB", ">relative MSE", ">max |a−b|", "note"), rows))
+    lines += [f"only in A: {name}" for name in result.only_a] + [f"only in B: {name}" for name in result.only_b]
+    lines += [f"{key}: {left!r} in A, {right!r} in B" for key, (left, right) in result.metadata.items()]
+    total = f"{len(rows):,} tensors in both · {bytes_text(result.bytes_a)} → {bytes_text(result.bytes_b)}"
+    return answer, [*lines, "", f"{total} · SQNR {_decibel(result.total.sqnr_db)} dB over all weights"]
+
+
+def evaluate(args: argparse.Namespace) -> Answer:
+    raise MissingExtra(
+        "perplexity needs the calibration extra, which is not part of this version yet",
+        "`compare` gives the error of the weights",
+    )
+
+
+def formats(args: argparse.Namespace) -> Answer:
+    from core.formats import FORMATS
+    from core.methods import METHODS
+    from core.recipes import PRESETS
+    from core.roles import Role
+    from core.targets import TARGETS
+    from core.targets.base import OutputTensor, Plain
+
+    # A size that every format fits, and a part that every container quantizes.
+    shape = (4096, 4096)
+    sample = OutputTensor("blk.0.ffn_down.weight", Plain("w"), shape, "BF16", Role("down", 0))
+    listed = [
+        {
+            "name": f.name,
+            "title": f.title,
+            "family": f.family,
+            "bits": f.bits,
+            "bpw": f.bpw(shape),
+            "columns": f.columns_per_grid,
+            "encodable": f.encodable,
+            "targets": [t.name for t in TARGETS if f.encodable and t.refuses(f, sample) is None],
+        }
+        for f in FORMATS
+    ]
+    answer = {
+        "formats": listed,
+        "methods": [{"name": m.name, "title": m.title, "help": m.help} for m in METHODS],
+        "presets": [{"name": p.name, "title": p.title, "available": p.available} for p in PRESETS],
+        "targets": [{"name": t.name, "title": t.title, "help": t.help} for t in TARGETS],
+    }
+    rows = [
+        (
+            f["name"],
+            f"{f['bits']:g}",
+            f"{f['bpw']:.4g}",
+            f["family"],
+            str(f["columns"]) if f["columns"] > 1 else "any",
+            ", ".join(f["targets"]) if f["encodable"] else "read only",
+            f["title"],
+        )
+        for f in listed
+    ]
+    lines = list(table(("format", ">bits", ">bpw", "family", ">columns", "targets", "title"), rows))
+    lines += ["", "presets: " + ", ".join(p.name for p in PRESETS if p.available)]
+    lines += ["methods: " + ", ".join(m.name for m in METHODS)]
+    return answer, [*lines, "bpw: bits stored per weight of a 4096×4096 matrix; columns: must be a multiple of this"]
+
+
+# Choices that the user may leave to us; each is stated in the output
+
+
+def make_plan_for(checkpoint: Checkpoint, recipe: Recipe, target: str, ctx: JobContext) -> tuple[Plan, str]:
+    """The plan for the named target, or, without a name, for the first of gguf, compressed-tensors and dense that
+    carries the recipe; and why this one. raises  what planning raises, for the last resort too"""
+    from core.engine.plan import make_plan
+    from core.targets import get_target
+
+    if target:
+        return make_plan(checkpoint, recipe, get_target(target), ctx), "as asked"
+    why = "the source is a GGUF" if checkpoint.kind == "gguf" else "GGUF knows this architecture"
+    first: tuple[Plan, str] | None = None
+    for name in ("gguf", "compressed-tensors", "dense"):
+        try:
+            made = make_plan(checkpoint, recipe, get_target(name), ctx), why
+        except TargetError:
+            why = f"{name} cannot hold this model"
+            continue
+        first = first or made
+        if not any(p.severity == "error" for p in made[0].problems):
+            return made
+        why = f"{name} does not carry these formats"
+    if first is None:
+        raise TargetError("no target can write this checkpoint", "name one with --target to see why", checkpoint.path)
+    return first
+
+
+def output_path(out: Path, checkpoint: Checkpoint, plan: Plan) -> Path:
+    """`out`, or inside it `model-Q4_K_M.gguf` when it is an existing folder and the target a single file."""
+    if plan.target.folder or not out.is_dir():
+        return out
+    source = checkpoint.path.resolve()
+    stem = source.name if source.is_dir() else source.stem
+    label = re.sub(r"[^\w.+-]+", "-", plan.recipe.name).strip("-.") or "quantized"
+    return out / f"{stem or 'model'}-{label}{plan.target.suffix}"
+
+
+# Words and figures
+
+
+def _progress() -> AbstractContextManager[Progress]:
+    return Progress().interruptible()
+
+
+def _tell(lines: list[str]) -> None:
+    """What is worth knowing before the work is over: on stderr, like all progress."""
+    sys.stderr.write("\n".join(lines) + "\n")
+    sys.stderr.flush()
+
+
+def _plan_lines(plan: Plan, why: str) -> list[str]:
+    label = plan.recipe.name or "recipe"
+    return [f"{label} → {plan.target.name} ({why}) · {bytes_text(plan.nbytes)} ({plan.nbytes:,} bytes) · "
+            f"{plan.bpw:.2f} bits per weight"]  # fmt: skip
+
+
+def _report_json(plan: Plan, report: Report, why: str) -> dict[str, Any]:
+    return {
+        "out": str(report.out),
+        "bytes": report.nbytes,
+        "seconds": report.seconds,
+        "weights": report.weights,
+        "weights_per_second": report.weights_per_second,
+        "peak_rss_bytes": report.peak_rss_bytes,
+        "fallbacks": list(report.fallbacks),
+        "target": plan.target.name,
+        "target_why": why,
+        "bpw": plan.bpw,
+        "device": report.device,
+        "notes": dict(report.notes),
+        "warnings": [str(p) for p in plan.problems if p.severity == "warning"],
+        "tensors": [
+            {
+                "name": t.name,
+                "strategy": t.strategy,
+                "bytes": t.nbytes,
+                "sqnr_db": t.sqnr_db,
+                "relative_mse": t.relative_mse,
+                "max_abs": t.max_abs,
+                "cosine": t.cosine,
+                "seconds": t.seconds,
+            }
+            for t in report.tensors
+        ],
+    }
+
+
+def _report_lines(report: Report) -> list[str]:
+    def error(t: TensorReport) -> float:
+        return math.inf if t.sqnr_db is None else t.sqnr_db
+
+    worst = [t for t in sorted(report.tensors, key=error)[:5] if math.isfinite(error(t))]
+    lines = []
+    if worst:
+        rows = [(t.name, t.strategy, bytes_text(t.nbytes), _decibel(t.sqnr_db)) for t in worst]
+        lines = ["largest errors", *table(("tensor", "strategy", ">size", ">SQNR, dB"), rows), ""]
+    lines += [f"fallback: {text}" for text in report.fallbacks] + [f"note: {text}" for text in report.notes.values()]
+    speed = f"{report.weights_per_second / 1e6:.1f} M weights/s on {report.device}"
+    return [
+        *lines,
+        f"{report.out}: {bytes_text(report.nbytes)} ({report.nbytes:,} bytes) in {duration_text(report.seconds)} · "
+        f"{speed} · peak memory {bytes_text(report.peak_rss_bytes)}",
+    ]
+
+
+def problem_text(problem: dict[str, Any]) -> str:
+    where = f"{problem['tensor']}: " if problem.get("tensor") else ""
+    hint = f"; {problem['hint']}" if problem.get("hint") else ""
+    return f"{problem['severity']}: {where}{problem['message']}{hint}"
+
+
+def _shape_text(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) or "scalar"
+
+
+def _decibel(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if math.isfinite(value) else "exact" if value > 0 else "NaN"
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else "0" if value == 0 else f"{value:.3g}"
