@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import core
+from core.engine import units
 from core.engine.model import Plan
-from core.engine.units import UNIT_WEIGHTS
 from core.engine.work import UnitResult
 from core.engine.writer import output_error
 from core.errors import OutputError
@@ -54,7 +54,7 @@ def identity(plan: Plan, device: str, measure: bool) -> dict[str, str]:
     for name, places in plan.layout.places.items():
         layout.update(repr((name, [(p.stored.name, p.file, p.offset, p.stored.nbytes) for p in places])).encode())
     return {
-        "version": f"{core.__version__} {JOURNAL_VERSION} {UNIT_WEIGHTS}",
+        "version": f"{core.__version__} {JOURNAL_VERSION} {units.UNIT_WEIGHTS}",
         "checkpoint": plan.fingerprint,
         "target": plan.target.name,
         "recipe": tensors.hexdigest(),

@@ -35,7 +35,7 @@ class Unit:
     source_bytes: int
 
 
-def cut(plan: Plan, checkpoint: Checkpoint, limit: int = UNIT_WEIGHTS) -> tuple[Unit, ...]:
+def cut(plan: Plan, checkpoint: Checkpoint) -> tuple[Unit, ...]:
     """All units of a plan in the order of their place in the output, so that files are written front to back."""
     pieces: list[tuple[tuple[int, int], int, int, int, int]] = []
     for i, planned in enumerate(plan.tensors):
@@ -43,7 +43,7 @@ def cut(plan: Plan, checkpoint: Checkpoint, limit: int = UNIT_WEIGHTS) -> tuple[
         where = min(((p.file, p.offset) for p in places), default=(0, 0))
         total = source_bytes(planned, checkpoint.tensors)
         rows = planned.tensor.rows
-        for start, stop in row_slices(planned, plan.target.row_multiple, limit):
+        for start, stop in row_slices(planned, plan.target.row_multiple, UNIT_WEIGHTS):
             share = total * stop // rows - total * start // rows
             pieces.append((where, i, start, stop, share))
     pieces.sort()

@@ -99,7 +99,6 @@ def process(
     planned = work.tensors[unit.tensor]
     began = time.perf_counter()
     try:
-        work.check_source()
         task = _Task(work, unit, planned, checkpoint, write, ctx, advance)
         task.copy() if planned.copy else task.quantize()
         was_read(planned.tensor.source, checkpoint, unit.start, unit.stop)

@@ -152,6 +152,7 @@ def _do(work: Work, unit: Unit, paths: tuple[str, ...]) -> UnitResult | _Failure
             raise DeviceError(f"a worker has Quantbench {core.__version__}, this is {work.version}")
         _share_cores()
         checkpoint = _opened(str(work.source), work.fingerprint)
+        work.check_source()
         files = Files([Path(path) for path in paths])
         try:
             result = process(work, unit, checkpoint, files.write, SILENT, _ignore)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # Enough to read, compute and write at the same time; the device itself does one thing after the other.
 GPU_WORKERS = 3
 _TICK_SECONDS = 0.2
+# The source files are looked at this often. Not for every unit: there may be many files, on a slow network.
+_LOOK_SECONDS = 0.05
 
 
 def default_workers(device: str) -> int:
@@ -60,8 +63,13 @@ def run_units(
     threads = max(1, usable_cores() // workers)
     upcoming = iter(units)
     position = {unit.index: n for n, unit in enumerate(units)}
+    looked = -_LOOK_SECONDS
 
     def one(unit: Unit) -> UnitResult:
+        nonlocal looked
+        if time.monotonic() - looked >= _LOOK_SECONDS:
+            work.check_source()
+            looked = time.monotonic()
         ahead = position[unit.index] + workers
         if ahead < len(units):
             later = units[ahead]
