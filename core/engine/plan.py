@@ -1,0 +1,244 @@
+"""The plan: every output tensor's format, every byte's place, and what is known to be wrong before an output is named.
+
+What needs the output path or the device is in preflight.py; what a recipe decides is in core/recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from core.context import SILENT, JobContext
+from core.engine.model import Plan, PlannedTensor, Problem
+from core.errors import RecipeError
+from core.formats.ggml.types import GGML_TYPES
+from core.recipes.model import KEEP, Recipe, Resolved, Strategy
+from core.recipes.resolving import MISFIT, REFUSED, resolve
+from core.targets.base import Assignment, Outline, OutputTensor, Target
+
+if TYPE_CHECKING:
+    from core.checkpoints.base import Checkpoint
+    from core.formats.base import Format
+    from core.methods.base import Statistic
+
+# Findings of one kind that are listed tensor by tensor; the rest is counted.
+LISTED = 20
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    target: Target,
+    ctx: JobContext = SILENT,
+    *,
+    statistics: frozenset[Statistic] = frozenset(),
+    outline: Outline | None = None,
+) -> Plan:
+    """The whole run, laid out to the byte.
+
+    statistics  what calibration will provide; methods that need more are an error among Plan.problems
+    outline     target.outline(checkpoint), where the caller has it already
+    raises      TargetError when the checkpoint cannot be written so at all, RecipeError for a rule that makes no sense,
+                Cancelled
+    """
+    from core.methods.base import Statistic
+
+    outline = target.outline(checkpoint) if outline is None else outline
+    ctx.check()
+    resolved = resolve(recipe, outline, target, importance=Statistic.IMPORTANCE in statistics)
+    ctx.check()
+    assignments = _Assigner(checkpoint, target).all(outline.tensors, resolved)
+    ctx.check()
+    layout = target.layout(checkpoint, outline, assignments, label_of(recipe))
+    planned = tuple(
+        PlannedTensor(
+            tensor=a.tensor,
+            strategy=r.strategy,
+            format=a.format,
+            copy=a.copy,
+            rule=r.rule,
+            rule_text=r.rule_text,
+            reason=r.reason,
+            fallback=r.fallback,
+            nbytes=sum(place.stored.nbytes for place in layout.places.get(a.tensor.name, ())),
+        )
+        for a, r in zip(assignments, resolved, strict=True)
+    )
+    return Plan(
+        source=checkpoint.path,
+        fingerprint=checkpoint.fingerprint(),
+        target=target,
+        recipe=recipe,
+        outline=outline,
+        tensors=planned,
+        layout=layout,
+        problems=tuple(_problems(planned, resolved, outline, target, statistics)),
+    )
+
+
+def label_of(recipe: Recipe) -> str:
+    """What the container's metadata calls the mixture: the preset of the rule for all the rest, else the name."""
+    from core.recipes.model import Match
+
+    rest = next((rule for rule in recipe.rules if rule.match == Match()), None)
+    return rest.preset if rest is not None and rest.preset else recipe.name
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """What `plan --json` prints. bytes are exact; bpw is bits per weight as stored."""
+    return {
+        "tensors": [
+            {
+                "name": t.tensor.name,
+                "source": list(t.tensor.source.names()),
+                "shape": list(t.tensor.shape),
+                "dtype": t.tensor.dtype,
+                "strategy": str(t.strategy),
+                "format": t.format.name,
+                "rule": t.rule_text,
+                "reason": t.reason,
+                "fallback": t.fallback,
+                "bytes": t.nbytes,
+                "bpw": t.bpw,
+            }
+            for t in plan.tensors
+        ],
+        "bytes": plan.nbytes,
+        "bpw": plan.bpw,
+        "problems": [
+            {"severity": p.severity, "message": p.message, "tensor": p.tensor, "hint": p.hint} for p in plan.problems
+        ],
+    }
+
+
+class _Assigner:
+    """From strategies to what is stored. Questions whose answer depends on shape and type alone are asked once."""
+
+    def __init__(self, checkpoint: Checkpoint, target: Target) -> None:
+        from core.formats import get_format
+
+        self.checkpoint = checkpoint
+        self.target = target
+        self.format = lru_cache(maxsize=None)(get_format)
+        self.formats: dict[tuple[object, ...], Format] = {}
+        self.native: dict[tuple[object, ...], tuple[str, int] | None] = {}
+
+    def all(self, tensors: Sequence[OutputTensor], resolved: Sequence[Resolved]) -> list[Assignment]:
+        return [self.one(tensor, decision) for tensor, decision in zip(tensors, resolved, strict=True)]
+
+    def one(self, tensor: OutputTensor, decision: Resolved) -> Assignment:
+        strategy = decision.strategy
+        if strategy.format == KEEP:
+            wanted = self.target.keeps(tensor)
+        else:
+            key = (strategy.format, tensor.dtype, tensor.role.kind, tensor.linear)
+            known = self.formats.get(key)
+            wanted = known or self.target.adapt(self.format(strategy.format), tensor)
+            self.formats[key] = wanted
+        copy = self._untouched(tensor, strategy, wanted) and self._native(tensor, wanted)
+        return Assignment(tensor, wanted, copy)
+
+    @staticmethod
+    def _untouched(tensor: OutputTensor, strategy: Strategy, format: Format) -> bool:
+        """Whether no value is to change: kept, or asked for in the very type it has."""
+        if strategy.format == KEEP:
+            return True
+        return strategy.method == "nearest" and format.name.upper() == tensor.dtype
+
+    def _native(self, tensor: OutputTensor, format: Format) -> bool:
+        """Whether the source's stored bytes are, as they stand, what the container would store."""
+        name = tensor.source.verbatim()
+        info = None if name is None else self.checkpoint.tensors.get(name)
+        if info is None:
+            return False
+        key = (format, tensor.dtype, tensor.shape)
+        if key not in self.native:
+            stored = self.target.stored(Assignment(tensor, format, copy=True))
+            self.native[key] = (stored[0].dtype, stored[0].nbytes) if len(stored) == 1 else None
+        return self.native[key] == (info.dtype, info.nbytes)
+
+
+def _problems(
+    planned: Sequence[PlannedTensor],
+    resolved: Sequence[Resolved],
+    outline: Outline,
+    target: Target,
+    statistics: frozenset[Statistic],
+) -> Iterable[Problem]:
+    yield from _needs(planned, statistics)
+    if not any(t.quantized for t in planned):
+        yield _nothing(planned, resolved, target)
+    both = list(zip(planned, resolved, strict=True))
+
+    def kept(kind: str) -> list[tuple[str, str]]:
+        return [(t.tensor.name, f"kept: {r.reason}") for t, r in both if r.fallback and r.extras.get("kept") == kind]
+
+    yield from listed("warning", kept(MISFIT), "it stays unquantized; give it another format")
+    yield from listed(
+        "warning", kept(REFUSED), "it stays unquantized; give it another format, or choose another target"
+    )
+    yield from listed(
+        "warning",
+        [
+            (t.tensor.name, f"is {t.tensor.dtype} already, and loses again as {t.strategy}")
+            for t in planned
+            if _again(t)
+        ],
+        "start from the original weights",
+    )
+    merged = [(t.tensor.name, str(r.extras["sources"])) for t, r in both if "sources" in r.extras]
+    yield from listed("warning", merged, "the first source decides; let one rule name all of them")
+    changed = [(t.tensor.name, r.reason) for t, r in both if r.fallback and r.strategy.format != KEEP]
+    yield from listed("note", changed, "")
+    yield from listed("note", [(name, f"left out: {why}") for name, why in outline.dropped.items()], "")
+    yield from (Problem("note", text) for text in outline.notes)
+
+
+def listed(severity: str, found: Sequence[tuple[str, str]], hint: str) -> Iterable[Problem]:
+    """One problem per (tensor, message), as long as there are not too many to read; then one that counts the rest."""
+    for name, message in found[:LISTED]:
+        yield Problem(severity, message, name, hint)
+    if len(found) > LISTED:
+        rest = found[LISTED:]
+        name, message = rest[0]
+        more = f" (and {len(rest) - 1:,} more tensors)" if len(rest) > 1 else ""
+        yield Problem(severity, f"{message}{more}", name, hint)
+
+
+def _needs(planned: Sequence[PlannedTensor], statistics: frozenset[Statistic]) -> Iterable[Problem]:
+    """Methods that do not exist, and those whose statistics nobody will gather."""
+    from core.methods import get_method
+
+    first: dict[str, str] = {}
+    for t in planned:
+        if t.quantized:
+            first.setdefault(t.strategy.method, t.tensor.name)
+    for method, name in first.items():
+        try:
+            missing = get_method(method).needs - statistics
+        except RecipeError as error:
+            yield Problem("error", error.message, name, error.hint)
+            continue
+        if missing:
+            words = ", ".join(sorted(s.value for s in missing))
+            yield Problem("error", f"{method} needs calibration data ({words})", name, "or take the method nearest")
+
+
+def _nothing(planned: Sequence[PlannedTensor], resolved: Sequence[Resolved], target: Target) -> Problem:
+    """Everything is kept: the reason that says most, of the tensor that matters most."""
+    if not planned:
+        return Problem("error", "nothing to quantize: the checkpoint holds no tensors")
+    telling: Callable[[int], tuple[bool, int]] = lambda i: (resolved[i].fallback, planned[i].tensor.numel)  # noqa: E731
+    index = max(range(len(planned)), key=telling)
+    why = resolved[index].reason or "the recipe keeps it"
+    hint = "choose another format or target"
+    return Problem("error", f"nothing to quantize for {target.name}: kept, {why}", planned[index].tensor.name, hint)
+
+
+def _again(t: PlannedTensor) -> bool:
+    """Whether an already quantized tensor is quantized a second time."""
+    if not t.quantized or t.copy or t.format.family == "dense":
+        return False
+    known = GGML_TYPES.get(t.tensor.dtype)
+    return t.tensor.dtype.startswith(("F8_", "F4")) or (known is not None and known.quantized)

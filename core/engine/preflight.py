@@ -1,0 +1,233 @@
+"""The last look before the first byte: the plan's own problems, and whether output, disk, memory and device will do.
+
+Reads the file system, writes nothing. What goes wrong later, while writing, is the writer's to say.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.engine.model import Plan, PlannedTensor, Problem
+from core.engine.plan import listed
+from core.errors import DeviceError, PlanError, WorkbenchError
+
+if TYPE_CHECKING:
+    from core.checkpoints.base import Checkpoint
+    from core.methods.base import Statistic
+
+_ORDER = {"error": 0, "warning": 1, "note": 2}
+# Below this many bits, codes chosen without knowing which columns matter cost visibly.
+LOW_BITS = 4
+# Beside the slice of a worker: interpreter, torch, compiled kernels.
+_BASE_BYTES = 400 << 20
+# Of one weight at work: float32 source, float32 decoded, codes, packed bytes and a copy under way.
+_WORK_BYTES = 16
+
+
+def preflight(
+    plan: Plan,
+    checkpoint: Checkpoint,
+    out: Path | str,
+    *,
+    device: str = "cpu",
+    force: bool = False,
+    statistics: frozenset[Statistic] = frozenset(),
+) -> tuple[Problem, ...]:
+    """Everything worth knowing before the run, errors first; plan.problems are among them. Errors stop a run.
+
+    statistics  what calibration will provide
+    """
+    out = Path(os.path.abspath(out))
+    found = [*plan.problems, *_source(plan, checkpoint)]
+    taken = list(_place(plan, checkpoint, out, force))
+    found += taken
+    if not any(p.severity == "error" for p in taken):
+        found += _disk(plan, out, force)
+    found += _device(device)
+    found += _memory(plan, device)
+    found += _low_bits(plan, statistics)
+    return tuple(sorted(found, key=lambda p: _ORDER.get(p.severity, 0)))
+
+
+def require(problems: Sequence[Problem]) -> None:
+    """Raises PlanError, with all problems, when one of them is an error."""
+    errors = [p for p in problems if p.severity == "error"]
+    if errors:
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        raise PlanError(f"{errors[0]}{more}", problems=problems)
+
+
+def working_bytes(plan: Plan, workers: int) -> int:
+    """About how much memory a run needs at most: every worker at a largest slice, and the program itself."""
+    largest = max((slice_weights(t, plan.target.row_multiple) for t in plan.tensors), default=0)
+    return _BASE_BYTES + workers * largest * _WORK_BYTES
+
+
+def slice_weights(planned: PlannedTensor, row_multiple: int) -> int:
+    """Weights in the tensor's largest unit of work."""
+    from core.engine.units import UNIT_WEIGHTS, row_slices
+
+    slices = row_slices(planned, row_multiple, UNIT_WEIGHTS)
+    return 0 if planned.copy else max((b - a for a, b in slices[:1]), default=0) * planned.tensor.columns
+
+
+def _source(plan: Plan, checkpoint: Checkpoint) -> Iterable[Problem]:
+    try:
+        same = checkpoint.fingerprint() == plan.fingerprint
+    except (OSError, WorkbenchError) as error:
+        yield Problem("error", f"{checkpoint.path} cannot be read any more: {error}", hint="open it again")
+        return
+    if not same:
+        yield Problem("error", f"{checkpoint.path} has changed since it was planned", hint="open it again")
+
+
+def _place(plan: Plan, checkpoint: Checkpoint, out: Path, force: bool) -> Iterable[Problem]:
+    """Whether the output may appear under this name."""
+    clash = _clash(plan, checkpoint, out)
+    if clash:
+        yield Problem("error", f"{out}: {clash}", hint="choose another place")
+        return
+    parent = out.parent
+    if not parent.is_dir():
+        word = "is a file" if parent.exists() else "does not exist"
+        yield Problem("error", f"the folder {parent} {word}", hint="create it, or choose another place")
+        return
+    if os.path.lexists(out):
+        folder = out.is_dir()
+        if folder != plan.target.folder:
+            what, wanted = ("a folder", "a file") if folder else ("a file", "a folder")
+            yield Problem(
+                "error",
+                f"{out} is {what}, and {plan.target.name} writes {wanted}",
+                hint=f"name {wanted} that is not there",
+            )
+            return
+        if not force and not (folder and not any(out.iterdir())):
+            yield Problem("error", f"{out} exists already", hint="choose another name, or --force to replace it")
+            return
+    why = _unwritable(parent)
+    if why:
+        yield Problem("error", f"the folder {parent} cannot be written to: {why}", hint="choose another place")
+    suffix = plan.target.suffix
+    if suffix and out.suffix.lower() != suffix:
+        yield Problem("note", f"{out.name} does not end in {suffix}, by which programs know such files")
+
+
+def _clash(plan: Plan, checkpoint: Checkpoint, out: Path) -> str:
+    """How the output would meet its own input, symbolic and hard links followed, or ""."""
+    here = out.resolve()
+    inputs = {Path(path) for path in (checkpoint.path, *checkpoint.files)}
+    for path in inputs:
+        source = path.resolve()
+        if source == here or _same_file(source, here):
+            return "is the input itself"
+        if here in source.parents:
+            return f"holds the input {path}, which would be replaced with it"
+    folder = checkpoint.path.resolve()
+    if not folder.is_dir() or folder not in here.parents:
+        return ""
+    if plan.target.folder:
+        return f"lies inside the input folder {checkpoint.path}"
+    # A new GGUF beside the weights is how people work; anything that is there already belongs to the input.
+    if here.exists() and here.suffix.lower() != ".gguf":
+        return f"belongs to the input folder {checkpoint.path}"
+    return ""
+
+
+def _same_file(a: Path, b: Path) -> bool:
+    try:
+        return os.path.samefile(a, b)
+    except OSError:
+        return False
+
+
+def _unwritable(folder: Path) -> str:
+    """Why no file can be made here, or "". Permission bits do not know about read-only and network disks: it is tried,
+    with a file that has no name or goes at once."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _disk(plan: Plan, out: Path, force: bool) -> Iterable[Problem]:
+    """Room for all bytes beside what is there: an output that is replaced goes only after the new one is complete."""
+    from core.engine.writer import partial_path
+
+    parent = next(p for p in (out.parent, *out.parents) if p.exists())
+    try:
+        free = shutil.disk_usage(parent).free
+    except OSError as error:
+        yield Problem("warning", f"the free space at {parent} is unknown: {error.strerror or error}")
+        return
+    free += _allocated(partial_path(out))
+    if free >= plan.nbytes:
+        return
+    message = f"{plan.nbytes:,} bytes to write, {max(0, free):,} free at {parent}"
+    if force and os.path.lexists(out):
+        message += "; the output that is replaced is freed only after the new one is complete"
+    yield Problem("error", message, hint=f"free {plan.nbytes - free:,} bytes, or choose another disk")
+
+
+def _allocated(partial: Path) -> int:
+    """Bytes of the disk that the rest of a stopped run holds: a new run takes them over."""
+    try:
+        files = [partial] if partial.is_file() else [p for p in partial.rglob("*") if p.is_file()]
+        return sum(getattr(s, "st_blocks", 0) * 512 for s in (p.stat() for p in files))
+    except OSError:
+        return 0
+
+
+def _device(device: str) -> Iterable[Problem]:
+    from core.engine.devices import parse_device
+
+    try:
+        parse_device(device)
+    except DeviceError as error:
+        yield Problem("error", error.message, hint=error.hint)
+
+
+def _memory(plan: Plan, device: str) -> Iterable[Problem]:
+    """Slices keep memory small whatever the model; only formats that need a tensor whole can ask for more."""
+    import psutil
+
+    largest = max(plan.tensors, key=lambda t: slice_weights(t, plan.target.row_multiple), default=None)
+    if largest is None:
+        return
+    needed, there = working_bytes(plan, 1), psutil.virtual_memory()
+    if needed > there.total:
+        message = (
+            f"{largest.format.name} needs the tensor whole: about {needed:,} bytes, the machine has {there.total:,}"
+        )
+        yield Problem("error", message, largest.tensor.name, "choose a format with rows or groups")
+    elif needed > there.available:
+        message = f"about {needed:,} bytes of memory needed, {there.available:,} are free"
+        yield Problem("warning", message, largest.tensor.name, "close other programs")
+
+
+def _low_bits(plan: Plan, statistics: frozenset[Statistic]) -> Iterable[Problem]:
+    """Nearest codes of few bits, where nobody says which columns matter."""
+    from core.methods.base import Statistic
+
+    if Statistic.IMPORTANCE in statistics:
+        return
+    low = [
+        t
+        for t in plan.tensors
+        if t.quantized and not t.copy and t.strategy.method == "nearest" and t.format.bits < LOW_BITS
+    ]
+    hint = "take 4 bits or more, or expect a visible loss"
+    by_format = {t.format.name: t for t in reversed(low)}
+    for name, first in by_format.items():
+        count = sum(t.format.name == name for t in low)
+        more = f" (and {count - 1:,} more tensors)" if count > 1 else ""
+        yield Problem("warning", f"{name} without importance data{more}", first.tensor.name, hint)
+
+
+__all__ = ["LOW_BITS", "listed", "preflight", "require", "slice_weights", "working_bytes"]

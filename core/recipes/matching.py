@@ -1,0 +1,263 @@
+"""Which rule wins for which output tensor: names, roles, layers, dtypes and shapes against ordered rules. What the
+winning rule then does with the tensor is in resolving.py.
+
+Fast enough to follow typing in the window: the columns of an outline are laid out once, each name pattern is answered
+once for all names, and every other condition is a comparison of whole columns.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import repeat
+from operator import contains
+from typing import TYPE_CHECKING
+
+from core.errors import RecipeError
+from core.recipes.model import Match, Recipe
+from core.roles import ROLES
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from core.targets.base import Outline
+
+# How many patterns one outline remembers; typing in the window makes a new one per key.
+_REMEMBERED = 512
+
+Answer = Callable[[Sequence[str]], "np.ndarray"]
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """An output tensor merged from sources that different rules speak of. rule −1: no rule matches that source."""
+
+    tensor: int
+    source: str
+    rule: int
+
+
+def winners(recipe: Recipe, outline: Outline) -> list[int]:
+    """Index of the first rule that matches, per output tensor; −1 where none does.
+
+    A tensor merged from several follows its first source; see `conflicts`.
+    raises  RecipeError for a regular expression that does not compile
+    """
+    table = _table(outline)
+    return table.first_rule(recipe)[table.first].tolist()
+
+
+def match_counts(recipe: Recipe, outline: Outline) -> list[tuple[int, int]]:
+    """(output tensors matched, output tensors won) per rule."""
+    import numpy as np
+
+    table = _table(outline)
+    won = np.bincount(table.first_rule(recipe)[table.first] + 1, minlength=len(recipe.rules) + 1)[1:]
+    matched = (int(table.mask(rule.match)[table.first].sum()) for rule in recipe.rules)
+    return [(m, int(w)) for m, w in zip(matched, won, strict=True)]
+
+
+def is_shadowed(counts: tuple[int, int]) -> bool:
+    """Whether a rule matches tensors and wins none of them, because rules before it do."""
+    matched, won = counts
+    return matched > 0 and won == 0
+
+
+def conflicts(recipe: Recipe, outline: Outline) -> list[Conflict]:
+    """Sources of merged tensors for which another rule would win than for the first source; one per tensor and rule."""
+    import numpy as np
+
+    table = _table(outline)
+    if len(table.owner) == table.count:
+        return []
+    rule = table.first_rule(recipe)
+    rows = np.flatnonzero(rule != rule[table.first][table.owner])
+    found: dict[tuple[int, int], Conflict] = {}
+    for row in rows.tolist():
+        key = (int(table.owner[row]), int(rule[row]))
+        found.setdefault(key, Conflict(key[0], table.texts[table.source[row]], key[1]))
+    return list(found.values())
+
+
+def describe(match: Match) -> str:
+    """A match in a few words, "" when it takes every tensor."""
+    words = []
+    if match.name:
+        words.append(match.name)
+    if match.names:
+        words.append(match.names[0] if len(match.names) == 1 else f"{len(match.names)} tensors by name")
+    words.extend("/".join(group) for group in (match.role, match.dtype) if group)
+    if match.layers is not None:
+        low, high = match.layers
+        words.append(f"layer {low}" if low == high else f"layers {low}–{high}")
+    if match.ndim is not None:
+        words.append(f"{match.ndim}-D")
+    if match.min_columns is not None:
+        words.append(f"columns ≥ {match.min_columns}")
+    if match.min_numel is not None:
+        words.append(f"weights ≥ {match.min_numel}")
+    return ", ".join(words)
+
+
+@lru_cache(maxsize=1024)
+def compile_pattern(pattern: str) -> Answer:
+    """A function from names to a bool array: which of them the pattern takes.
+
+    pattern  glob over the whole name, case sensitive, or "re:…" searched anywhere in it
+    raises   RecipeError when the regular expression does not compile
+    """
+    if pattern.startswith("re:"):
+        return _survivors(_regex(pattern.removeprefix("re:"), pattern).search)
+    if not any(c in pattern for c in "*?["):
+        return lambda names: _map(str.__eq__, names, pattern)
+    whole = re.compile(fnmatch.translate(pattern)).match
+    if "?" in pattern or "[" in pattern:
+        return _survivors(whole)
+    # Only stars: most patterns people write. Plain string calls are ten times faster than a regular expression.
+    head, *middle, tail = pattern.split("*")
+    middle = [piece for piece in middle if piece]
+    if not middle and not head:
+        return lambda names: _map(str.endswith, names, tail)
+    if not middle and not tail:
+        return lambda names: _map(str.startswith, names, head)
+    if len(middle) == 1 and not head and not tail:
+        return lambda names: _map(contains, names, middle[0])
+    longest = max((head, *middle, tail), key=len)
+    return _survivors(whole, longest)
+
+
+def _regex(text: str, pattern: str) -> re.Pattern[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise RecipeError(f"not a regular expression: {error}", "a glob needs no re: before it", pattern) from None
+
+
+def _map(test: Callable[[str, str], bool], names: Sequence[str], word: str) -> np.ndarray:
+    import numpy as np
+
+    return np.fromiter(map(test, names, repeat(word)), bool, len(names))
+
+
+def _survivors(test: Callable[[str], object], needed: str = "") -> Answer:
+    """Asks `test` of every name, or only of those that contain `needed`."""
+
+    def answer(names: Sequence[str]) -> np.ndarray:
+        import numpy as np
+
+        if not needed:
+            return np.fromiter((test(name) is not None for name in names), bool, len(names))
+        return np.fromiter((needed in name and test(name) is not None for name in names), bool, len(names))
+
+    return answer
+
+
+class _Table:
+    """The columns of an outline. A row is one (output tensor, source) pair; most tensors have exactly one row.
+
+    texts      every distinct spelling: container names first, then the sources' that differ from them
+    owner      int64 [rows], the row's output tensor
+    source     int64 [rows], the row's source as an index into texts
+    first      int64 [count], each tensor's first row
+    """
+
+    def __init__(self, outline: Outline) -> None:
+        import numpy as np
+
+        tensors = outline.tensors
+        self.count = len(tensors)
+        self.texts: list[str] = [t.name for t in tensors]
+        place = {name: i for i, name in enumerate(self.texts)}
+        owner: list[int] = []
+        source: list[int] = []
+        first: list[int] = []
+        for i, tensor in enumerate(tensors):
+            first.append(len(owner))
+            for name in tensor.source.names() or (tensor.name,):
+                at = place.get(name)
+                if at is None:
+                    at = place[name] = len(self.texts)
+                    self.texts.append(name)
+                owner.append(i)
+                source.append(at)
+        kinds = {kind: i for i, kind in enumerate(ROLES)}
+        self.owner = np.array(owner, np.int64)
+        self.source = np.array(source, np.int64)
+        self.first = np.array(first, np.int64)
+        self.place = place
+        self.role = np.array([kinds.get(t.role.kind, -1) for t in tensors], np.int64)
+        self.layer = np.array([-1 if t.role.layer is None else t.role.layer for t in tensors], np.float64)
+        self.ndim = np.array([len(t.shape) for t in tensors], np.int64)
+        # float64: a hostile header may claim sizes beyond 64 bits.
+        self.columns = np.array([t.columns for t in tensors], np.float64)
+        self.numel = np.array([t.numel for t in tensors], np.float64)
+        self.dtype = [t.dtype for t in tensors]
+        self._answers: dict[str, np.ndarray] = {}
+
+    def mask(self, match: Match) -> np.ndarray:
+        """bool [rows]: which pairs the match takes."""
+        import numpy as np
+
+        kept = np.ones(self.count, bool)
+        if match.role:
+            kept &= np.isin(self.role, [ROLES.index(kind) for kind in match.role if kind in ROLES])
+        if match.dtype:
+            kept &= np.array([dtype in match.dtype for dtype in self.dtype], bool)
+        if match.layers is not None:
+            kept &= (self.layer >= max(0, match.layers[0])) & (self.layer <= match.layers[1])
+        if match.ndim is not None:
+            kept &= self.ndim == match.ndim
+        if match.min_columns is not None:
+            kept &= self.columns >= match.min_columns
+        if match.min_numel is not None:
+            kept &= self.numel >= match.min_numel
+        rows = kept[self.owner]
+        if match.name:
+            rows = rows & self._spelled(self._answer(match.name))
+        if match.names:
+            exact = np.zeros(len(self.texts), bool)
+            exact[[at for at in map(self.place.get, match.names) if at is not None]] = True
+            rows = rows & self._spelled(exact)
+        return rows
+
+    def first_rule(self, recipe: Recipe) -> np.ndarray:
+        """int64 [rows]: the first rule that takes each pair, −1 for none."""
+        import numpy as np
+
+        won = np.full(len(self.owner), -1, np.int64)
+        for index, rule in enumerate(recipe.rules):
+            won[(won < 0) & self.mask(rule.match)] = index
+        return won
+
+    def _spelled(self, hits: np.ndarray) -> np.ndarray:
+        """From texts to rows: either the container's name or the source's is hit."""
+        return hits[self.owner] | hits[self.source]
+
+    def _answer(self, pattern: str) -> np.ndarray:
+        known = self._answers.get(pattern)
+        if known is None:
+            if len(self._answers) >= _REMEMBERED:
+                self._answers.clear()
+            known = self._answers[pattern] = compile_pattern(pattern)(self.texts)
+        return known
+
+
+# Outlines are frozen but costly to hash: remembered by identity, forgotten with them.
+_TABLES: dict[int, tuple[weakref.ref[Outline], _Table]] = {}
+
+
+def _table(outline: Outline) -> _Table:
+    key = id(outline)
+    known = _TABLES.get(key)
+    if known is not None and known[0]() is outline:
+        return known[1]
+    table = _Table(outline)
+    _TABLES[key] = (weakref.ref(outline, lambda _: _TABLES.pop(key, None)), table)
+    return table
