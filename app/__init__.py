@@ -1,0 +1,1 @@
+"""The workbench window over the engine in core/. Nothing in core imports this package."""

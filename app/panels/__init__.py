@@ -1,0 +1,78 @@
+"""The panels of the window, in the order of their tabs. A panel is one folder here and one line in PANELS."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from app.panels.base import PanelRecord
+
+if TYPE_CHECKING:
+    from PySide6.QtWidgets import QWidget
+
+    from app.job_service import JobService
+    from app.session import Session
+
+
+class _Lazy:
+    """A factory that imports "module:Class" when called."""
+
+    def __init__(self, place: str) -> None:
+        self._module, self._name = place.split(":")
+
+    def __call__(self, session: Session, jobs: JobService) -> QWidget:
+        return getattr(import_module(self._module), self._name)(session, jobs)
+
+
+PANELS = (
+    PanelRecord(
+        "tensors",
+        "Tensors",
+        "main",
+        "tree-structure",
+        "Every tensor of the checkpoint and what becomes of it",
+        _Lazy("app.panels.tensors.view:TensorsPanel"),
+    ),
+    PanelRecord(
+        "histogram",
+        "Histogram",
+        "inspector",
+        "chart-bar",
+        "The selected tensor's weights against the levels of its strategy",
+        _Lazy("app.panels.histogram.view:HistogramPanel"),
+    ),
+    PanelRecord(
+        "info",
+        "Info",
+        "inspector",
+        "info",
+        "What is known of the selected tensor, and which rule decided over it",
+        _Lazy("app.panels.info.view:InfoPanel"),
+    ),
+    PanelRecord(
+        "rules",
+        "Rules",
+        "bottom",
+        "list-numbers",
+        "The recipe: ordered rules, the first that matches wins",
+        _Lazy("app.panels.rules.view:RulesPanel"),
+    ),
+    PanelRecord(
+        "jobs",
+        "Jobs",
+        "bottom",
+        "queue",
+        "Running and finished work",
+        _Lazy("app.panels.jobs.view:JobsPanel"),
+    ),
+    PanelRecord(
+        "log",
+        "Log",
+        "bottom",
+        "scroll",
+        "What happened, with times",
+        _Lazy("app.panels.log.view:LogPanel"),
+    ),
+)
+
+__all__ = ["PANELS", "PanelRecord"]

@@ -1,0 +1,321 @@
+"""The model of the window: which checkpoint is open, what the recipe says, what the plan came to, what is selected.
+Only the GUI thread changes it. Work happens elsewhere (planner.py, previews.py and quantizing.py hand tasks to the job
+service).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from PySide6.QtCore import QObject, Signal
+
+from app.edits import Document, Edit
+from core.recipes.model import Match, Recipe, Rule, Strategy
+
+if TYPE_CHECKING:
+    from core.checkpoints.base import Checkpoint
+    from core.engine.model import Plan, PlannedTensor, Problem, Report
+    from core.targets.base import Outline
+
+START_RECIPE = Recipe("Q4_K_M", (Rule(Match(), preset="Q4_K_M"),))
+START_TARGET = "gguf"
+_UNDO_LIMIT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What is different now. errors: output tensors whose error became known or unknown."""
+
+    checkpoint: bool = False
+    recipe: bool = False
+    target: bool = False
+    outline: bool = False
+    plan: bool = False
+    problems: bool = False
+    report: bool = False
+    device: bool = False
+    history: bool = False
+    errors: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return any(getattr(self, f.name) for f in fields(self))
+
+
+@dataclass(frozen=True, slots=True)
+class ShownError:
+    """A tensor's weight error. exact: over the whole tensor; written: measured by a finished run, not previewed."""
+
+    sqnr_db: float | None
+    relative_mse: float | None
+    max_abs: float | None
+    cosine: float | None
+    exact: bool
+    written: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """One line for the bar under the toolbar. details: shown on demand; action: id of an action to offer, or ""."""
+
+    severity: Literal["error", "warning", "note", "done"]
+    text: str
+    details: str = ""
+    actions: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Entry:
+    edit: Edit
+    inverse: Edit
+    bytes_before: int | None
+    bytes_after: int | None = None
+
+
+class Session(QObject):
+    """changed(Changes, initiator) follows every change; initiator is what was passed to the call, so that a view can
+    leave out what it did itself. selection holds names of output tensors, in the container's order."""
+
+    changed = Signal(object, object)
+    selection_changed = Signal(object)  # tuple[str, ...]
+    noticed = Signal(object)  # Notice
+
+    def __init__(self, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self._checkpoint: Checkpoint | None = None
+        self._document = Document(START_RECIPE, START_TARGET)
+        self._device = "cpu"
+        self._outline: Outline | None = None
+        self._plan: Plan | None = None
+        self._planned: Mapping[str, PlannedTensor] = {}
+        self._plan_error = ""
+        self._problems: tuple[Problem, ...] = ()
+        self._report: Report | None = None
+        self._selection: tuple[str, ...] = ()
+        self._errors: dict[tuple[str, Strategy], ShownError] = {}
+        self._undo: list[_Entry] = []
+        self._redo: list[_Entry] = []
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        return self._checkpoint
+
+    @property
+    def document(self) -> Document:
+        return self._document
+
+    @property
+    def recipe(self) -> Recipe:
+        return self._document.recipe
+
+    @property
+    def target(self) -> str:
+        return self._document.target
+
+    @property
+    def device(self) -> str:
+        return self._device
+
+    @property
+    def outline(self) -> Outline | None:
+        """The output tensors: of the target, or the checkpoint's own where the target cannot take it."""
+        return self._outline
+
+    @property
+    def plan(self) -> Plan | None:
+        """The latest plan; it may be that of an older recipe while `planned` is False."""
+        return self._plan
+
+    @property
+    def planned(self) -> bool:
+        """Whether `plan` is that of the present recipe and target."""
+        plan = self._plan
+        return plan is not None and plan.recipe == self.recipe and plan.target.name == self.target
+
+    @property
+    def plan_error(self) -> str:
+        """Why there is no plan, one line, or ""."""
+        return self._plan_error
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What preflight found, latest."""
+        return self._problems
+
+    @property
+    def report(self) -> Report | None:
+        """The last finished run of this checkpoint."""
+        return self._report
+
+    @property
+    def selection(self) -> tuple[str, ...]:
+        return self._selection
+
+    def tensor(self, name: str) -> PlannedTensor | None:
+        """The plan for an output tensor, or None."""
+        return self._planned.get(name)
+
+    def error(self, name: str) -> ShownError | None:
+        """The error of a tensor under the strategy that the latest plan gives it, or None while unknown."""
+        planned = self._planned.get(name)
+        return self._errors.get((name, planned.strategy)) if planned is not None else None
+
+    def known_error(self, name: str, strategy: Strategy) -> ShownError | None:
+        """The error of a tensor under any strategy that was looked at."""
+        return self._errors.get((name, strategy))
+
+    def open(self, checkpoint: Checkpoint, initiator: Any = None) -> Changes:
+        """Another checkpoint. The preset, target and device stay; assignments by hand and undo history go."""
+        from app.edits import is_by_hand
+
+        self._checkpoint = checkpoint
+        rules = tuple(rule for rule in self.recipe.rules if not is_by_hand(rule))
+        self._document = Document(Recipe(self.recipe.name, rules, self.recipe.comment), self.target)
+        self._forget()
+        self._undo.clear()
+        self._redo.clear()
+        self.select(())
+        return self._tell(
+            Changes(checkpoint=True, recipe=True, outline=True, plan=True, problems=True, report=True, history=True),
+            initiator,
+        )
+
+    def close(self) -> Changes:
+        """Back to the empty window."""
+        self._checkpoint = None
+        self._forget()
+        self._undo.clear()
+        self._redo.clear()
+        self.select(())
+        return self._tell(
+            Changes(checkpoint=True, outline=True, plan=True, problems=True, report=True, history=True), None
+        )
+
+    def set_device(self, device: str, initiator: Any = None) -> Changes:
+        if device == self._device:
+            return Changes()
+        self._device = device
+        return self._tell(Changes(device=True), initiator)
+
+    def apply(self, edit: Edit, initiator: Any = None) -> Changes:
+        """Does an edit and remembers how to undo it. Raises RecipeError, with nothing changed."""
+        before = self._document
+        after = edit.apply(before)
+        if after == before:
+            return Changes()
+        current = self._plan.nbytes if self._plan is not None and self.planned else None
+        entry = _Entry(edit, edit.invert(before), current)
+        previous = self._undo[-1] if self._undo else None
+        joined = previous.edit.merged(edit) if previous is not None and not self._redo else None
+        if previous is not None and joined is not None:
+            first = previous.inverse.apply(before)
+            previous.edit, previous.inverse, previous.bytes_after = joined, joined.invert(first), None
+        else:
+            self._undo.append(entry)
+            del self._undo[:-_UNDO_LIMIT]
+        self._redo.clear()
+        return self._become(after, initiator)
+
+    @property
+    def undo_label(self) -> str:
+        """What undo would take back, with its change in bytes once planned; "" when there is nothing."""
+        return _entry_text(self._undo[-1]) if self._undo else ""
+
+    @property
+    def redo_label(self) -> str:
+        return _entry_text(self._redo[-1]) if self._redo else ""
+
+    def undo(self, initiator: Any = None) -> Changes:
+        if not self._undo:
+            return Changes()
+        entry = self._undo.pop()
+        self._redo.append(entry)
+        return self._become(entry.inverse.apply(self._document), initiator)
+
+    def redo(self, initiator: Any = None) -> Changes:
+        if not self._redo:
+            return Changes()
+        entry = self._redo.pop()
+        self._undo.append(entry)
+        return self._become(entry.edit.apply(self._document), initiator)
+
+    def select(self, names: Iterable[str], initiator: Any = None) -> None:
+        """Other tensors are in view everywhere."""
+        chosen = tuple(names)
+        if chosen != self._selection:
+            self._selection = chosen
+            self.selection_changed.emit(chosen)
+
+    def set_outline(self, outline: Outline) -> Changes:
+        """The output tensors, before their plan is known."""
+        if outline is self._outline:
+            return Changes()
+        self._outline = outline
+        return self._tell(Changes(outline=True), None)
+
+    def set_plan(self, plan: Plan | None, by_name: Mapping[str, PlannedTensor], error: str = "") -> Changes:
+        """The outcome of planning: a plan, or None with the reason."""
+        outline = plan is not None and plan.outline is not self._outline
+        if plan is not None:
+            self._outline = plan.outline
+        self._plan, self._planned, self._plan_error = plan, by_name, error
+        if plan is not None and self.planned and self._undo and self._undo[-1].bytes_after is None:
+            self._undo[-1].bytes_after = plan.nbytes
+        return self._tell(Changes(plan=True, outline=outline, history=True), None)
+
+    def set_problems(self, problems: tuple[Problem, ...]) -> Changes:
+        if problems == self._problems:
+            return Changes()
+        self._problems = problems
+        return self._tell(Changes(problems=True), None)
+
+    def add_errors(self, errors: Mapping[tuple[str, Strategy], ShownError]) -> Changes:
+        """Errors that became known. A preview never takes the place of a measured one."""
+        names = set()
+        for key, error in errors.items():
+            known = self._errors.get(key)
+            if known is not None and (known.written or known.exact) and not error.written:
+                continue
+            self._errors[key] = error
+            names.add(key[0])
+        return self._tell(Changes(errors=frozenset(names)), None) if names else Changes()
+
+    def set_report(self, report: Report | None) -> Changes:
+        self._report = report
+        return self._tell(Changes(report=True), None)
+
+    def notify(self, notice: Notice) -> None:
+        """A line for the notice bar and the log."""
+        self.noticed.emit(notice)
+
+    def _become(self, document: Document, initiator: Any) -> Changes:
+        before, self._document = self._document, document
+        target = before.target != document.target
+        if target:
+            self._errors.clear()
+        return self._tell(Changes(recipe=before.recipe != document.recipe, target=target, history=True), initiator)
+
+    def _forget(self) -> None:
+        self._outline, self._plan, self._planned, self._plan_error = None, None, {}, ""
+        self._problems, self._report = (), None
+        self._errors.clear()
+
+    def _tell(self, changes: Changes, initiator: Any) -> Changes:
+        self.changed.emit(changes, initiator)
+        return changes
+
+
+def _entry_text(entry: _Entry) -> str:
+    if entry.bytes_before is None or entry.bytes_after is None:
+        return entry.edit.label
+    return f"{entry.edit.label} ({signed_bytes(entry.bytes_after - entry.bytes_before)})"
+
+
+def signed_bytes(delta: int) -> str:
+    """−1258291 → "−1.2 MiB"."""
+    from core.engine.progress import bytes_text
+
+    if delta == 0:
+        return "± 0 B"
+    return f"{'+' if delta > 0 else '−'}{bytes_text(abs(delta))}"
