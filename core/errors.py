@@ -3,7 +3,9 @@
     WorkbenchError
     ├── CheckpointError          the input
     │   ├── UnsupportedFormat    not a kind of file, tensor type or model we read
-    │   └── CorruptFile          it says what it is, and is not (offset of the first wrong byte)
+    │   ├── CorruptFile          it says what it is, and is not (offset of the first wrong byte)
+    │   ├── NonFinite            weights that are NaN or infinite (the row)
+    │   └── OutOfRange           weights too large for a format's scales (the row)
     ├── RecipeError              a rule, pattern, format or parameter that makes no sense
     ├── CalibrationError         statistics that cannot be gathered
     ├── TargetError              the container cannot carry what was asked
@@ -56,6 +58,22 @@ class CorruptFile(CheckpointError):
     def __init__(self, message: str, hint: str = "", where: str | Path = "", offset: int | None = None) -> None:
         super().__init__(message, hint, where)
         self.offset = offset
+
+
+class NonFinite(CheckpointError):
+    """Weights that are NaN or infinite. `row` is the first such row of the matrix that was handed over."""
+
+    def __init__(self, message: str, hint: str = "", where: str | Path = "", row: int = -1) -> None:
+        super().__init__(message, hint, where)
+        self.row = row
+
+
+class OutOfRange(CheckpointError):
+    """Finite weights that a format cannot hold: its largest scale is too small. `row` as in NonFinite."""
+
+    def __init__(self, message: str, hint: str = "", where: str | Path = "", row: int = -1) -> None:
+        super().__init__(message, hint, where)
+        self.row = row
 
 
 class RecipeError(WorkbenchError):

@@ -45,6 +45,10 @@ def _nvfp4_bytes(f: Fields) -> Tensor:
 
 
 LAYOUTS = {
-    "MXFP4": Layout("MXFP4", _mxfp4, _mxfp4_bytes, lambda f: Steps(half_e8m0(f["e"])), 0, 15, table=DOUBLED),
-    "NVFP4": Layout("NVFP4", _nvfp4, _nvfp4_bytes, lambda f: Steps(half_ue4m3(f["s"])), 0, 15, table=DOUBLED),
+    "MXFP4": Layout(
+        "MXFP4", _mxfp4, _mxfp4_bytes, lambda f: Steps(half_e8m0(f["e"])), 0, 15, table=DOUBLED, counter=("e", 1)
+    ),
+    "NVFP4": Layout(
+        "NVFP4", _nvfp4, _nvfp4_bytes, lambda f: Steps(half_ue4m3(f["s"])), 0, 15, table=DOUBLED, counter=("s", 4)
+    ),
 }

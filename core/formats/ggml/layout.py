@@ -41,6 +41,7 @@ class Layout:
     table     levels by code, where they are not
     odd       codes are ±(2l+1) with l an index into these magnitudes
     qmin qmax range of codes
+    counter   a field and how many of it a block has: tells blocks from fields in a row
     """
 
     name: str
@@ -52,6 +53,7 @@ class Layout:
     zero: int = 0
     table: tuple[float, ...] = ()
     odd: tuple[int, ...] = ()
+    counter: tuple[str, int] = ("d", 1)
 
     def level(self, codes: Tensor) -> Tensor:
         """float32 of the same shape as codes."""
@@ -72,6 +74,18 @@ class Layout:
             return tuple(-float(m) for m in reversed(self.odd)) + tuple(float(m) for m in self.odd)
         return tuple(float(q - self.zero) for q in range(self.qmin, self.qmax + 1))
 
+    def nearest(self, target: Tensor) -> Tensor:
+        """Codes of the levels closest to target (in steps), int8 or uint8; ties as round half to even, or upwards."""
+        dtype = torch.int8 if self.qmin < 0 else torch.uint8
+        if self.odd:
+            raise UnsupportedFormat(f"{self.name}: weights are coded in runs, none has a nearest level of its own")
+        if not self.table:
+            return (target.round() + self.zero).clamp_(self.qmin, self.qmax).to(dtype)
+        levels = torch.tensor(self.level_values(), device=target.device)
+        codes = torch.tensor([self.table.index(v) for v in self.level_values()], dtype=dtype, device=target.device)
+        middles = (levels[1:] + levels[:-1]) / 2
+        return codes[torch.searchsorted(middles, target.contiguous(), right=True)]
+
     def values(self, codes: Tensor, steps: Steps) -> Tensor:
         """float32 [n, block]."""
         n, block = codes.shape
@@ -84,6 +98,16 @@ class Layout:
         if steps.shift is not None:
             out += steps.shift[:, :, None]
         return out.view(n, block)
+
+    def encode(self, w: Tensor, steps: Steps) -> Tensor:
+        """Codes [n, block] of the levels nearest to w, float32 [n, block]. A step of 0 takes the code of level 0."""
+        n, block = w.shape
+        k = steps.step.shape[1]
+        target = w.view(n, k, block // k)
+        if steps.shift is not None:
+            target = target - steps.shift[:, :, None]
+        step = steps.step[:, :, None]
+        return self.nearest(torch.where(step == 0, 0.0, target / step)).view(n, block)
 
     def decode(self, blocks: Tensor) -> Tensor:
         """uint8 [n, type_size] → float32 [n, block]."""

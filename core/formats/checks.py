@@ -1,0 +1,62 @@
+"""What every format refuses, in the same words whichever implementation meets it: weights that are not finite, weights
+beyond a scale's range, importance that makes no sense."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from core.errors import CalibrationError, NonFinite, OutOfRange
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Rows are checked in pieces of about this many weights.
+PIECE = 1 << 20
+# Importance below this share of its mean is raised to it: see `checked_importance`.
+FLOOR = 1e-10
+
+
+def non_finite(row: int) -> NonFinite:
+    return NonFinite(f"row {row} holds NaN or Inf", "repair the checkpoint, or keep this tensor as it is", row=row)
+
+
+def out_of_range(row: int, limit: str = "65504, the largest 16-bit float") -> OutOfRange:
+    return OutOfRange(f"row {row} needs a scale beyond {limit}", "choose a format with wider scales", row=row)
+
+
+def require_finite(w: Tensor) -> None:
+    """Raises NonFinite naming the first row of [rows, columns] that holds NaN or Inf."""
+    import torch
+
+    rows = max(1, PIECE // max(1, w.shape[1]))
+    for start in range(0, w.shape[0], rows):
+        piece = w[start : start + rows]
+        if not torch.isfinite(piece).all():
+            bad = (~torch.isfinite(piece).all(1)).nonzero()[0, 0].item()
+            raise non_finite(start + int(bad))
+
+
+def checked_importance(importance: Tensor | None, columns: int) -> Tensor | None:
+    """float32 [columns], all positive.
+
+    A run of columns with no importance at all would be decoded to zero by llama.cpp's searches, silently. So values
+    below 1e-10 of the mean (columns that calibration never reached) are raised to that; if all are zero, all become 1.
+    raises   CalibrationError when the length is wrong or a value is negative or not finite
+    """
+    if importance is None:
+        return None
+    import torch
+
+    imp = importance.to(torch.float32).reshape(-1)
+    if imp.numel() != columns:
+        raise CalibrationError(f"importance has {imp.numel()} values for {columns} columns", "gather it again")
+    if not torch.isfinite(imp).all() or (imp < 0).any():
+        raise CalibrationError("importance holds negative, NaN or infinite values", "gather it again")
+    mean = imp.double().mean().item() if columns else 0.0
+    if mean == 0:
+        return torch.ones_like(imp)
+    # A power of two changes no result, and keeps products of tiny importances from underflowing.
+    if not 1e-12 < mean < 1e12:
+        scale = 2.0 ** -round(torch.log2(torch.tensor(mean, dtype=torch.float64)).item())
+        imp, mean = (imp.double() * scale).to(torch.float32), mean * scale
+    return imp.clamp(min=FLOOR * mean)

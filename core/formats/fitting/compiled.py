@@ -1,0 +1,62 @@
+"""How lanes are compiled: numba without fast-math (contraction into fused multiply-add would change results), without
+the interpreter lock, and kept on disk so that only the first start pays.
+
+The kept code lives in a folder named after the sources of all lanes: numba looks at the file of a kernel alone, and
+would go on using one whose helpers in another file have changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+
+@cache
+def available() -> bool:
+    """Whether numba is installed (and not switched off by QUANTBENCH_NO_LANES)."""
+    return not os.environ.get("QUANTBENCH_NO_LANES") and find_spec("numba") is not None
+
+
+@cache
+def _folder() -> Path | None:
+    """Where compiled kernels are kept; None when no place can be written to."""
+    import numba
+    import platformdirs
+
+    here = Path(__file__).parent
+    digest = hashlib.sha256(numba.__version__.encode())
+    for source in sorted(here.glob("*.py")):
+        digest.update(source.read_bytes())
+    base = os.environ.get("QUANTBENCH_KERNELS") or platformdirs.user_cache_dir("quantbench", appauthor=False)
+    folder = Path(base) / "kernels" / digest.hexdigest()[:16]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def helper(function: Any) -> Any:
+    """Compiled as a part of the kernels that call it."""
+    import numba
+
+    return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+def kernel(function: Any) -> Any:
+    """Compiled at the first call, loaded from disk afterwards."""
+    import numba
+
+    folder = _folder()
+    config: Any = numba.config
+    before = config.CACHE_DIR
+    try:
+        if folder is not None:
+            config.CACHE_DIR = str(folder)
+        return numba.njit(nogil=True, error_model="numpy", cache=folder is not None)(function)
+    finally:
+        config.CACHE_DIR = before
