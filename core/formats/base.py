@@ -60,6 +60,13 @@ class Format(ABC):
         """Columns that must be stored together (32, 256, the group size); 1 where any number of columns goes."""
         return 1
 
+    def row_multiple(self, shape: tuple[int, ...]) -> int:
+        """Row slices that begin at multiples of this are quantized exactly as inside the whole matrix; 0: no slice is.
+
+        Formats whose blocks span rows have more to say than row_local, which is True only for 1 at every shape.
+        """
+        return 1 if self.row_local else 0
+
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         """Why a matrix of this shape cannot take the format ("columns 100 is not a multiple of 256"), or None."""
         columns = shape[-1] if shape else 1
