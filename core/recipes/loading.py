@@ -18,8 +18,8 @@ def load(text: str) -> Recipe:
     """The recipe that `--recipe` names.
 
     text    "Q4_K_M" (preset), "q4_k" (that format for every tensor it fits), either with "+method", or a path to TOML.
-            Case does not count, except where a preset and a format differ in nothing else: Q8_0 is llama.cpp's mixture,
-            q8_0 the format alone
+            Case counts only where a preset and a format differ in nothing else: Q4_0 is llama.cpp's mixture, with its
+            6-bit head, and q4_0 the format alone
     raises  RecipeError with the closest names
     """
     if _looks_like_path(text):
@@ -67,7 +67,7 @@ def _looks_like_path(text: str) -> bool:
 
 
 def _preset(name: str) -> Preset | None:
-    """Exact spelling first; then, unless a format is spelled exactly so, any case."""
+    """Spelled exactly so; else, unless it is a format, in any case."""
     exact = next((p for p in PRESETS if p.name == name), None)
     if exact is not None or _is_format(name):
         return exact

@@ -131,7 +131,7 @@ class _Walk:
         at = self._at(kind, name)
         # Counted whether or not the rule asks.
         self.seen[kind] += 1
-        if kind == "head" or (self.tied and name == "token_embd.weight"):
+        if kind == "head" or (self.tied and kind == "embedding"):
             return self._head(kind, columns)
         if mixture.stacked:
             stacked = len(tensor.shape) > 2 and tensor.shape[-3] > 1

@@ -301,7 +301,6 @@ MIXTURES: tuple[Mixture, ...] = (
         embedding="Q8_0",
         stacked=True,
     ),
-    Mixture("NVFP4", "NVFP4", "4-bit float", "4-bit floats with an 8-bit float scale per 16."),
     Mixture("TQ2_0", "TQ2_0", "ternary, 2.06 bits", "For models trained with ternary weights.", embedding="Q4_K"),
     Mixture("TQ1_0", "TQ1_0", "ternary, 1.69 bits", "For models trained with ternary weights.", embedding="Q4_K"),
     Mixture("Q2_0", "Q2_0", "2-bit, plain", "For models trained with three or four levels.", embedding="Q4_K"),
