@@ -18,18 +18,11 @@ from core.engine.executors.threads import default_workers, run_units
 from core.engine.journal import Journal, identity, journal_path
 from core.engine.memory import PeakMemory
 from core.engine.model import Plan, PlannedTensor, Report, TensorReport
-from core.engine.preflight import preflight
+from core.engine.preflight import preflight, require
 from core.engine.units import Unit, cut
 from core.engine.work import UnitResult, Work
 from core.engine.writer import Output
-from core.errors import (
-    CalibrationError,
-    Cancelled,
-    CheckpointError,
-    DeviceError,
-    PlanError,
-    TargetError,
-)
+from core.errors import Cancelled, CheckpointError, DeviceError, PlanError, TargetError
 
 if TYPE_CHECKING:
     from core.checkpoints.base import Checkpoint
@@ -63,16 +56,15 @@ def run(
     cluster       address of a Dask scheduler whose workers do the units, or ""
 
     raises  PlanError (preflight; nothing was touched), OutputError, DeviceError, CheckpointError, TargetError,
-            CalibrationError, MissingExtra, Cancelled
+            MissingExtra, Cancelled
     """
     began = time.perf_counter()
     out = Path(out)
     device = parse_device(device)
     if workers is not None and workers < 1:
         raise PlanError(f"{workers} workers cannot work", "give 1 or more")
-    _check_statistics(plan)
     output = Output(plan.layout, out, folder=plan.target.folder, inputs=checkpoint.files)
-    _check_preflight(plan, checkpoint, out, device, force, output)
+    require(preflight(plan, checkpoint, out, device=device, force=force))
     output.check_free(force)
     memory = PeakMemory()
     work = Work.of(plan, checkpoint, device, measure)
@@ -110,24 +102,6 @@ def can_resume(out: Path | str) -> bool:
 
     path = Path(out).absolute()
     return journal_path(path).is_file() and partial_path(path).exists()
-
-
-def _check_preflight(plan: Plan, checkpoint: Checkpoint, out: Path, device: str, force: bool, output: Output) -> None:
-    problems = preflight(plan, checkpoint, out, device=device, force=force)
-    errors = [p for p in problems if p.severity == "error"]
-    if errors:
-        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise PlanError(f"{errors[0]}{more}", problems=problems)
-
-
-def _check_statistics(plan: Plan) -> None:
-    from core.methods import get_method
-
-    for planned in plan.tensors:
-        if planned.quantized and planned.strategy.method != "nearest" and get_method(planned.strategy.method).needs:
-            raise CalibrationError(
-                f"{planned.strategy.method} needs calibration data", "choose another method", planned.tensor.name
-            )
 
 
 class _Tally:

@@ -18,7 +18,7 @@ from core.engine.devices import out_of_memory, to_cpu, to_device
 from core.engine.model import Plan, PlannedTensor
 from core.engine.pages import was_read
 from core.engine.units import Unit, rows_within
-from core.errors import CheckpointError, DeviceError, TargetError, WorkbenchError
+from core.errors import CheckpointError, DeviceError, NonFinite, OutOfRange, TargetError, WorkbenchError
 from core.targets.base import Placed, Target
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ Write = Callable[[int, int, "memoryview | bytes"], None]
 # the time between two looks at the stop button short. A GPU takes a whole unit at once.
 PIECE_WEIGHTS = 1 << 20
 COPY_BYTES = 1 << 23
+# The source files are looked at this often. Not for every piece: there may be many files, on a slow network.
+LOOK_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,22 @@ class Work:
         for path, nbytes, mtime in self.sizes:
             if _stamp(Path(path)) != (nbytes, mtime):
                 raise CheckpointError("changed while it was being read", "leave it alone during a run", where=path)
+
+
+class Guard:
+    """The caller's context; its check() also looks at the source files, after a pause in any case."""
+
+    def __init__(self, work: Work, ctx: JobContext) -> None:
+        self._work, self._ctx = work, ctx
+        self._looked = -LOOK_SECONDS
+        self.progress, self.partial = ctx.progress, ctx.partial
+
+    def check(self) -> None:
+        self._ctx.check()
+        now = time.monotonic()
+        if now - self._looked >= LOOK_SECONDS:
+            self._work.check_source()
+            self._looked = now
 
 
 @dataclass(frozen=True)
@@ -209,7 +227,13 @@ class _Task:
     def _piece(self, start: int, stop: int) -> None:
         planned, work = self.planned, self.work
         w = to_device(planned.tensor.source.read(self.checkpoint, start, stop), work.device)
-        quantized = self._quantized(w)
+        try:
+            quantized = self._quantized(w)
+        except (NonFinite, OutOfRange) as error:
+            if error.row >= 0:  # it counted from the top of this piece
+                error.message = error.message.replace(f"row {error.row} ", f"row {error.row + start} ", 1)
+                error.row += start
+            raise
         if work.measure:
             from core.analysis.error import ErrorSums
 

@@ -4,6 +4,7 @@ file, so both must lie on a file system that all of them share. Needs the extra 
 
 from __future__ import annotations
 
+import gc
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import core
 from core import errors
 from core.context import SILENT, JobContext
 from core.engine.units import Unit
-from core.engine.work import UnitResult, Work, process
+from core.engine.work import Guard, UnitResult, Work, process
 from core.engine.writer import Files
 from core.errors import CheckpointError, DeviceError, MissingExtra, WorkbenchError
 
@@ -73,7 +74,7 @@ def run_units(
             ctx.check()
             # Twice the workers' threads: the next unit is there when one is finished, the scheduler's list stays short.
             while len(pending) < limit and (unit := next(upcoming, None)) is not None:
-                future = client.submit(_do, *_alone(work, unit), where, pure=False, retries=RETRIES)
+                future = client.submit(_task, *_alone(work, unit), where, pure=False, retries=RETRIES)
                 pending[future.key] = (future, unit)
                 future.add_done_callback(finished.put)
             if not pending:
@@ -101,6 +102,7 @@ def _connect(address: str) -> Client:
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, TimeoutError, ValueError) as error:
+        _finalize(error)
         raise DeviceError(
             "no Dask scheduler answers", "start one with `dask scheduler`, workers with `dask worker`", address
         ) from error
@@ -110,6 +112,16 @@ def _connect(address: str) -> Client:
         client.close()
         raise DeviceError("the Dask scheduler has no workers", f"start one: dask worker {address}", address) from error
     return client
+
+
+def _finalize(error: BaseException) -> None:
+    """Ends the client that could not connect, here and now. Left to a later garbage collection, which may come while
+    distributed holds one of its locks, its finalizer waits for that very lock, for ever."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    gc.collect()
 
 
 def _slots(client: Client) -> int:
@@ -152,16 +164,19 @@ def _do(work: Work, unit: Unit, paths: tuple[str, ...]) -> UnitResult | _Failure
             raise DeviceError(f"a worker has Quantbench {core.__version__}, this is {work.version}")
         _share_cores()
         checkpoint = _opened(str(work.source), work.fingerprint)
-        work.check_source()
         files = Files([Path(path) for path in paths])
         try:
-            result = process(work, unit, checkpoint, files.write, SILENT, _ignore)
+            result = process(work, unit, checkpoint, files.write, Guard(work, SILENT), _ignore)
             files.sync()
         finally:
             files.close()
         return result
     except WorkbenchError as error:
         return _Failure.of(error)
+
+
+# What is sent to the workers; tests send something that breaks.
+_task = _do
 
 
 def _ignore(nbytes: int, name: str) -> None:

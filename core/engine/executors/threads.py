@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from core.context import JobContext
 from core.engine.devices import usable_cores
 from core.engine.pages import will_read
 from core.engine.units import Unit
-from core.engine.work import UnitResult, Work, process
+from core.engine.work import Guard, UnitResult, Work, process
 from core.engine.writer import Files
 from core.errors import Cancelled
 
@@ -22,26 +21,23 @@ if TYPE_CHECKING:
 # Enough to read, compute and write at the same time; the device itself does one thing after the other.
 GPU_WORKERS = 3
 _TICK_SECONDS = 0.2
-# The source files are looked at this often. Not for every unit: there may be many files, on a slow network.
-_LOOK_SECONDS = 0.05
 
 
 def default_workers(device: str) -> int:
     return usable_cores() if device == "cpu" else min(GPU_WORKERS, usable_cores())
 
 
-class _Stoppable:
-    """The caller's context, that also stops when another worker failed."""
+class _Stoppable(Guard):
+    """Also stops when another worker failed."""
 
-    def __init__(self, ctx: JobContext) -> None:
-        self._ctx = ctx
+    def __init__(self, work: Work, ctx: JobContext) -> None:
+        super().__init__(work, ctx)
         self.stop = threading.Event()
-        self.progress, self.partial = ctx.progress, ctx.partial
 
     def check(self) -> None:
         if self.stop.is_set():
             raise Cancelled
-        self._ctx.check()
+        super().check()
         if self.stop.is_set():  # while it was paused
             raise Cancelled
 
@@ -59,17 +55,12 @@ def run_units(
 
     At most `workers` units are in memory. raises what the first failing unit raised, after all others have stopped
     """
-    guard = _Stoppable(ctx)
+    guard = _Stoppable(work, ctx)
     threads = max(1, usable_cores() // workers)
     upcoming = iter(units)
     position = {unit.index: n for n, unit in enumerate(units)}
-    looked = -_LOOK_SECONDS
 
     def one(unit: Unit) -> UnitResult:
-        nonlocal looked
-        if time.monotonic() - looked >= _LOOK_SECONDS:
-            work.check_source()
-            looked = time.monotonic()
         ahead = position[unit.index] + workers
         if ahead < len(units):
             later = units[ahead]
