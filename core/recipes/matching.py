@@ -10,7 +10,6 @@ from __future__ import annotations
 import fnmatch
 import re
 import warnings
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from core.errors import RecipeError
 from core.recipes.model import Match, Recipe
+from core.recipes.remembering import PerOutline
 from core.roles import ROLES
 
 if TYPE_CHECKING:
@@ -282,15 +282,4 @@ class _Table:
         return known
 
 
-# Outlines are frozen but costly to hash: remembered by identity, forgotten with them.
-_TABLES: dict[int, tuple[weakref.ref[Outline], _Table]] = {}
-
-
-def _table(outline: Outline) -> _Table:
-    key = id(outline)
-    known = _TABLES.get(key)
-    if known is not None and known[0]() is outline:
-        return known[1]
-    table = _Table(outline)
-    _TABLES[key] = (weakref.ref(outline, lambda _: _TABLES.pop(key, None)), table)
-    return table
+_table = PerOutline(_Table)

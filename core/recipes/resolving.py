@@ -3,6 +3,7 @@ plan (core/engine/plan.py)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from core.recipes.matching import conflicts, describe, winners
 from core.recipes.model import KEEP, Recipe, Resolved, Rule, Strategy
 from core.recipes.presets import Choice, get_preset
 from core.recipes.protect import is_gguf, protected, unreal
+from core.recipes.remembering import PerOutline
 
 if TYPE_CHECKING:
     from core.formats.base import Format
@@ -33,7 +35,7 @@ def resolve(recipe: Recipe, outline: Outline, target: Target, *, importance: boo
     won = winners(recipe, outline)
     present = set(won)
     chosen = {
-        rule.preset: get_preset(rule.preset).choose(outline, importance)
+        rule.preset: _chosen(outline, rule.preset, importance)
         for index, rule in enumerate(recipe.rules)
         if rule.preset and index in present
     }
@@ -48,11 +50,14 @@ def resolve(recipe: Recipe, outline: Outline, target: Target, *, importance: boo
             resolved.append(decide.preset(tensor, winner, texts[winner], rule, chosen[rule.preset][index]))
         else:
             resolved.append(decide.strategy(tensor, winner, texts[winner], rule))
+    disagreeing: dict[int, list[str]] = {}
     for conflict in conflicts(recipe, outline):
         other = texts[conflict.rule] if conflict.rule >= 0 else "no rule"
-        note = f"made from several tensors: {conflict.source} matches {other}"
-        before = resolved[conflict.tensor]
-        resolved[conflict.tensor] = _with_extra(before, "sources", note)
+        disagreeing.setdefault(conflict.tensor, []).append(f"{conflict.source} matches {other}")
+    for index, found in disagreeing.items():
+        note = f"made from several tensors, of which {', '.join(found)}"
+        before = resolved[index]
+        resolved[index] = replace(before, extras={**before.extras, "sources": note})
     return resolved
 
 
@@ -61,6 +66,18 @@ def explain(resolved: Resolved) -> str:
     if resolved.strategy.format == KEEP:
         return f"kept: {resolved.reason}" if resolved.reason else "kept"
     return f"{resolved.strategy} ({resolved.reason})" if resolved.reason else str(resolved.strategy)
+
+
+# A preset's choices depend on the outline alone, not on the other rules.
+_choices: PerOutline[dict[tuple[str, bool], list[Choice]]] = PerOutline(lambda _: {})
+
+
+def _chosen(outline: Outline, preset: str, importance: bool) -> list[Choice]:
+    known = _choices(outline)
+    key = (preset, importance)
+    if key not in known:
+        known[key] = get_preset(preset).choose(outline, importance)
+    return known[key]
 
 
 class _Decider:
@@ -151,12 +168,6 @@ def _method_misfit(method: str, format: Format) -> str:
 
 def _kept(index: int, text: str, reason: str, kind: str, fallback: bool = False) -> Resolved:
     return Resolved(Strategy(KEEP), index, text, reason, fallback, {"kept": kind})
-
-
-def _with_extra(resolved: Resolved, key: str, value: str) -> Resolved:
-    from dataclasses import replace
-
-    return replace(resolved, extras={**resolved.extras, key: value})
 
 
 def _rule_texts(recipe: Recipe) -> list[str]:

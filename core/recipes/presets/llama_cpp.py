@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from core.formats.ggml.types import GGML_TYPES
@@ -75,6 +75,11 @@ def kind_of(name: str) -> str:
         return "head"
     if name in ("token_embd.weight", "per_layer_token_embd.weight"):
         return "embedding"
+    return _kind_inside(name.split(".", 2)[-1] if name.startswith("blk.") else name)
+
+
+@lru_cache(maxsize=4096)
+def _kind_inside(name: str) -> str:
     return next((kind for kind, pieces in _KINDS if any(piece in name for piece in pieces)), "other")
 
 
@@ -91,7 +96,7 @@ def choose(mixture: Mixture, outline: Outline, importance: bool) -> list[Choice]
     walk = _Walk(mixture, outline, importance)
     choices = [KEPT] * len(outline.tensors)
     for index, name in walk.order():
-        choices[index] = walk.visit(name, outline.tensors[index])
+        choices[index] = walk.visit(name, walk.kinds[index], outline.tensors[index])
     return choices
 
 
@@ -125,9 +130,8 @@ class _Walk:
         for index in sorted((i for i, take in enumerate(self.quantized) if take), key=key):
             yield index, self.names[index]
 
-    def visit(self, name: str, tensor: OutputTensor) -> Choice:
+    def visit(self, name: str, kind: str, tensor: OutputTensor) -> Choice:
         mixture, columns = self.mixture, tensor.columns
-        kind = kind_of(name)
         at = self._at(kind, name)
         # Counted whether or not the rule asks.
         self.seen[kind] += 1
