@@ -1,0 +1,265 @@
+"""How the window looks: style, palette, the one style sheet, fonts and icons. Light or dark as the system says, or as
+the user chose. Colours themselves are in app/plotting/colors.py.
+
+Widgets ask `current()` and redraw on its `changed`. Icons need no such care: they take their colour when painted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from PySide6.QtCore import QObject, QPoint, QRect, QSize, Qt, Signal, Slot
+from PySide6.QtGui import QColor, QFont, QFontDatabase, QIcon, QIconEngine, QPainter, QPalette, QPixmap
+from PySide6.QtWidgets import QApplication
+
+from app.plotting.colors import DARK, LIGHT, ColorTable, strategy_color
+
+Mode = Literal["system", "light", "dark"]
+MODES: tuple[Mode, ...] = ("system", "light", "dark")
+# Everything is placed on this grid.
+GRID = 4
+ICON = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Colors:
+    """The colours in force, by role; what each is for stands at app.plotting.colors.ColorTable."""
+
+    window: QColor
+    base: QColor
+    alternate: QColor
+    text: QColor
+    muted: QColor
+    disabled: QColor
+    hairline: QColor
+    grid: QColor
+    hover: QColor
+    selection: QColor
+    accent: QColor
+    accent_text: QColor
+    original: QColor
+    dequantized: QColor
+    residual: QColor
+    done: QColor
+    caution: QColor
+    failure: QColor
+    done_text: QColor
+    caution_text: QColor
+    failure_text: QColor
+
+    @classmethod
+    def of(cls, table: ColorTable) -> Colors:
+        return cls(**{f.name: QColor(getattr(table, f.name)) for f in fields(cls)})
+
+
+class Theme(QObject):
+    """One per application, owned by it. changed() follows every switch between light and dark."""
+
+    changed = Signal()
+    _tables: ClassVar[dict[bool, ColorTable]] = {False: LIGHT, True: DARK}
+
+    def __init__(self, app: QApplication) -> None:
+        super().__init__(app)
+        for older in app.findChildren(Theme, options=Qt.FindChildOption.FindDirectChildrenOnly):
+            if older is not self:
+                older._retire()
+        self._app = app
+        self._mode: Mode = "system"
+        self._dark: bool | None = None
+        self.colors = Colors.of(LIGHT)
+        self._icons: dict[tuple[str, str], QIcon] = {}
+        app.setStyle("Fusion")
+        app.setFont(figures(app.font()))
+        app.styleHints().colorSchemeChanged.connect(self._follow)
+        self._follow()
+
+    @property
+    def mode(self) -> Mode:
+        """What was asked for: "system", "light" or "dark"."""
+        return self._mode
+
+    @property
+    def dark(self) -> bool:
+        """What it came to."""
+        return bool(self._dark)
+
+    def set_mode(self, mode: Mode) -> None:
+        """Follows the system, or stays light or dark. Raises ValueError for any other word."""
+        if mode not in MODES:
+            raise ValueError(f"mode {mode!r} is not one of {', '.join(MODES)}")
+        self._mode = mode
+        # So that title bars and native dialogs go along.
+        hints = self._app.styleHints()
+        if mode == "system":
+            hints.unsetColorScheme()
+        else:
+            hints.setColorScheme(Qt.ColorScheme.Dark if mode == "dark" else Qt.ColorScheme.Light)
+        self._follow()
+
+    def icon(self, name: str, role: str = "text") -> QIcon:
+        """A Phosphor icon ("folder-open", "ph.folder-open") in the colour of a role. Same name, same object.
+
+        Raises KeyError for an icon or a role that does not exist.
+        """
+        key = (name.removeprefix("ph."), role)
+        if key not in self._icons:
+            if role not in Colors.__slots__:
+                raise KeyError(f"no colour has the role {role!r}")
+            if key[0] not in icon_names():
+                close = get_close_matches(key[0], icon_names(), n=3)
+                raise KeyError(f"no icon is called {name!r}; close: {', '.join(close)}")
+            self._icons[key] = QIcon(_Glyph(self, *key))
+        return self._icons[key]
+
+    def color_for(self, format_name: str) -> QColor:
+        """The colour of a format or strategy: hue by family, lightness by bits."""
+        return QColor(strategy_color(format_name, self.dark))
+
+    @Slot()
+    def _follow(self) -> None:
+        if self._mode == "system":
+            dark = self._app.styleHints().colorScheme() == Qt.ColorScheme.Dark
+        else:
+            dark = self._mode == "dark"
+        if dark == self._dark:
+            return
+        self._dark = dark
+        table = self._tables[dark]
+        self.colors = Colors.of(table)
+        self._app.setPalette(_palette(self.colors))
+        self._app.setStyleSheet(style_sheet(table))
+        self.changed.emit()
+
+    def _retire(self) -> None:
+        self._app.styleHints().colorSchemeChanged.disconnect(self._follow)
+        self.setParent(None)
+        self.deleteLater()
+
+
+def current() -> Theme:
+    """The application's theme; made on the spot where there is none yet (a panel on its own, in a test)."""
+    app = QApplication.instance()
+    assert isinstance(app, QApplication), "a theme needs a QApplication"
+    found = app.findChild(Theme, options=Qt.FindChildOption.FindDirectChildrenOnly)
+    return found if found is not None else Theme(app)
+
+
+def color_for(format_name: str) -> QColor:
+    """The colour of a format or strategy in the present theme."""
+    return current().color_for(format_name)
+
+
+def figures(font: QFont) -> QFont:
+    """The same font with figures of one width, so that numbers stand in columns."""
+    tabular = QFont(font)
+    tabular.setFeature(QFont.Tag("tnum"), 1)
+    return tabular
+
+
+@cache
+def icon_names() -> Mapping[str, int]:
+    """Every Phosphor icon by name, with its code point in the font."""
+    text = _icon_file("phosphor-charmap-*.json").read_text(encoding="utf-8")
+    return {name: int(point, 16) for name, point in json.loads(text).items()}
+
+
+@cache
+def _icon_family() -> str:
+    """Loads the font, once."""
+    number = QFontDatabase.addApplicationFontFromData(_icon_file("phosphor-[0-9]*.ttf").read_bytes())
+    families = QFontDatabase.applicationFontFamilies(number)
+    if not families:
+        raise RuntimeError("the icon font of QtAwesome cannot be loaded; install QtAwesome again")
+    return families[0]
+
+
+def _icon_file(pattern: str) -> Path:
+    """A file of QtAwesome's fonts. The package itself stays unimported: it would load a dozen fonts, and pick a Qt."""
+    spec = find_spec("qtawesome")
+    folders = spec.submodule_search_locations if spec is not None else None
+    found = sorted(Path(folders[0], "fonts").glob(pattern)) if folders else []
+    if not found:
+        raise RuntimeError(f"QtAwesome has no file {pattern}; install QtAwesome again")
+    return found[-1]
+
+
+_PLACEHOLDER = re.compile(r"@(\w+)")
+
+
+def style_sheet(table: ColorTable) -> str:
+    """resources/styles/quantbench.qss with `@role` replaced by colours. Raises KeyError for an unknown role."""
+    text = files("resources").joinpath("styles", "quantbench.qss").read_text(encoding="utf-8")
+    roles = dict(table.items())
+    return _PLACEHOLDER.sub(lambda m: roles[m.group(1)], text)
+
+
+def _palette(c: Colors) -> QPalette:
+    roles = QPalette.ColorRole
+    palette = QPalette()
+    for role, color in (
+        (roles.Window, c.window),
+        (roles.WindowText, c.text),
+        (roles.Base, c.base),
+        (roles.AlternateBase, c.alternate),
+        (roles.Text, c.text),
+        (roles.PlaceholderText, c.muted),
+        (roles.Button, c.window),
+        (roles.ButtonText, c.text),
+        (roles.BrightText, c.failure_text),
+        (roles.ToolTipBase, c.base),
+        (roles.ToolTipText, c.text),
+        (roles.Highlight, c.selection),
+        (roles.HighlightedText, c.text),
+        (roles.Link, c.accent),
+        (roles.LinkVisited, c.accent),
+        (roles.Accent, c.accent),
+        (roles.Light, c.base),
+        (roles.Midlight, c.hover),
+        (roles.Mid, c.hairline),
+        (roles.Dark, c.disabled),
+        (roles.Shadow, c.hairline),
+    ):
+        palette.setColor(role, color)
+    for role in (roles.WindowText, roles.Text, roles.ButtonText, roles.HighlightedText):
+        palette.setColor(QPalette.ColorGroup.Disabled, role, c.disabled)
+    palette.setColor(QPalette.ColorGroup.Disabled, roles.Highlight, c.hover)
+    palette.setColor(QPalette.ColorGroup.Disabled, roles.Accent, c.disabled)
+    return palette
+
+
+class _Glyph(QIconEngine):
+    """Draws one glyph of the icon font in the theme's colour of the moment."""
+
+    def __init__(self, theme: Theme, name: str, role: str) -> None:
+        super().__init__()
+        self._theme, self._name, self._role = theme, name, role
+
+    def clone(self) -> QIconEngine:
+        return _Glyph(self._theme, self._name, self._role)
+
+    def paint(self, painter: QPainter, rect: QRect, mode: QIcon.Mode, state: QIcon.State) -> None:
+        colors = self._theme.colors
+        painter.save()
+        painter.setPen(colors.disabled if mode == QIcon.Mode.Disabled else getattr(colors, self._role))
+        font = QFont(_icon_family())
+        font.setPixelSize(rect.height())
+        painter.setFont(font)
+        painter.drawText(rect, Qt.AlignmentFlag.AlignCenter, chr(icon_names()[self._name]))
+        painter.restore()
+
+    def pixmap(self, size: QSize, mode: QIcon.Mode, state: QIcon.State) -> QPixmap:
+        pixmap = QPixmap(size)
+        pixmap.fill(Qt.GlobalColor.transparent)
+        painter = QPainter(pixmap)
+        self.paint(painter, QRect(QPoint(0, 0), size), mode, state)
+        painter.end()
+        return pixmap
