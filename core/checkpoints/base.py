@@ -46,6 +46,10 @@ class Checkpoint(ABC):
         raises  KeyError for an unknown name, CorruptFile, UnsupportedFormat (a dtype torch lacks)
         """
 
+    def file_of(self, name: str) -> Path:
+        """The one of `files` that holds the tensor."""
+        return self.files[0]
+
     def folder(self) -> Path:
         """Where side files (tokenizer.json, generation_config.json) are looked for."""
         return self.path if self.path.is_dir() else self.path.parent
