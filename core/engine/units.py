@@ -5,6 +5,7 @@ The cut depends on the plan alone, never on workers or device, so that a journal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -52,14 +53,23 @@ def cut(plan: Plan, checkpoint: Checkpoint) -> tuple[Unit, ...]:
 
 def row_slices(planned: PlannedTensor, multiple: int, limit: int) -> list[tuple[int, int]]:
     """Row ranges that cover the tensor once: aligned, of at most about `limit` weights, or all rows where the format
-    does not allow slices. Empty tensors have none."""
+    does not allow slices. Empty tensors have none.
+
+    multiple  the target's row_multiple
+    """
     rows, columns = planned.tensor.rows, planned.tensor.columns
     if not rows or not columns:
         return []
-    if not planned.copy and not planned.format.row_local:
+    aligned = row_multiple(planned, multiple)
+    if not aligned:
         return [(0, rows)]
-    step = rows_within(limit, columns, multiple)
+    step = rows_within(limit, columns, aligned)
     return [(start, min(rows, start + step)) for start in range(0, rows, step)]
+
+
+def row_multiple(planned: PlannedTensor, multiple: int) -> int:
+    """Slices of the tensor must begin at multiples of this row, for the format and the target; 0: no slices."""
+    return multiple if planned.copy else math.lcm(multiple, planned.format.row_multiple(planned.tensor.shape))
 
 
 def rows_within(limit: int, columns: int, multiple: int) -> int:

@@ -17,7 +17,7 @@ from core.context import JobContext
 from core.engine.devices import out_of_memory, to_cpu, to_device
 from core.engine.model import Plan, PlannedTensor
 from core.engine.pages import was_read
-from core.engine.units import Unit, rows_within
+from core.engine.units import Unit, row_multiple, rows_within
 from core.errors import CheckpointError, DeviceError, NonFinite, OutOfRange, TargetError, WorkbenchError
 from core.targets.base import Placed, Target
 
@@ -201,28 +201,30 @@ class _Task:
 
     def quantize(self) -> None:
         """Rows become codes. After the device ran out of memory once, pieces are half as large; twice is an error."""
-        sliceable = self.planned.format.row_local and self.planned.strategy.method == "nearest"
+        multiple = row_multiple(self.planned, self.work.target.row_multiple)
+        sliceable = multiple > 0 and self.planned.strategy.method == "nearest"
         step = self.unit.stop - self.unit.start
-        multiple = self.work.target.row_multiple
         if sliceable and self.work.device == "cpu":
             step = min(step, rows_within(PIECE_WEIGHTS, self.planned.tensor.columns, multiple))
-        start, halved = self.unit.start, False
+        half = step // 2 // multiple * multiple if sliceable else 0
+        start = self.unit.start
         while start < self.unit.stop:
             self.ctx.check()
             stop = min(self.unit.stop, start + step)
             try:
                 self._piece(start, stop)
             except Exception as error:
-                half = step // 2 // multiple * multiple
-                if not out_of_memory(error) or halved or not sliceable or not half:
+                if not half or not out_of_memory(error):
                     raise
-                halved, step = True, half
-                self.notes[f"{self.planned.tensor.name}: {_device_words(self.work.device)} ran out of memory; "
-                           f"done in slices of {half} rows"] = None  # fmt: skip
-                _empty_cache(self.work.device)
+                step, half = half, 0
+            else:
+                self.advance(start, stop)
+                start = stop
                 continue
-            self.advance(start, stop)
-            start = stop
+            # Outside of `except`: what the failed attempt held is free only when its error is gone.
+            _empty_cache(self.work.device)
+            device = _device_words(self.work.device)
+            self.notes[f"{self.planned.tensor.name}: {device} ran out of memory; done in slices of {step} rows"] = None
 
     def _piece(self, start: int, stop: int) -> None:
         planned, work = self.planned, self.work

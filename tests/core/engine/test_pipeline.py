@@ -64,14 +64,14 @@ def test_values_are_those_of_the_format(source: Path, tmp_path: Path, small_unit
     from core.formats import get_format
 
     quantize(source, tmp_path / "out", "int4-g128", "dense", workers=2)
-    format = get_format("int4-g128")
+    int4 = get_format("int4-g128")
     (file,) = (tmp_path / "out").glob("*.safetensors")
     with safe_open(source, "pt") as a, safe_open(file, "pt") as b:
         assert set(a.keys()) == set(b.keys())
         for name in a.keys():  # noqa: SIM118 (safe_open is no mapping)
             w, found = a.get_tensor(name), b.get_tensor(name)
             if w.ndim == 2:
-                assert torch.equal(found, format.quantize(w).dequantize().to(found.dtype))
+                assert torch.equal(found, int4.quantize(w).dequantize().to(found.dtype))
                 assert not torch.equal(found, w)
             else:
                 assert torch.equal(found, w)
@@ -234,7 +234,6 @@ def test_cancel_is_quick(tmp_path: Path) -> None:
     """Within 0.3 s of the request, threads gone, though the units are large."""
     source = checkpoint_file(tmp_path / "model.safetensors", weights(3, 4096, 4096))
     asked: list[float] = []
-    started = threading.Event()
 
     def stop(watch: Watch) -> bool:
         if watch.heard and len(watch.heard) > 3 and not asked:
@@ -246,13 +245,12 @@ def test_cancel_is_quick(tmp_path: Path) -> None:
         quantize(source, tmp_path / "out", "int8-g128-asym", workers=2, ctx=Watch(stop))
     assert time.perf_counter() - asked[0] < 0.3
     assert threading.active_count() == before
-    assert not started.is_set()
 
 
 def test_cancel_can_keep_the_rest(source: Path, tmp_path: Path, small_units: None) -> None:
     whole = quantize(source, tmp_path / "whole")
+    watch = Watch(lambda w: len(w.heard) > 60)
     with pytest.raises(Cancelled):
-        watch = Watch(lambda w: len(w.heard) > 60)
         quantize(source, tmp_path / "out", workers=2, ctx=watch, keep_partial=True)
     assert leftovers(tmp_path) == {".out.partial", ".out.journal"}
     assert can_resume(tmp_path / "out")
