@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Rows and columns of a block.
 BLOCK = 128
 # Half precision is widened in pieces of about this many weights.
-PIECE = 1 << 20
+PIECE = 1 << 18
 
 
 @dataclass(frozen=True)
