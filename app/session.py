@@ -165,6 +165,15 @@ class Session(QObject):
         """The error of a tensor under any strategy that was looked at."""
         return self._errors.get((name, strategy))
 
+    @property
+    def planned_tensors(self) -> Mapping[str, PlannedTensor]:
+        """The latest plan by output name."""
+        return self._planned
+
+    def known_errors(self) -> Mapping[tuple[str, Strategy], ShownError]:
+        """A copy of all errors known for this checkpoint and target, for a task."""
+        return dict(self._errors)
+
     def open(self, checkpoint: Checkpoint, initiator: Any = None) -> Changes:
         """Another checkpoint. The preset, target and device stay; assignments by hand and undo history go."""
         from app.edits import is_by_hand

@@ -1,0 +1,68 @@
+"""What the tensor table has computed for it in the preview lane: rows, cells and errors of a new plan, and the answer
+of a slow filter. No Qt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from app.panels.tensors.model import Errors, make_errors
+from app.panels.tensors.state import Cells, Filter, Rows, make_cells, make_rows, matching
+from core.context import JobContext
+
+if TYPE_CHECKING:
+    from app.session import ShownError
+    from core.engine.model import Plan
+    from core.targets.base import Outline
+
+TABLE, FILTER = "tensor table", "tensor filter"
+
+
+@dataclass(frozen=True)
+class TableRequest:
+    """rows: those of the same outline, when they are there already; known: errors by (name, strategy)."""
+
+    outline: Outline
+    plan: Plan | None
+    rows: Rows | None
+    known: Mapping[Any, ShownError]
+    filter: Filter
+
+
+@dataclass(frozen=True)
+class TableData:
+    """passing: what `matching` says, or None when the regular expression is wrong (nothing is hidden then)."""
+
+    rows: Rows
+    cells: Cells | None
+    errors: Errors
+    filter: Filter
+    passing: list[int] | None
+
+
+@dataclass(frozen=True)
+class FilterRequest:
+    rows: Rows
+    filter: Filter
+
+
+def table_task(request: TableRequest, ctx: JobContext) -> TableData:
+    """All that the table needs of a plan."""
+    from core.errors import RecipeError
+
+    rows = request.rows if request.rows is not None else make_rows(request.outline)
+    ctx.check()
+    cells = make_cells(rows, request.plan) if request.plan is not None else None
+    ctx.check()
+    errors = make_errors(rows, cells, request.known)
+    try:
+        passing = matching(rows, request.filter)
+    except RecipeError:
+        passing = None
+    return TableData(rows, cells, errors, request.filter, passing)
+
+
+def filter_task(request: FilterRequest, ctx: JobContext) -> list[int] | None:
+    """Rows that pass. Raises RecipeError for a wrong regular expression."""
+    return matching(request.rows, request.filter)

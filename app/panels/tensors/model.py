@@ -1,0 +1,438 @@
+"""The tensor table as a Qt model: model → block → tensor, flattened into lines.
+
+The tree is flat on purpose. A QTreeView asks the model about every row it unfolds, which for 50,000 rows written in
+Python takes seconds; a table view asks about the rows on screen alone, so folding is done in state.arrange.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPersistentModelIndex, Qt, Signal
+
+from app.panels.tensors.state import (
+    MODEL,
+    Arrangement,
+    Cells,
+    Filter,
+    Order,
+    Rows,
+    arrange,
+    entry_block,
+    ordering,
+    tensors_of,
+)
+from core.engine.progress import bytes_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from app.session import ShownError
+
+Index = QModelIndex | QPersistentModelIndex
+NO_PARENT = QModelIndex()
+
+# What a known error is worth: nothing, a sample of rows, all rows before the run, measured by a run.
+UNKNOWN, SAMPLED, EXACT, WRITTEN = 0, 1, 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column. number: right-aligned, tabular figures; width in pixels at the start."""
+
+    id: str
+    title: str
+    help: str
+    width: int
+    number: bool = False
+
+
+COLUMNS = (
+    Column("name", "tensor", "Name in the output; blocks can be folded", 220),
+    Column("role", "role", "What part of the model it is", 72),
+    Column("shape", "shape", "Rows × columns, leading dimensions first", 92, number=True),
+    Column("dtype", "dtype", "Type in the checkpoint", 52),
+    Column("strategy", "strategy", "Format and method it gets; double-click, F2 or Enter to change", 124),
+    Column("bpw", "bpw", "Stored bits per weight, scales and padding included", 44, number=True),
+    Column("size", "size", "Bytes it takes in the output, bars on one scale", 96, number=True),
+    Column(
+        "sqnr",
+        "SQNR, dB",
+        "Signal to quantization noise of the weights: 10·log₁₀(Σw²/Σ(w−ŵ)²). ≈ is a preview from a sample of rows",
+        104,
+        number=True,
+    ),
+    Column("rule", "rule", "The rule that won", 110),
+)
+PLACE = {c.id: i for i, c in enumerate(COLUMNS)}
+
+
+@dataclass(frozen=True)
+class Errors:
+    """SQNR per row: float64 [rows], NaN unknown; mark: what it is worth; block: the worst of each block."""
+
+    sqnr: np.ndarray
+    mark: np.ndarray
+    worst: list[float]
+
+
+def make_errors(rows: Rows, cells: Cells | None, known: Mapping[Any, ShownError]) -> Errors:
+    """Lays known errors out beside the rows."""
+    import numpy as np
+
+    sqnr = np.full(len(rows), np.nan)
+    mark = np.zeros(len(rows), np.int8)
+    if cells is not None:
+        for i, t in enumerate(cells.plan.tensors):
+            if not known:
+                break
+            error = known.get((t.tensor.name, t.strategy))
+            if error is not None:
+                sqnr[i], mark[i] = error_cell(error)
+    errors = Errors(sqnr, mark, [math.nan] * len(rows.blocks))
+    update_worst(rows, errors, range(len(rows.blocks)))
+    return errors
+
+
+def error_cell(error: ShownError) -> tuple[float, int]:
+    if error.sqnr_db is None:
+        return math.nan, UNKNOWN
+    return error.sqnr_db, WRITTEN if error.written else EXACT if error.exact else SAMPLED
+
+
+def update_worst(rows: Rows, errors: Errors, blocks: Iterable[int]) -> None:
+    """Looks the worst tensor of these blocks up again."""
+    import numpy as np
+
+    for block in blocks:
+        values = errors.sqnr[rows.members[block]]
+        values = values[~np.isnan(values)]
+        errors.worst[block] = float(values.min()) if values.size else math.nan
+
+
+class TensorModel(QAbstractTableModel):
+    """Lines of an arrangement. assigned(rows, text) when a strategy was typed into a cell."""
+
+    assigned = Signal(object, str)
+
+    def __init__(self, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self.rows: Rows | None = None
+        self.cells: Cells | None = None
+        self.errors: Errors | None = None
+        self.passing: Sequence[int] | None = None
+        self.filter = Filter()
+        self.order = Order()
+        self.grouped = True
+        self.folded: frozenset[str] = frozenset()
+        self.title = ""
+        self.source_bytes: Mapping[str, int] = {}
+        self._ordered: Sequence[int] = ()
+        self._lines: list[int] = []
+        self._shown = 0
+
+    # What is shown
+
+    def show(
+        self, rows: Rows | None, cells: Cells | None, errors: Errors | None, passing: Sequence[int] | None
+    ) -> None:
+        """Swaps everything in at once. The filter's answer comes with it."""
+        same = rows is self.rows and passing is self.passing and rows is not None
+        self.rows, self.cells, self.errors, self.passing = rows, cells, errors, passing
+        self._ordered = self._order()
+        if same and self._arranged().entries == self._lines:
+            self.refresh()
+        else:
+            self.rearrange()
+
+    def set_filter(self, wanted: Filter, passing: Sequence[int] | None) -> None:
+        self.filter, self.passing = wanted, passing
+        self.rearrange()
+
+    def set_order(self, order: Order) -> None:
+        self.order = order
+        self._ordered = self._order()
+        self.rearrange()
+
+    def set_grouped(self, grouped: bool) -> None:
+        self.grouped = grouped
+        self.rearrange()
+
+    def set_folded(self, folded: frozenset[str]) -> None:
+        self.folded = folded
+        self.rearrange()
+
+    def rearrange(self) -> None:
+        """New lines from rows, filter, order and folds."""
+        self.beginResetModel()
+        arrangement = self._arranged()
+        self._lines, self._shown = arrangement.entries, arrangement.shown
+        self.endResetModel()
+
+    def refresh(self) -> None:
+        """The same lines with other contents."""
+        if self._lines:
+            self.dataChanged.emit(self.index(0, 0), self.index(len(self._lines) - 1, len(COLUMNS) - 1))
+
+    def set_errors(self, changed: Mapping[int, ShownError]) -> None:
+        """Errors of some rows became known. The order stays until it is asked for again."""
+        rows, errors = self.rows, self.errors
+        if rows is None or errors is None:
+            return
+        for i, error in changed.items():
+            errors.sqnr[i], errors.mark[i] = error_cell(error)
+        update_worst(rows, errors, {rows.block[i] for i in changed})
+        column = PLACE["sqnr"]
+        if self._lines:
+            self.dataChanged.emit(self.index(0, column), self.index(len(self._lines) - 1, column))
+
+    def _order(self) -> Sequence[int]:
+        if self.rows is None:
+            return ()
+        return ordering(self.rows, self.cells, self.errors.sqnr if self.errors else None, self.order)
+
+    def _arranged(self) -> Arrangement:
+        if self.rows is None:
+            return Arrangement([], 0)
+        backwards = self.order.column == "name" and self.order.descending
+        return arrange(self.rows, self._ordered, self.passing, self.grouped, self._open_folds(), backwards)
+
+    def _open_folds(self) -> frozenset[str]:
+        # What was searched for must be seen.
+        return frozenset() if self.filter else self.folded
+
+    # Questions
+
+    @property
+    def lines(self) -> list[int]:
+        return self._lines
+
+    @property
+    def shown(self) -> int:
+        """Tensors that pass the filter."""
+        return self._shown
+
+    def entry(self, line: int) -> int:
+        return self._lines[line]
+
+    def depth(self, line: int) -> int:
+        entry = self._lines[line]
+        if not self.grouped or entry == MODEL:
+            return 0
+        return 2 if entry >= 0 else 1
+
+    def is_folded(self, line: int) -> bool | None:
+        """None for tensors, which have nothing to fold."""
+        entry = self._lines[line]
+        if entry >= 0 or self.rows is None:
+            return None
+        label = "" if entry == MODEL else self.rows.blocks[entry_block(entry)]
+        return label in self._open_folds()
+
+    def fold(self, lines: Iterable[int], folded: bool) -> None:
+        rows = self.rows
+        if rows is None or self.filter:
+            return
+        entries = [self._lines[n] for n in lines]
+        labels = {"" if e == MODEL else rows.blocks[entry_block(e)] for e in entries if e < 0}
+        self.set_folded(self.folded | labels if folded else self.folded - labels)
+
+    def fold_all(self, folded: bool) -> None:
+        if self.rows is not None:
+            self.set_folded(frozenset(self.rows.blocks) if folded else frozenset())
+
+    def rows_at(self, lines: Sequence[int]) -> list[int]:
+        """Rows of the tensors that these lines stand for."""
+        if self.rows is None:
+            return []
+        return tensors_of([self._lines[n] for n in lines], self.rows, self.passing)
+
+    def names_at(self, lines: Sequence[int]) -> tuple[str, ...]:
+        return tuple(self.rows.names[i] for i in self.rows_at(lines)) if self.rows is not None else ()
+
+    def lines_of(self, names: Iterable[str]) -> list[int]:
+        """Visible lines of tensors, ascending."""
+        rows = self.rows
+        if rows is None:
+            return []
+        wanted = {rows.index[n] for n in names if n in rows.index}
+        return [line for line, entry in enumerate(self._lines) if entry in wanted] if wanted else []
+
+    # Qt's questions
+
+    def rowCount(self, parent: Index = NO_PARENT) -> int:
+        return 0 if parent.isValid() else len(self._lines)
+
+    def columnCount(self, parent: Index = NO_PARENT) -> int:
+        return 0 if parent.isValid() else len(COLUMNS)
+
+    def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        if orientation != Qt.Orientation.Horizontal or not 0 <= section < len(COLUMNS):
+            return None
+        column = COLUMNS[section]
+        if role == Qt.ItemDataRole.DisplayRole:
+            if column.id == "size":
+                return f"size, {self.cells.unit[0] if self.cells else 'MiB'}"
+            return column.title
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return column.help
+        if role == Qt.ItemDataRole.TextAlignmentRole:
+            side = Qt.AlignmentFlag.AlignRight if column.number else Qt.AlignmentFlag.AlignLeft
+            return int(side | Qt.AlignmentFlag.AlignVCenter)
+        return None
+
+    def flags(self, index: Index) -> Qt.ItemFlag:
+        if not index.isValid():
+            return Qt.ItemFlag.NoItemFlags
+        flags = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable | Qt.ItemFlag.ItemNeverHasChildren
+        if index.column() == PLACE["strategy"] and self.cells is not None:
+            flags |= Qt.ItemFlag.ItemIsEditable
+        return flags
+
+    def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        if not index.isValid() or not 0 <= index.row() < len(self._lines):
+            return None
+        column = COLUMNS[index.column()]
+        if role == Qt.ItemDataRole.DisplayRole:
+            return self.text(index.row(), column.id)
+        if role == Qt.ItemDataRole.EditRole:
+            return self.text(index.row(), column.id)
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return self.tooltip(index.row(), column.id)
+        if role == Qt.ItemDataRole.TextAlignmentRole:
+            side = Qt.AlignmentFlag.AlignRight if column.number else Qt.AlignmentFlag.AlignLeft
+            return int(side | Qt.AlignmentFlag.AlignVCenter)
+        return None
+
+    def setData(self, index: Index, value: Any, role: int = Qt.ItemDataRole.EditRole) -> bool:
+        if role != Qt.ItemDataRole.EditRole or not index.isValid() or index.column() != PLACE["strategy"]:
+            return False
+        self.assigned.emit(self.rows_at([index.row()]), str(value))
+        return True
+
+    # Texts
+
+    def text(self, line: int, column: str) -> str:
+        rows = self.rows
+        assert rows is not None
+        entry = self._lines[line]
+        if entry < 0:
+            return self._sum_text(entry, column)
+        cells = self.cells
+        if column == "name":
+            return rows.short[entry] if self.grouped else rows.names[entry]
+        if column == "role":
+            return rows.roles[entry]
+        if column == "shape":
+            return rows.shapes[entry]
+        if column == "dtype":
+            return rows.dtypes[entry]
+        if column == "sqnr":
+            return self._sqnr_text(entry)
+        if cells is None:
+            return ""
+        if column == "strategy":
+            return cells.strategy[entry]
+        if column == "bpw":
+            return f"{cells.bpw[entry]:.2f}"
+        if column == "size":
+            return size_text(cells.nbytes[entry], cells.unit[1])
+        return cells.rule[entry]
+
+    def _sum_text(self, entry: int, column: str) -> str:
+        rows, cells = self.rows, self.cells
+        assert rows is not None
+        block = entry_block(entry)
+        if column == "name":
+            return self.title or "model" if entry == MODEL else rows.blocks[block]
+        if column == "shape":
+            count = len(rows) if entry == MODEL else len(rows.members[block])
+            return f"{count:,}"
+        if cells is None:
+            return ""
+        if column == "strategy":
+            return cells.model_strategy if entry == MODEL else cells.block_strategy[block]
+        if column == "bpw":
+            return f"{cells.plan.bpw if entry == MODEL else cells.block_bpw[block]:.2f}"
+        if column == "size":
+            nbytes = sum(cells.block_bytes) if entry == MODEL else cells.block_bytes[block]
+            return size_text(nbytes, cells.unit[1])
+        if column == "sqnr":
+            worst = self.worst(entry)
+            return f"≥ {worst:.1f}" if math.isfinite(worst) else ""
+        return ""
+
+    def worst(self, entry: int) -> float:
+        """The lowest known SQNR under a block or the model; NaN when none is known."""
+        if self.errors is None:
+            return math.nan
+        if entry != MODEL:
+            return self.errors.worst[entry_block(entry)]
+        known = [w for w in self.errors.worst if w == w]
+        return min(known, default=math.nan)
+
+    def _sqnr_text(self, row: int) -> str:
+        if self.errors is None:
+            return ""
+        value, mark = float(self.errors.sqnr[row]), int(self.errors.mark[row])
+        if mark == UNKNOWN or value != value:
+            return ""
+        if value == math.inf:
+            return "exact"
+        return f"≈ {value:.1f}" if mark == SAMPLED else f"{value:.1f}"
+
+    def tooltip(self, line: int, column: str) -> str:
+        rows, cells = self.rows, self.cells
+        assert rows is not None
+        entry = self._lines[line]
+        if entry < 0:
+            if column == "sqnr":
+                return "The worst tensor in here"
+            return "How many tensors" if column == "shape" else ""
+        if column == "name":
+            sources = [n for n in rows.outline.tensors[entry].source.names() if n != rows.names[entry]]
+            return "\n".join((rows.names[entry], *(f"from {n}" for n in sources)))
+        if column == "shape":
+            return f"{rows.shapes[entry]} = {rows.numel[entry]:,} weights"
+        if cells is None:
+            return ""
+        if column == "strategy":
+            return self._strategy_tooltip(entry)
+        if column == "size":
+            return f"{cells.nbytes[entry]:,} bytes ({bytes_text(cells.nbytes[entry])})"
+        if column == "sqnr":
+            return self._sqnr_tooltip(entry)
+        return cells.rule[entry] if column == "rule" else ""
+
+    def _strategy_tooltip(self, row: int) -> str:
+        cells = self.cells
+        assert cells is not None
+        lines = [f"stored as {cells.stored[row]}"]
+        if cells.badge[row] == "fallback":
+            lines.append(f"not as asked: {cells.reason[row]}")
+        elif cells.reason[row]:
+            lines.append(f"{cells.badge[row]}: {cells.reason[row]}" if cells.badge[row] else cells.reason[row])
+        lines.append(f"rule: {cells.rule[row]}")
+        return "\n".join(lines)
+
+    def _sqnr_tooltip(self, row: int) -> str:
+        assert self.cells is not None
+        if self.cells.badge[row] == "kept" or self.cells.plan.tensors[row].copy:
+            return "Not quantized"
+        if self.errors is None:
+            return ""
+        return {
+            UNKNOWN: "Not looked at yet",
+            SAMPLED: "Preview from a sample of rows",
+            EXACT: "Preview over all rows",
+            WRITTEN: "Measured by the run over all rows",
+        }[int(self.errors.mark[row])]
+
+
+def size_text(nbytes: int, unit: int) -> str:
+    """Bytes in a fixed unit, one decimal; what would round to nothing says so."""
+    value = nbytes / unit
+    return "< 0.1" if 0 < value < 0.05 else f"{value:,.1f}"

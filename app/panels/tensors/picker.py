@@ -1,0 +1,231 @@
+"""The popover in which a strategy is chosen for one tensor or for many: type to narrow, Enter to assign. It opens over
+the strategy cell, or beside the selection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PySide6.QtCore import QAbstractListModel, QEvent, QModelIndex, QObject, QPoint, QRect, QSize, Qt, Signal
+from PySide6.QtGui import QFontMetrics, QKeyEvent, QPainter
+from PySide6.QtWidgets import (
+    QFrame,
+    QLabel,
+    QLineEdit,
+    QListView,
+    QStyle,
+    QStyledItemDelegate,
+    QStyleOptionViewItem,
+    QVBoxLayout,
+    QWidget,
+)
+
+from app.panels.tensors.choices import StrategyChoice, narrowed
+from app.theme import Theme, figures
+from core.engine.progress import bytes_text
+from core.errors import RecipeError
+from core.recipes.model import Strategy
+
+WIDTH = 460
+ROW = 24
+VISIBLE_ROWS = 12
+CHOICE = Qt.ItemDataRole.UserRole
+
+
+class _Choices(QAbstractListModel):
+    def __init__(self, parent: QObject) -> None:
+        super().__init__(parent)
+        self.choices: list[StrategyChoice] = []
+
+    def show(self, choices: list[StrategyChoice]) -> None:
+        self.beginResetModel()
+        self.choices = choices
+        self.endResetModel()
+
+    def rowCount(self, parent=QModelIndex()) -> int:  # noqa: B008
+        return 0 if parent.isValid() else len(self.choices)
+
+    def data(self, index, role: int = Qt.ItemDataRole.DisplayRole):
+        if not index.isValid():
+            return None
+        choice = self.choices[index.row()]
+        if role == Qt.ItemDataRole.DisplayRole:
+            return choice.text
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return choice.why
+        return choice if role == CHOICE else None
+
+
+class _Delegate(QStyledItemDelegate):
+    def __init__(self, theme: Theme, total: int, parent: QWidget) -> None:
+        super().__init__(parent)
+        self._theme = theme
+        self._total = total
+        self._numbers = figures(parent.font())
+
+    def sizeHint(self, option, index) -> QSize:
+        return QSize(WIDTH - 20, ROW)
+
+    def paint(self, painter: QPainter, option: QStyleOptionViewItem, index) -> None:
+        choice: StrategyChoice = index.data(CHOICE)
+        style = option.widget.style()
+        style.drawPrimitive(QStyle.PrimitiveElement.PE_PanelItemViewItem, option, painter, option.widget)
+        selected = bool(option.state & QStyle.StateFlag.State_Selected)
+        color = option.palette.highlightedText().color() if selected else option.palette.text().color()
+        muted = color if selected else self._theme.colors.muted
+        none = choice.misfits >= self._total
+        rect = option.rect.adjusted(8, 0, -8, 0)
+        middle = int(Qt.AlignmentFlag.AlignVCenter)
+        painter.save()
+        if choice.family:
+            painter.fillRect(QRect(rect.left(), rect.center().y() - 3, 8, 8), self._theme.color_for(choice.text))
+        painter.setPen(muted if none else color)
+        painter.drawText(rect.adjusted(14, 0, 0, 0), middle, choice.text)
+        painter.setPen(muted)
+        if none:
+            about = choice.why
+        elif choice.misfits:
+            about = f"{choice.title} · not for {choice.misfits:,}: {choice.why}"
+        else:
+            about = choice.title
+        room = QRect(rect.left() + 124, rect.top(), rect.width() - 124 - (0 if none else 128), rect.height())
+        about = painter.fontMetrics().elidedText(about, Qt.TextElideMode.ElideRight, room.width())
+        painter.drawText(room, middle, about)
+        if not none:
+            painter.setFont(self._numbers)
+            right = int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+            painter.drawText(QRect(rect.right() - 122, rect.top(), 44, rect.height()), right, f"{choice.bpw:.2f}")
+            painter.drawText(rect, right, bytes_text(choice.nbytes))
+        painter.restore()
+
+
+class StrategyPicker(QFrame):
+    """chosen(Strategy, or None for "let the rules decide")."""
+
+    chosen = Signal(object)
+
+    def __init__(
+        self,
+        theme: Theme,
+        what: str,
+        current: str,
+        choices: Sequence[StrategyChoice],
+        count: int,
+        parent: QWidget,
+        by_hand: bool = False,
+    ) -> None:
+        super().__init__(parent, Qt.WindowType.Popup)
+        self.setProperty("kind", "popover")
+        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        self.setFixedWidth(WIDTH)
+        self._all = list(choices)
+        self._by_hand = by_hand
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(8, 8, 8, 8)
+        layout.setSpacing(6)
+        title = QLabel(what, self)
+        title.setProperty("kind", "muted")
+        self.edit = QLineEdit(self)
+        self.edit.setPlaceholderText("Type a format, or format+method")
+        self.edit.setText(current)
+        self.edit.selectAll()
+        self.list = QListView(self)
+        self.list.setUniformItemSizes(True)
+        self.list.setFrameShape(QFrame.Shape.NoFrame)
+        self.list.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        self.list.setItemDelegate(_Delegate(theme, count, self.list))
+        self._model = _Choices(self)
+        self.list.setModel(self._model)
+        self.list.setFixedHeight(ROW * VISIBLE_ROWS)
+        self.note = QLabel(self)
+        self.note.setProperty("kind", "muted")
+        self.note.setWordWrap(True)
+        for widget in (title, self.edit, self.list, self.note):
+            layout.addWidget(widget)
+        self.edit.textEdited.connect(self._narrow)
+        self.edit.installEventFilter(self)
+        self.list.clicked.connect(self._take)
+        self._show(self._all)
+        self._point_at(current)
+        hint = "Enter assigns, Esc leaves it as it is"
+        self.note.setText(f"{hint}, Ctrl+Backspace lets the rules decide" if by_hand else hint)
+
+    def open_at(self, place: QRect) -> None:
+        """Shows itself under a rectangle in global coordinates, or above it where there is no room."""
+        self.adjustSize()
+        screen = self.screen().availableGeometry()
+        x = min(place.left() - 9, screen.right() - self.width())
+        y = place.top() - 4
+        if y + self.height() > screen.bottom():
+            y = place.bottom() - self.height()
+        self.move(QPoint(max(screen.left(), x), max(screen.top(), y)))
+        self.show()
+        self.edit.setFocus(Qt.FocusReason.PopupFocusReason)
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        if watched is self.edit and isinstance(event, QKeyEvent) and event.type() == QEvent.Type.KeyPress:
+            key = event.key()
+            if key in (Qt.Key.Key_Return, Qt.Key.Key_Enter):
+                self._enter()
+                return True
+            if key in (Qt.Key.Key_Up, Qt.Key.Key_Down, Qt.Key.Key_PageUp, Qt.Key.Key_PageDown):
+                self._step({Qt.Key.Key_Up: -1, Qt.Key.Key_Down: 1, Qt.Key.Key_PageUp: -10}.get(Qt.Key(key), 10))
+                return True
+            control = bool(event.modifiers() & Qt.KeyboardModifier.ControlModifier)
+            if control and key == Qt.Key.Key_Backspace and self._by_hand:
+                self._finish(None)
+                return True
+        return super().eventFilter(watched, event)
+
+    def _narrow(self, typed: str) -> None:
+        self._show(narrowed(self._all, typed))
+
+    def _show(self, choices: list[StrategyChoice]) -> None:
+        self._model.show(choices)
+        if choices:
+            self.list.setCurrentIndex(self._model.index(0))
+
+    def _point_at(self, text: str) -> None:
+        word = text.partition("+")[0]
+        for i, choice in enumerate(self._model.choices):
+            if choice.text == word:
+                self.list.setCurrentIndex(self._model.index(i))
+                self.list.scrollTo(self._model.index(i), QListView.ScrollHint.PositionAtCenter)
+
+    def _step(self, by: int) -> None:
+        row = min(max(0, self.list.currentIndex().row() + by), self._model.rowCount() - 1)
+        self.list.setCurrentIndex(self._model.index(row))
+
+    def _take(self, index: QModelIndex) -> None:
+        self._finish(Strategy(self._model.choices[index.row()].text))
+
+    def _enter(self) -> None:
+        """What is pointed at, with the method that was typed behind a plus; or exactly what was typed."""
+        from core.recipes import parse_strategy
+
+        typed = self.edit.text().strip()
+        index = self.list.currentIndex()
+        base, plus, method = typed.partition("+")
+        exact = any(c.text == base.strip().lower() for c in self._all)
+        if index.isValid() and not exact:
+            typed = self._model.choices[index.row()].text + plus + method
+        elif index.isValid() and not plus:
+            typed = self._model.choices[index.row()].text
+        try:
+            strategy = parse_strategy(typed)
+        except RecipeError as error:
+            self.note.setText(str(error))
+            self.adjustSize()
+            return
+        self._finish(strategy)
+
+    def _finish(self, strategy: Strategy | None) -> None:
+        self.close()
+        self.chosen.emit(strategy)
+
+
+def picker_title(names: Sequence[str], metrics: QFontMetrics) -> str:
+    """ "blk.0.attn_q.weight" or "12 tensors"."""
+    if len(names) == 1:
+        return metrics.elidedText(names[0], Qt.TextElideMode.ElideMiddle, WIDTH - 24)
+    return f"{len(names):,} tensors"

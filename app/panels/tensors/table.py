@@ -1,0 +1,133 @@
+"""The table widget itself: selection by ranges, keys, fold marks. Knows the model, nothing of the session."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PySide6.QtCore import QItemSelection, QItemSelectionModel, QModelIndex, QPoint, Qt, Signal
+from PySide6.QtGui import QKeyEvent, QMouseEvent, QResizeEvent
+from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
+
+from app.panels.tensors.delegate import ROW_HEIGHT, TensorDelegate
+from app.panels.tensors.model import COLUMNS, PLACE, TensorModel
+from app.panels.tensors.state import runs
+
+
+class TensorTable(QTableView):
+    """A table whose first column folds. typed(text): a printable key that belongs to the filter."""
+
+    typed = Signal(str)
+    fold_asked = Signal(list, bool)
+    viewport_changed = Signal()
+
+    def __init__(self, model: TensorModel, parent: QWidget) -> None:
+        super().__init__(parent)
+        self._tensors = model
+        self.setModel(model)
+        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
+        self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
+        self.setEditTriggers(QAbstractItemView.EditTrigger.DoubleClicked | QAbstractItemView.EditTrigger.EditKeyPressed)
+        self.setShowGrid(False)
+        self.setWordWrap(False)
+        self.setCornerButtonEnabled(False)
+        self.setHorizontalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
+        self.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
+        self.setFrameShape(QTableView.Shape.NoFrame)
+        self.setTabKeyNavigation(False)
+        self.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
+        rows = self.verticalHeader()
+        rows.hide()
+        rows.setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
+        rows.setMinimumSectionSize(ROW_HEIGHT)
+        rows.setDefaultSectionSize(ROW_HEIGHT)
+        header = self.horizontalHeader()
+        header.setHighlightSections(False)
+        header.setSectionsMovable(True)
+        header.setSortIndicator(0, Qt.SortOrder.AscendingOrder)
+        header.setSortIndicatorShown(True)
+        header.setSectionsClickable(True)
+        header.setFixedHeight(ROW_HEIGHT + 2)
+        header.setMinimumSectionSize(40)
+        for i, column in enumerate(COLUMNS):
+            self.setColumnWidth(i, column.width)
+        header.setStretchLastSection(True)
+        self.verticalScrollBar().valueChanged.connect(self.viewport_changed)
+
+    def visible_lines(self) -> range:
+        """Lines on screen."""
+        count = self._tensors.rowCount()
+        first = max(0, self.rowAt(0))
+        last = self.rowAt(self.viewport().height() - 1)
+        return range(first, count if last < 0 else last + 1)
+
+    def selected_lines(self) -> list[int]:
+        """Ascending, from ranges: asking for every index would take a second."""
+        found: set[int] = set()
+        for part in self.selectionModel().selection():  # type: ignore[attr-defined]  # it iterates
+            found.update(range(part.top(), part.bottom() + 1))
+        return sorted(found)
+
+    def select_lines(self, lines: Sequence[int]) -> None:
+        model = self._tensors
+        selection = QItemSelection()
+        last = len(COLUMNS) - 1
+        for first, end in runs(lines):
+            selection.select(model.index(first, 0), model.index(end, last))
+        self.selectionModel().select(selection, QItemSelectionModel.SelectionFlag.ClearAndSelect)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        self.viewport_changed.emit()
+
+    def mousePressEvent(self, event: QMouseEvent) -> None:
+        index = self.indexAt(event.position().toPoint())
+        if self._on_fold_mark(index, event.position().toPoint()):
+            line = index.row()
+            self.fold_asked.emit([line], not self._tensors.is_folded(line))
+            return
+        super().mousePressEvent(event)
+
+    def mouseDoubleClickEvent(self, event: QMouseEvent) -> None:
+        index = self.indexAt(event.position().toPoint())
+        if index.isValid() and index.column() == PLACE["name"] and self._tensors.is_folded(index.row()) is not None:
+            if not self._on_fold_mark(index, event.position().toPoint()):
+                self.fold_asked.emit([index.row()], not self._tensors.is_folded(index.row()))
+            return
+        super().mouseDoubleClickEvent(event)
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        key, text = event.key(), event.text()
+        plain = not event.modifiers() & ~(Qt.KeyboardModifier.ShiftModifier | Qt.KeyboardModifier.KeypadModifier)
+        index = self.currentIndex()
+        if key in (Qt.Key.Key_Left, Qt.Key.Key_Right) and plain and index.isValid():
+            if self._fold_by_key(index, key == Qt.Key.Key_Left):
+                return
+        elif index.isValid() and (key == Qt.Key.Key_F2 or (plain and key in (Qt.Key.Key_Return, Qt.Key.Key_Enter))):
+            self.edit(index.siblingAtColumn(PLACE["strategy"]))
+            return
+        elif plain and text.strip() and text.isprintable():
+            self.typed.emit(text)
+            return
+        super().keyPressEvent(event)
+
+    def _fold_by_key(self, index: QModelIndex, left: bool) -> bool:
+        """Left closes a block or goes to its line, right opens it."""
+        line = index.row()
+        folded = self._tensors.is_folded(line)
+        if folded is None:
+            if not left or not self._tensors.grouped:
+                return False
+            while line > 0 and self._tensors.is_folded(line) is None:
+                line -= 1
+            self.setCurrentIndex(self._tensors.index(line, index.column()))
+            return True
+        if folded != left:
+            self.fold_asked.emit([line], left)
+        return True
+
+    def _on_fold_mark(self, index: QModelIndex, point: QPoint) -> bool:
+        if not index.isValid() or index.column() != PLACE["name"] or self._tensors.is_folded(index.row()) is None:
+            return False
+        delegate = self.itemDelegate()
+        assert isinstance(delegate, TensorDelegate)
+        return delegate.fold_rect(self.visualRect(index), self._tensors.depth(index.row())).contains(point)

@@ -1,0 +1,426 @@
+"""The tensor panel: filter bar and table together, following the session, and how a selection becomes an assignment.
+What is shown is in model.py and state.py, how it is painted in delegate.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from PySide6.QtCore import QByteArray, QItemSelectionModel, QModelIndex, QPoint, QRect, Qt, QTimer, Signal, Slot
+from PySide6.QtGui import QGuiApplication
+from PySide6.QtWidgets import QMenu, QVBoxLayout, QWidget
+
+from app.edits import AddRule, AssignStrategy
+from app.job_service import JobService
+from app.jobs import Done, Failed, JobId, Outcome
+from app.panels.tensors.choices import strategy_choices
+from app.panels.tensors.delegate import TensorDelegate
+from app.panels.tensors.filterbar import FilterBar
+from app.panels.tensors.loading import FILTER, TABLE, FilterRequest, TableData, TableRequest, filter_task, table_task
+from app.panels.tensors.model import COLUMNS, PLACE, TensorModel
+from app.panels.tensors.picker import StrategyPicker, picker_title
+from app.panels.tensors.state import Order
+from app.panels.tensors.table import TensorTable
+from app.session import Changes, Notice, Session, ShownError
+from app.theme import current
+from core.context import SILENT
+from core.errors import WorkbenchError
+from core.recipes.model import KEEP, Match, Rule, Strategy
+
+# A regular expression over more names than this is answered behind.
+INLINE_REGEX = 4000
+# While many rows are selected, the other panels follow this long after the last change.
+SELECT_MS = 40
+
+
+class TensorsPanel(QWidget):
+    """viewport_changed: other tensors may be on screen."""
+
+    viewport_changed = Signal()
+
+    def __init__(self, session: Session, jobs: JobService) -> None:
+        super().__init__()
+        self._session = session
+        self._jobs = jobs
+        self._theme = current()
+        self.model = TensorModel(self)
+        self._job: JobId | None = None
+        self._filter_job: JobId | None = None
+        self._late: set[str] = set()  # tensors whose error came while a table was being built
+        self._following = False  # the selection is being restored, nobody chose anything
+        self._picker: StrategyPicker | None = None
+        self._build()
+        session.changed.connect(self._changed)
+        session.selection_changed.connect(self._follow_selection)
+        jobs.finished.connect(self._finished)
+        if session.outline is not None:
+            self._load()
+
+    def _build(self) -> None:
+        self.bar = FilterBar(self._theme, self)
+        self.table = TensorTable(self.model, self)
+        self.delegate = TensorDelegate(self._theme, self.table)
+        self.table.setItemDelegate(self.delegate)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(0)
+        layout.addWidget(self.bar)
+        layout.addWidget(self.table, 1)
+        self._select_timer = QTimer(self)
+        self._select_timer.setSingleShot(True)
+        self._select_timer.setInterval(SELECT_MS)
+        self._select_timer.timeout.connect(self._hand_on_selection)
+        self.bar.changed.connect(self._refilter)
+        self.bar.grouped.connect(self._regroup)
+        self.bar.left.connect(self._enter_table)
+        self.table.typed.connect(self.bar.type_on)
+        self.table.fold_asked.connect(self._fold)
+        self.table.viewport_changed.connect(self.viewport_changed)
+        self.table.customContextMenuRequested.connect(self._menu)
+        self.table.selectionModel().selectionChanged.connect(self._selected)
+        self.delegate.edit_requested.connect(self._edit)
+        self.model.assigned.connect(self._assign_text)
+        header = self.table.horizontalHeader()
+        header.sortIndicatorChanged.connect(self._sort)
+        header.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
+        header.customContextMenuRequested.connect(self._header_menu)
+        self._theme.changed.connect(self.table.viewport().update)
+
+    # Called by the window
+
+    def visible_names(self) -> list[str]:
+        """Output names of the tensors on screen."""
+        rows = self.model.rows
+        if rows is None:
+            return []
+        entries = (self.model.entry(line) for line in self.table.visible_lines())
+        return [rows.names[e] for e in entries if e >= 0]
+
+    def focus_filter(self) -> None:
+        self.bar.focus()
+
+    def save_state(self) -> bytes:
+        return bytes(self.table.horizontalHeader().saveState().data())
+
+    def restore_state(self, state: bytes) -> None:
+        if state:
+            self.table.horizontalHeader().restoreState(QByteArray(state))
+            self._sort(*self._indicator())
+
+    def selected_names(self) -> tuple[str, ...]:
+        """What an assignment would go to: the selected tensors, a block standing for its own."""
+        return self.model.names_at(self.table.selected_lines())
+
+    def open_picker(self) -> None:
+        """The popover, for the selection."""
+        names = self.selected_names()
+        if not names:
+            self._session.notify(Notice("note", "Select one or more tensors first, then assign a strategy"))
+            return
+        current = self.table.currentIndex()
+        if not current.isValid():
+            current = self.model.index(self.table.selected_lines()[0], PLACE["strategy"])
+        self.table.scrollTo(current)
+        self._pick(names, current.siblingAtColumn(PLACE["strategy"]))
+
+    def assign(self, strategy: Strategy | None) -> None:
+        """Gives the selection a strategy; None lets the rules decide."""
+        names = self.selected_names()
+        if names:
+            self._apply(names, strategy)
+
+    def add_rule_like_selection(self) -> None:
+        """A rule for all tensors of the selected roles, in front of the other rules."""
+        rows = self.model.rows
+        names = self.selected_names()
+        if rows is None or not names:
+            return
+        roles = tuple(dict.fromkeys(rows.roles[rows.index[n]] for n in names))
+        planned = self._session.tensor(names[0])
+        strategy = planned.strategy if planned is not None else Strategy(KEEP)
+        self._try(lambda: self._session.apply(AddRule(0, Rule(Match(role=roles), Strategy(strategy.format))), self))
+
+    # Following the session
+
+    def _changed(self, changes: Changes, initiator: object) -> None:
+        if changes.checkpoint:
+            checkpoint = self._session.checkpoint
+            self.model.folded = frozenset()
+            self.model.title = checkpoint.path.name if checkpoint is not None else ""
+            if self._session.outline is None:
+                self._clear()
+        if (changes.outline or changes.plan) and self._session.outline is not None:
+            self._load()
+        if changes.errors:
+            if self._job is not None:
+                self._late |= changes.errors
+            self._show_errors(changes.errors)
+
+    def _clear(self) -> None:
+        self._job = None
+        self._following = True
+        self.model.show(None, None, None, None)
+        self._following = False
+        self._fill_menus()
+        self._count()
+
+    def _load(self) -> None:
+        session, model = self._session, self.model
+        outline = session.outline
+        assert outline is not None
+        plan = session.plan if session.plan is not None and session.plan.outline is outline else None
+        rows = model.rows if model.rows is not None and model.rows.outline is outline else None
+        self._late.clear()
+        request = TableRequest(outline, plan, rows, session.known_errors(), self.bar.filter())
+        self._job = self._jobs.submit(table_task, request, title="Tensor table", lane="preview", key=TABLE)
+
+    def _finished(self, job: JobId, outcome: Outcome) -> None:
+        if job == self._job:
+            self._job = None
+            if isinstance(outcome, Done):
+                self._show(outcome.result)
+            elif isinstance(outcome, Failed):
+                self._session.notify(Notice("error", f"Cannot show the tensors: {outcome.line}", outcome.details))
+        elif job == self._filter_job:
+            self._filter_job = None
+            if isinstance(outcome, Done):
+                self._filtered(outcome.result)
+            elif isinstance(outcome, Failed):
+                self.bar.show_wrong(outcome.line)
+
+    def _show(self, data: TableData) -> None:
+        new = data.rows is not self.model.rows
+        selected = () if new else self._session.selection
+        scroll = self.table.verticalScrollBar().value()
+        self._following = True
+        self.model.filter = data.filter
+        self.model.show(data.rows, data.cells, data.errors, data.passing)
+        self.model.headerDataChanged.emit(Qt.Orientation.Horizontal, PLACE["size"], PLACE["size"])
+        self._following = False
+        if new:
+            self._fill_menus()
+        if data.filter != self.bar.filter():
+            self._refilter()
+        self._late, late = set(), self._late
+        self._show_errors(late)
+        self._restore_selection(selected)
+        if not new:
+            self.table.verticalScrollBar().setValue(scroll)
+        elif data.rows.names:
+            self._select_first()
+        self._count()
+        self.viewport_changed.emit()
+
+    def _select_first(self) -> None:
+        """The first quantized tensor, so that no panel is empty without need."""
+        cells = self.model.cells
+        for line in self.table.visible_lines():
+            entry = self.model.entry(line)
+            if entry >= 0 and (cells is None or not cells.badge[entry]):
+                self.table.setCurrentIndex(self.model.index(line, 0))
+                return
+
+    def _show_errors(self, names: frozenset[str] | set[str]) -> None:
+        rows = self.model.rows
+        if rows is None or not names:
+            return
+        changed: dict[int, ShownError] = {}
+        for name in names:
+            error = self._session.error(name)
+            if error is not None and name in rows.index:
+                changed[rows.index[name]] = error
+        if changed:
+            self.model.set_errors(changed)
+
+    # Filter, order, folds
+
+    @Slot()
+    def _refilter(self) -> None:
+        rows, wanted = self.model.rows, self.bar.filter()
+        if rows is None:
+            return
+        if wanted.text.strip().startswith("re:") and len(rows) > INLINE_REGEX:
+            request = FilterRequest(rows, wanted)
+            self._filter_job = self._jobs.submit(filter_task, request, title="Filter", lane="preview", key=FILTER)
+            return
+        self._filter_job = None
+        try:
+            self._filtered(filter_task(FilterRequest(rows, wanted), SILENT))
+        except WorkbenchError as error:
+            self.bar.show_wrong(str(error))
+
+    def _filtered(self, passing: list[int] | None) -> None:
+        self.bar.show_wrong("")
+        self._keeping_selection(lambda: self.model.set_filter(self.bar.filter(), passing))
+        self._count()
+        self.viewport_changed.emit()
+
+    @Slot()
+    def _enter_table(self) -> None:
+        self.table.setFocus()
+        if not self.table.currentIndex().isValid() and self.model.rowCount():
+            self.table.setCurrentIndex(self.model.index(0, 0))
+
+    def _indicator(self) -> tuple[int, Qt.SortOrder]:
+        header = self.table.horizontalHeader()
+        return header.sortIndicatorSection(), header.sortIndicatorOrder()
+
+    @Slot(int, Qt.SortOrder)
+    def _sort(self, section: int, direction: Qt.SortOrder) -> None:
+        column = COLUMNS[section].id if 0 <= section < len(COLUMNS) else "name"
+        order = Order(column, direction == Qt.SortOrder.DescendingOrder)
+        self._keeping_selection(lambda: self.model.set_order(order))
+        self.viewport_changed.emit()
+
+    @Slot(bool)
+    def _regroup(self, grouped: bool) -> None:
+        self._keeping_selection(lambda: self.model.set_grouped(grouped))
+        self.viewport_changed.emit()
+
+    @Slot(list, bool)
+    def _fold(self, lines: list[int], folded: bool) -> None:
+        current = self.table.currentIndex()
+        entry = self.model.entry(current.row()) if current.isValid() else None
+        self._keeping_selection(lambda: self.model.fold(lines, folded))
+        if entry is not None and entry in self.model.lines:
+            index = self.model.index(self.model.lines.index(entry), current.column())
+            self.table.selectionModel().setCurrentIndex(index, QItemSelectionModel.SelectionFlag.NoUpdate)
+        self.viewport_changed.emit()
+
+    def fold_all(self, folded: bool) -> None:
+        self._keeping_selection(lambda: self.model.fold_all(folded))
+        self.viewport_changed.emit()
+
+    def _keeping_selection(self, change: Callable[[], None]) -> None:
+        """Does something that resets the model, then selects again what is still there."""
+        self._following = True
+        try:
+            change()
+        finally:
+            self._following = False
+        self._restore_selection(self._session.selection)
+
+    def _restore_selection(self, names: Sequence[str]) -> None:
+        if not names:
+            return
+        lines = self.model.lines_of(names)
+        self._following = True
+        self.table.select_lines(lines)
+        if lines and not self.table.currentIndex().isValid():
+            self.table.selectionModel().setCurrentIndex(
+                self.model.index(lines[0], 0), QItemSelectionModel.SelectionFlag.NoUpdate
+            )
+        self._following = False
+
+    def _fill_menus(self) -> None:
+        rows = self.model.rows
+        self.bar.offer(rows.role_names if rows is not None else (), rows.dtype_names if rows is not None else ())
+
+    def _count(self) -> None:
+        self.bar.show_count(self.model.shown, len(self.model.rows) if self.model.rows is not None else 0)
+
+    # Selection
+
+    @Slot()
+    def _selected(self) -> None:
+        if not self._following:
+            self._select_timer.start()
+
+    @Slot()
+    def _hand_on_selection(self) -> None:
+        self._session.select(self.selected_names(), self)
+
+    @Slot(object)
+    def _follow_selection(self, names: tuple[str, ...]) -> None:
+        if names != self.selected_names() and self.model.rows is not None:
+            self._restore_selection(names)
+            lines = self.model.lines_of(names[:1])
+            if lines:
+                self.table.scrollTo(self.model.index(lines[0], 0))
+
+    # Assigning
+
+    @Slot(QModelIndex)
+    def _edit(self, index: QModelIndex) -> None:
+        """In place: the edited line, or the whole selection when it is part of it."""
+        lines = self.table.selected_lines()
+        names = self.model.names_at(lines if index.row() in lines else [index.row()])
+        # Qt is still inside the key or mouse event that asked for an editor.
+        QTimer.singleShot(0, self, lambda: self._pick(names, index))
+
+    def _pick(self, names: tuple[str, ...], index: QModelIndex) -> None:
+        session, rows = self._session, self.model.rows
+        if rows is None or not names or session.outline is not rows.outline or self.model.cells is None:
+            return
+        tensors = [rows.outline.tensors[rows.index[n]] for n in names]
+        choices = strategy_choices(rows.outline, session.target, tensors)
+        strategies = {self.model.cells.strategy[rows.index[n]] for n in names}
+        picker = StrategyPicker(
+            self._theme,
+            picker_title(names, self.fontMetrics()),
+            strategies.pop() if len(strategies) == 1 else "",
+            choices,
+            len(names),
+            self.window(),
+            by_hand=bool(session.recipe.rules),
+        )
+        picker.chosen.connect(lambda strategy: self._apply(names, strategy))
+        cell = self.table.visualRect(index)
+        corner = self.table.viewport().mapToGlobal(cell.topLeft())
+        self._picker = picker
+        picker.open_at(QRect(corner, cell.size()))
+
+    def _assign_text(self, rows: list[int], text: str) -> None:
+        from core.recipes import parse_strategy
+
+        if self.model.rows is None:
+            return
+        names = tuple(self.model.rows.names[i] for i in rows)
+        self._try(lambda: self._session.apply(AssignStrategy(names, parse_strategy(text)), self))
+
+    def _apply(self, names: tuple[str, ...], strategy: Strategy | None) -> None:
+        self._try(lambda: self._session.apply(AssignStrategy(names, strategy), self))
+
+    def _try(self, change: Callable[[], object]) -> None:
+        try:
+            change()
+        except WorkbenchError as error:
+            self._session.notify(Notice("error", str(error)))
+
+    # Menus
+
+    def _menu(self, point: QPoint) -> None:
+        names = self.selected_names()
+        menu = QMenu(self)
+        menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        assign = menu.addAction("Assign strategy …", self.open_picker)
+        keep = menu.addAction("Keep unquantized", lambda: self.assign(Strategy(KEEP)))
+        rules = menu.addAction("Let the rules decide", lambda: self.assign(None))
+        rule = menu.addAction("Add rule for these roles", self.add_rule_like_selection)
+        menu.addSeparator()
+        alike = menu.addAction("Select all of the same role", self._select_alike)
+        copy = menu.addAction("Copy names", lambda: QGuiApplication.clipboard().setText("\n".join(names)))
+        for action in (assign, keep, rules, rule, alike, copy):
+            action.setEnabled(bool(names))
+        menu.addSeparator()
+        menu.addAction("Fold all blocks", lambda: self.fold_all(True))
+        menu.addAction("Unfold all blocks", lambda: self.fold_all(False))
+        menu.popup(self.table.viewport().mapToGlobal(point))
+
+    def _select_alike(self) -> None:
+        rows = self.model.rows
+        if rows is None:
+            return
+        roles = {rows.roles[rows.index[n]] for n in self.selected_names()}
+        self.fold_all(False)
+        self.table.select_lines([i for i, e in enumerate(self.model.lines) if e >= 0 and rows.roles[e] in roles])
+
+    def _header_menu(self, point: QPoint) -> None:
+        header = self.table.horizontalHeader()
+        menu = QMenu(self)
+        menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        for i, column in enumerate(COLUMNS[1:], 1):
+            action = menu.addAction(column.title)
+            action.setCheckable(True)
+            action.setChecked(not header.isSectionHidden(i))
+            action.toggled.connect(lambda shown, i=i: header.setSectionHidden(i, not shown))
+        menu.popup(header.mapToGlobal(point))
