@@ -15,7 +15,7 @@ from core.errors import RecipeError
 from core.formats.ggml.types import GGML_TYPES
 from core.recipes.model import KEEP, Recipe, Resolved, Strategy
 from core.recipes.resolving import MISFIT, REFUSED, resolve
-from core.targets.base import Assignment, Outline, OutputTensor, Target
+from core.targets.base import Assignment, Layout, Outline, OutputTensor, Target
 
 if TYPE_CHECKING:
     from core.checkpoints.base import Checkpoint
@@ -61,7 +61,7 @@ def make_plan(
             rule_text=r.rule_text,
             reason=r.reason,
             fallback=r.fallback,
-            nbytes=sum(place.stored.nbytes for place in layout.places.get(a.tensor.name, ())),
+            nbytes=stored_bytes(layout, a.tensor.name),
         )
         for a, r in zip(assignments, resolved, strict=True)
     )
@@ -75,6 +75,12 @@ def make_plan(
         layout=layout,
         problems=tuple(_problems(planned, resolved, outline, target, statistics)),
     )
+
+
+def stored_bytes(layout: Layout, name: str) -> int:
+    """Bytes of all that is stored for one output tensor."""
+    places = layout.places.get(name, ())
+    return places[0].stored.nbytes if len(places) == 1 else sum(place.stored.nbytes for place in places)
 
 
 def label_of(recipe: Recipe) -> str:

@@ -72,7 +72,7 @@ class Recipe:
     comment: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Resolved:
     """What the recipe decided for one output tensor.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from core.recipes.remembering import PerOutline
 from core.tensors import DTYPES
 
 if TYPE_CHECKING:
@@ -52,3 +53,12 @@ def protected(tensor: OutputTensor, gguf_names: bool) -> str:
     if gguf_names and _DELICATE.search(tensor.name):
         return "llama.cpp needs it unquantized"
     return ""
+
+
+def _all(outline: Outline) -> tuple[str, ...]:
+    gguf_names = is_gguf(outline)
+    return tuple(protected(tensor, gguf_names) for tensor in outline.tensors)
+
+
+# `protected` for every output tensor, in the outline's order.
+protections: PerOutline[tuple[str, ...]] = PerOutline(_all)

@@ -3,7 +3,7 @@ plan (core/engine/plan.py)."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from core.recipes.checking import check_recipe
 from core.recipes.matching import conflicts, describe, winners
 from core.recipes.model import KEEP, Recipe, Resolved, Rule, Strategy
 from core.recipes.presets import Choice, get_preset
-from core.recipes.protect import is_gguf, protected, unreal
+from core.recipes.protect import protections, unreal
 from core.recipes.remembering import PerOutline
 
 if TYPE_CHECKING:
@@ -39,17 +39,16 @@ def resolve(recipe: Recipe, outline: Outline, target: Target, *, importance: boo
         for index, rule in enumerate(recipe.rules)
         if rule.preset and index in present
     }
-    decide = _Decider(target, is_gguf(outline))
+    decide = _Decider(target)
     resolved: list[Resolved] = []
+    guards = protections(outline)
     for index, (tensor, winner) in enumerate(zip(outline.tensors, won, strict=True)):
         if winner < 0:
             resolved.append(_kept(-1, "kept", unreal(tensor) or "no rule matches", NO_RULE))
             continue
         rule = recipe.rules[winner]
-        if rule.preset:
-            resolved.append(decide.preset(tensor, winner, texts[winner], rule, chosen[rule.preset][index]))
-        else:
-            resolved.append(decide.strategy(tensor, winner, texts[winner], rule))
+        case = _Case(tensor, guards[index], winner, rule, texts[winner])
+        resolved.append(decide.preset(case, chosen[rule.preset][index]) if rule.preset else decide.strategy(case))
     disagreeing: dict[int, list[str]] = {}
     for conflict in conflicts(recipe, outline):
         other = texts[conflict.rule] if conflict.rule >= 0 else "no rule"
@@ -80,73 +79,77 @@ def _chosen(outline: Outline, preset: str, importance: bool) -> list[Choice]:
     return known[key]
 
 
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One tensor and the rule that won it. guard: why it is never quantized, or ""."""
+
+    tensor: OutputTensor
+    guard: str
+    index: int
+    rule: Rule
+    text: str
+
+    def kept(self, reason: str, kind: str, fallback: bool = False) -> Resolved:
+        return _kept(self.index, self.text, reason, kind, fallback)
+
+
 class _Decider:
     """Decisions for one target. Remembers formats and misfits by shape: a model has few of either."""
 
-    def __init__(self, target: Target, gguf_names: bool) -> None:
+    def __init__(self, target: Target) -> None:
         from core.formats import get_format
 
         self.target = target
-        self.gguf_names = gguf_names
         self.format = lru_cache(maxsize=None)(get_format)
         self.misfit = lru_cache(maxsize=None)(_misfit)
         self.method_misfit = lru_cache(maxsize=None)(_method_misfit)
+        self.given = lru_cache(maxsize=None)(Strategy)
 
-    def strategy(self, tensor: OutputTensor, index: int, text: str, rule: Rule) -> Resolved:
+    def strategy(self, case: _Case) -> Resolved:
         """An explicit format: what does not fit is kept, with why."""
-        assert rule.strategy is not None
-        if rule.strategy.format == KEEP:
-            return _kept(index, text, "", BY_RULE)
-        wanted = self.format(rule.strategy.format)
-        why = self._untouched(tensor, wanted)
-        if why:
-            return _kept(index, text, why, PROTECTED)
-        why = self.target.refuses(wanted, tensor) or ""
-        if why:
-            return _kept(index, text, why, REFUSED, self._surprising(tensor, rule))
-        why = self.misfit(wanted, tensor.shape)
-        if why:
-            return _kept(index, text, f"{why}, as {wanted.name} needs", MISFIT, True)
-        return Resolved(rule.strategy, index, text)
+        strategy = case.rule.strategy
+        assert strategy is not None
+        if strategy.format == KEEP:
+            return case.kept("", BY_RULE)
+        return self._kept_as(case, self.format(strategy.format)) or Resolved(strategy, case.index, case.text)
 
-    def preset(self, tensor: OutputTensor, index: int, text: str, rule: Rule, choice: Choice) -> Resolved:
+    def preset(self, case: _Case, choice: Choice) -> Resolved:
         """What a preset chose; it has already looked at the shape where it knows substitutes."""
+        rule = case.rule
         if choice.format == KEEP:
-            why = choice.reason or protected(tensor, self.gguf_names)
-            return _kept(index, text, why, PROTECTED, choice.fallback)
+            return case.kept(choice.reason or case.guard, PROTECTED, choice.fallback)
         try:
             wanted = self.format(choice.format)
         except RecipeError as error:
-            return _kept(index, text, error.message, MISFIT, True)
+            return case.kept(error.message, MISFIT, True)
         if not wanted.encodable:
-            return _kept(index, text, f"{choice.format} cannot be written yet", MISFIT, True)
-        why = self._untouched(tensor, wanted)
-        if why:
-            return _kept(index, text, why, PROTECTED)
-        why = self.target.refuses(wanted, tensor) or ""
-        if why:
-            return _kept(index, text, why, REFUSED, self._surprising(tensor, rule))
-        why = self.misfit(wanted, tensor.shape)
-        if why:
-            return _kept(index, text, f"{why}, as {wanted.name} needs", MISFIT, True)
-        strategy, reason, fallback = Strategy(wanted.name, rule.method, rule.params), choice.reason, choice.fallback
+            return case.kept(f"{choice.format} cannot be written yet", MISFIT, True)
+        kept = self._kept_as(case, wanted)
+        if kept is not None:
+            return kept
         why = self.method_misfit(rule.method, wanted)
+        if not why:
+            strategy = self.given(wanted.name, rule.method, rule.params)
+            return Resolved(strategy, case.index, case.text, choice.reason, choice.fallback)
+        reason = "; ".join(filter(None, (choice.reason, f"{rule.method} → nearest: {why}")))
+        return Resolved(Strategy(wanted.name), case.index, case.text, reason, True)
+
+    def _kept_as(self, case: _Case, wanted: Format) -> Resolved | None:
+        """The decision to keep a tensor that cannot or should not take a format; None when it takes it.
+
+        Casts to plain floats touch all that holds real numbers; everything else leaves the delicate alone.
+        """
+        tensor = case.tensor
+        why = unreal(tensor) if wanted.family == "dense" else case.guard
         if why:
-            strategy = Strategy(wanted.name)
-            reason = f"{reason}; " if reason else ""
-            reason, fallback = f"{reason}{rule.method} → nearest: {why}", True
-        return Resolved(strategy, index, text, reason, fallback)
-
-    def _untouched(self, tensor: OutputTensor, format: Format) -> str:
-        """Casts to plain floats touch all that holds real numbers; everything else leaves the delicate alone."""
-        return unreal(tensor) if format.family == "dense" else protected(tensor, self.gguf_names)
-
-    def _surprising(self, tensor: OutputTensor, rule: Rule) -> bool:
-        """Whether the user should see a refusal as a badge. That a container keeps embeddings or norms under a rule for
-        everything surprises nobody."""
-        if rule.match.names:
-            return True
-        return tensor.linear and not protected(tensor, self.gguf_names)
+            return case.kept(why, PROTECTED)
+        refusal = self.target.refuses(wanted, tensor)
+        if refusal:
+            # That a container keeps embeddings or norms under a rule for everything surprises nobody.
+            surprising = bool(case.rule.match.names) or (tensor.linear and not case.guard)
+            return case.kept(refusal, REFUSED, surprising)
+        why = self.misfit(wanted, tensor.shape)
+        return case.kept(f"{why}, as {wanted.name} needs", MISFIT, True) if why else None
 
 
 def _misfit(format: Format, shape: tuple[int, ...]) -> str:
@@ -166,8 +169,11 @@ def _method_misfit(method: str, format: Format) -> str:
         return ""  # The plan names unknown methods once, not per tensor.
 
 
+_KEPT = Strategy(KEEP)
+
+
 def _kept(index: int, text: str, reason: str, kind: str, fallback: bool = False) -> Resolved:
-    return Resolved(Strategy(KEEP), index, text, reason, fallback, {"kept": kind})
+    return Resolved(_KEPT, index, text, reason, fallback, {"kept": kind})
 
 
 def _rule_texts(recipe: Recipe) -> list[str]:

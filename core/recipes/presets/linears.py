@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from core.recipes.presets.base import KEPT, Choice, Preset
-from core.recipes.protect import is_gguf, protected
+from core.recipes.protect import protections
 
 if TYPE_CHECKING:
     from core.targets.base import Outline
@@ -17,11 +17,10 @@ _KEPT_ROLES = ("head", "embedding")
 
 def choose(format: str, outline: Outline, importance: bool) -> list[Choice]:
     """The format for every Linear weight but the head's."""
-    gguf_names = is_gguf(outline)
     given = Choice(format)
     choices = []
-    for tensor in outline.tensors:
-        if protected(tensor, gguf_names):
+    for tensor, why in zip(outline.tensors, protections(outline), strict=True):
+        if why:
             choices.append(KEPT)
         elif tensor.role.kind in _KEPT_ROLES:
             choices.append(Choice("keep", tensor.role.kind))

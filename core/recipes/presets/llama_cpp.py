@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from core.formats.ggml.types import GGML_TYPES
 from core.recipes.presets.base import KEPT, Choice, Preset
 from core.recipes.presets.mixtures import MIXTURES, At, Clauses, Mixture
-from core.recipes.protect import is_gguf, protected
+from core.recipes.protect import is_gguf, protections
 
 if TYPE_CHECKING:
     from core.targets.base import Outline, OutputTensor
@@ -107,7 +107,7 @@ class _Walk:
         own_names = is_gguf(outline)
         self.mixture = mixture
         self.names = [t.name if own_names else gguf_name(t) for t in outline.tensors]
-        self.quantized = [not protected(t, own_names) for t in outline.tensors]
+        self.quantized = [not why for why in protections(outline)]
         self.kinds = [kind_of(name) for name in self.names]
         self.tied = "head" not in self.kinds
         blocks = [int(found.group(1)) for name in self.names if (found := _BLOCK.match(name))]
