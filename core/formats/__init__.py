@@ -7,12 +7,25 @@ from functools import lru_cache
 
 from core.errors import RecipeError
 from core.formats.base import Format, Grid, Parts, Quantized
+from core.formats.bnb import BNB4
 from core.formats.dense import DENSE
+from core.formats.fp8 import FP8
 from core.formats.ggml.format import GGML
+from core.formats.llm_int8 import LLM_INT8, llm_int8
+from core.formats.mx import MX
 from core.formats.uniform import UNIFORM, uniform
 
 # The formats that menus and `formats` list. Names with a number in them (int5-g48) exist beyond the list.
-FORMATS: tuple[Format, ...] = (*DENSE, *GGML, *UNIFORM)
+# GGML's own NVFP4, which is only read, gives way to the one that other containers carry under the name.
+FORMATS: tuple[Format, ...] = (
+    *DENSE,
+    *(f for f in GGML if f.name not in {g.name for g in MX}),
+    *UNIFORM,
+    *FP8,
+    *MX,
+    *BNB4,
+    *LLM_INT8,
+)
 
 _BY_NAME = {f.name: f for f in FORMATS}
 
@@ -21,7 +34,7 @@ _BY_NAME = {f.name: f for f in FORMATS}
 def get_format(name: str) -> Format:
     """The format by name, upper or lower case. Raises RecipeError with the closest known name."""
     wanted = name.strip().lower()
-    found = _BY_NAME.get(wanted) or uniform(wanted)
+    found = _BY_NAME.get(wanted) or uniform(wanted) or llm_int8(wanted)
     if found is not None:
         return found
     close = get_close_matches(wanted, _BY_NAME, n=1, cutoff=0.5)

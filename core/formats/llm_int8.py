@@ -1,0 +1,185 @@
+"""LLM.int8(): 8-bit integers with one absmax per row, as bitsandbytes stores them.
+
+    ŵ = code · absmax / 127,   code in [−127, 127]
+
+`llm-int8` is bitsandbytes' file: every weight in 8 bits. Outliers are not in it: at run time bitsandbytes multiplies
+the input channels whose activations reach 6.0 (llm_int8_threshold) in 16 bits, with these same 8-bit weights.
+
+`llm-int8-o{n}` additionally keeps n whole columns in 16 bits, so that they neither lose precision nor stretch their
+rows' absmax. n is part of the name because it fixes the size. Which columns: with importance (mean square of each
+input channel) the n largest, which are the channels the threshold looks for; without, the n columns that hold the
+largest weights in units of their row's root mean square. The first of equals wins.
+
+Codes equal bitsandbytes' for weights that a 16-bit float holds exactly. bitsandbytes casts to float16 first; that cast
+is left out here, since it turns large weights into infinity and rounds those below 6e-5 to few bits.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, ClassVar
+
+from core.formats.base import Format, Grid, Parts
+from core.formats.checks import out_of_range, require_finite
+from core.formats.fp8 import row_pieces
+
+if TYPE_CHECKING:
+    import torch
+
+# 1/127 as float32: bitsandbytes multiplies by it.
+STEP = 7.874015718698502e-3
+# Decoding multiplies by the code first, so a larger absmax would overflow.
+LARGEST = 2.0**120
+
+
+@dataclass(frozen=True)
+class LlmInt8(Format):
+    """parts: {"codes": int8 [rows, columns], "absmax": float32 [rows, 1]}, and with outliers {"outlier_columns": int32
+    [1, n] ascending, "outlier_values": float16 [rows, n]}; codes of those columns are 0.
+
+    Rows of zeros get absmax 0. A matrix with no more than n columns has no room for the format.
+
+    outliers  columns kept in 16 bits
+    """
+
+    outliers: int = 0
+
+    family: ClassVar[str] = "bitsandbytes"
+
+    @property
+    def title(self) -> str:
+        kept = f", {self.outliers} columns in 16 bits" if self.outliers else ""
+        return f"8-bit integer of LLM.int8(), one scale per row{kept}"
+
+    @property
+    def bits(self) -> float:
+        return 8
+
+    @property
+    def row_local(self) -> bool:  # type: ignore[override]  # all rows together choose the columns
+        return self.outliers == 0
+
+    def misfit(self, shape: tuple[int, ...]) -> str | None:
+        columns = shape[-1] if shape else 1
+        if self.outliers and columns <= self.outliers:
+            return f"columns {columns} leave nothing beside {self.outliers} outlier columns"
+        return None
+
+    def nbytes(self, shape: tuple[int, ...]) -> int:
+        rows = prod(shape[:-1])
+        return prod(shape) + 4 * rows + self.outliers * (4 + 2 * rows)
+
+    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
+        import torch
+
+        require_finite(w)
+        rows, columns = w.shape
+        kept = self.worst_columns(w, importance)
+        absmax = torch.zeros(rows, 1, dtype=torch.float32, device=w.device)
+        for piece in row_pieces(rows, columns) if columns else ():
+            size = w[piece].to(torch.float32).abs()
+            size[:, kept] = 0
+            absmax[piece] = size.amax(1, keepdim=True)
+        if (absmax > LARGEST).any():
+            raise out_of_range(int((absmax > LARGEST).any(1).nonzero()[0, 0]), "2^120")
+        if not self.outliers:
+            return Grid({"absmax": absmax})
+        values = w[:, kept].to(torch.float16)
+        if not values.isfinite().all():
+            raise out_of_range(int((~values.isfinite()).any(1).nonzero()[0, 0]))
+        columns_kept = kept.to(torch.int32).view(1, -1)
+        return Grid({"absmax": absmax, "outlier_columns": columns_kept, "outlier_values": values})
+
+    def worst_columns(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> torch.Tensor:
+        """int64 [outliers], ascending: the columns to keep. See the module's first paragraph."""
+        import torch
+
+        columns = w.shape[1]
+        if not self.outliers:
+            return torch.zeros(0, dtype=torch.int64, device=w.device)
+        if importance is not None:
+            from core.formats.checks import checked_importance
+
+            score = checked_importance(importance, columns)
+            assert score is not None
+            score = score.to(w.device)
+        else:
+            score = torch.zeros(columns, device=w.device)
+            for piece in row_pieces(*w.shape):
+                size = w[piece].to(torch.float32).abs()
+                largest = size.amax(1, keepdim=True)
+                relative = torch.where(largest > 0, size / largest, torch.zeros_like(size))  # squares cannot overflow
+                rms = relative.square().mean(1, keepdim=True).sqrt()
+                relative = torch.where(rms > 0, relative / rms, relative)
+                score = torch.maximum(score, relative.amax(0))
+        return score.sort(descending=True, stable=True).indices[: self.outliers].sort().values
+
+    def encode(self, w: torch.Tensor, grid: Grid, start: int = 0) -> torch.Tensor:
+        import torch
+
+        kept = self._kept(grid, start, w.shape[1])[1]
+        out = torch.empty(w.shape, dtype=torch.int8, device=w.device)
+        for rows in row_pieces(*w.shape):
+            absmax = grid["absmax"][rows]
+            inverse = torch.where(absmax > 0, 127.0 / absmax, torch.zeros_like(absmax)).clamp_(max=2.0**127)
+            codes = (w[rows].to(torch.float32) * inverse).round_().clamp_(-127, 127)
+            codes[:, kept] = 0
+            out[rows] = codes
+        return out
+
+    def _kept(self, grid: Grid, start: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outlier columns among start … start + columns: their numbers among the outliers, and counted from start."""
+        import torch
+
+        kept = grid.get("outlier_columns")
+        if kept is None:
+            none = torch.zeros(0, dtype=torch.int64, device=grid["absmax"].device)
+            return none, none
+        at = kept.reshape(-1).to(torch.int64) - start
+        inside = ((at >= 0) & (at < columns)).nonzero()[:, 0]
+        return inside, at[inside]
+
+    def decode(self, codes: torch.Tensor, grid: Grid, start: int = 0) -> torch.Tensor:
+        import torch
+
+        inside, kept = self._kept(grid, start, codes.shape[1])
+        out = torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
+        for rows in row_pieces(*codes.shape):
+            out[rows] = codes[rows].to(torch.float32).mul_(grid["absmax"][rows]).mul_(STEP)
+            if kept.numel():
+                out[rows, kept] = grid["outlier_values"][rows][:, inside].to(torch.float32)
+        return out
+
+    def pack(self, codes: torch.Tensor, grid: Grid) -> Parts:
+        return {"codes": codes, **grid.parts}
+
+    def unpack(self, parts: Parts, shape: tuple[int, int]) -> tuple[torch.Tensor, Grid]:
+        grid = {"absmax": parts["absmax"].reshape(-1, 1)}
+        if self.outliers:
+            grid["outlier_columns"] = parts["outlier_columns"].reshape(1, -1)
+            grid["outlier_values"] = parts["outlier_values"].reshape(-1, self.outliers)
+        return parts["codes"].reshape(shape), Grid(grid)
+
+    def levels(self, grid: Grid, row: int, column: int) -> torch.Tensor | None:
+        """None for an outlier column: any 16-bit float goes."""
+        import torch
+
+        if self._kept(grid, column, 1)[1].numel():
+            return None
+        absmax = grid["absmax"][row, 0]
+        codes = torch.arange(-127, 128, dtype=torch.float32, device=absmax.device)
+        return codes * absmax * STEP if absmax > 0 else torch.zeros(1, device=absmax.device)
+
+
+_NAME = re.compile(r"llm-int8(?:-o([1-9]\d{0,4}))?")
+
+
+def llm_int8(name: str) -> LlmInt8 | None:
+    """The format of a name like "llm-int8" or "llm-int8-o16"; None when it is not such a name."""
+    found = _NAME.fullmatch(name)
+    return LlmInt8(name, int(found.group(1) or 0)) if found else None
+
+
+LLM_INT8 = (LlmInt8("llm-int8"), LlmInt8("llm-int8-o16", 16))
