@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.engine.model import Plan, PlannedTensor, Problem
-from core.engine.plan import listed
 from core.errors import DeviceError, PlanError, WorkbenchError
 
 if TYPE_CHECKING:
@@ -62,18 +61,26 @@ def require(problems: Sequence[Problem]) -> None:
         raise PlanError(f"{errors[0]}{more}", problems=problems)
 
 
-def working_bytes(plan: Plan, workers: int) -> int:
-    """About how much memory a run needs at most: every worker at a largest slice, and the program itself."""
-    largest = max((slice_weights(t, plan.target.row_multiple) for t in plan.tensors), default=0)
-    return _BASE_BYTES + workers * largest * _WORK_BYTES
+def working_bytes(plan: Plan, device: str = "cpu", workers: int = 1) -> int:
+    """About how much memory a run needs at most: every worker at a largest piece, and the program itself."""
+    return _BASE_BYTES + workers * _largest_piece(plan, device)[0] * _WORK_BYTES
 
 
-def slice_weights(planned: PlannedTensor, row_multiple: int) -> int:
-    """Weights in the tensor's largest unit of work."""
-    from core.engine.units import UNIT_WEIGHTS, row_slices
+def _largest_piece(plan: Plan, device: str) -> tuple[int, PlannedTensor | None]:
+    """Weights that a worker holds at once, at most, and whose they are."""
+    from core.engine.units import UNIT_WEIGHTS, row_multiple, rows_within
+    from core.engine.work import PIECE_WEIGHTS
 
-    slices = row_slices(planned, row_multiple, UNIT_WEIGHTS)
-    return 0 if planned.copy else max((b - a for a, b in slices[:1]), default=0) * planned.tensor.columns
+    limit = PIECE_WEIGHTS if device == "cpu" else UNIT_WEIGHTS
+    largest: tuple[int, PlannedTensor | None] = (0, None)
+    for t in plan.tensors:
+        if t.copy:
+            continue
+        multiple = row_multiple(t, plan.target.row_multiple)
+        rows = min(t.tensor.rows, rows_within(limit, t.tensor.columns, multiple)) if multiple else t.tensor.rows
+        if rows * t.tensor.columns > largest[0]:
+            largest = (rows * t.tensor.columns, t)
+    return largest
 
 
 def _source(plan: Plan, checkpoint: Checkpoint) -> Iterable[Problem]:
@@ -114,7 +121,7 @@ def _place(plan: Plan, checkpoint: Checkpoint, out: Path, force: bool) -> Iterab
     if why:
         yield Problem("error", f"the folder {parent} cannot be written to: {why}", hint="choose another place")
     suffix = plan.target.suffix
-    if suffix and out.suffix.lower() != suffix:
+    if suffix and not plan.target.folder and out.suffix.lower() != suffix:
         yield Problem("note", f"{out.name} does not end in {suffix}, by which programs know such files")
 
 
@@ -179,7 +186,8 @@ def _allocated(partial: Path) -> int:
     """Bytes of the disk that the rest of a stopped run holds: a new run takes them over."""
     try:
         files = [partial] if partial.is_file() else [p for p in partial.rglob("*") if p.is_file()]
-        return sum(getattr(s, "st_blocks", 0) * 512 for s in (p.stat() for p in files))
+        # Windows does not say how many blocks; there, files are not sparse.
+        return sum(s.st_blocks * 512 if hasattr(s, "st_blocks") else s.st_size for s in (p.stat() for p in files))
     except OSError:
         return 0
 
@@ -194,21 +202,23 @@ def _device(device: str) -> Iterable[Problem]:
 
 
 def _memory(plan: Plan, device: str) -> Iterable[Problem]:
-    """Slices keep memory small whatever the model; only formats that need a tensor whole can ask for more."""
+    """Slices keep memory small whatever the model; only a format that takes a tensor as a whole can ask for more."""
     import psutil
 
-    largest = max(plan.tensors, key=lambda t: slice_weights(t, plan.target.row_multiple), default=None)
-    if largest is None:
+    there = psutil.virtual_memory()
+    largest = _largest_piece(plan, device)[1]
+    needed = working_bytes(plan, device)
+    if largest is None or needed <= there.available:
         return
-    needed, there = working_bytes(plan, 1), psutil.virtual_memory()
+    name, given = largest.tensor.name, largest.format.name
     if needed > there.total:
         message = (
-            f"{largest.format.name} needs the tensor whole: about {needed:,} bytes, the machine has {there.total:,}"
+            f"{given} takes the tensor as a whole: about {needed:,} bytes of memory, and there are {there.total:,}"
         )
-        yield Problem("error", message, largest.tensor.name, "choose a format with rows or groups")
-    elif needed > there.available:
+        yield Problem("error", message, name, "choose a format with scales per row or group")
+    else:
         message = f"about {needed:,} bytes of memory needed, {there.available:,} are free"
-        yield Problem("warning", message, largest.tensor.name, "close other programs")
+        yield Problem("warning", message, name, "close other programs")
 
 
 def _low_bits(plan: Plan, statistics: frozenset[Statistic]) -> Iterable[Problem]:
@@ -228,6 +238,3 @@ def _low_bits(plan: Plan, statistics: frozenset[Statistic]) -> Iterable[Problem]
         count = sum(t.format.name == name for t in low)
         more = f" (and {count - 1:,} more tensors)" if count > 1 else ""
         yield Problem("warning", f"{name} without importance data{more}", first.tensor.name, hint)
-
-
-__all__ = ["LOW_BITS", "listed", "preflight", "require", "slice_weights", "working_bytes"]
