@@ -24,8 +24,8 @@ def out_of_range(row: int, limit: str = "65504, the largest 16-bit float") -> Ou
     return OutOfRange(f"row {row} needs a scale beyond {limit}", "choose a format with wider scales", row=row)
 
 
-def require_finite(w: Tensor) -> None:
-    """Raises NonFinite naming the first row of [rows, columns] that holds NaN or Inf."""
+def require_finite(w: Tensor, first: int = 0) -> None:
+    """Raises NonFinite naming the first row of [rows, columns] that holds NaN or Inf; w's rows count from `first`."""
     import torch
 
     rows = max(1, PIECE // max(1, w.shape[1]))
@@ -33,7 +33,7 @@ def require_finite(w: Tensor) -> None:
         piece = w[start : start + rows]
         if not torch.isfinite(piece).all():
             bad = (~torch.isfinite(piece).all(1)).nonzero()[0, 0].item()
-            raise non_finite(start + int(bad))
+            raise non_finite(first + start + int(bad))
 
 
 def checked_importance(importance: Tensor | None, columns: int) -> Tensor | None:

@@ -18,7 +18,7 @@ from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from core.errors import RecipeError
-from core.formats.base import Format, Grid, Parts
+from core.formats.base import Format, Grid, Parts, Quantized
 from core.formats.checks import out_of_range, require_finite
 from core.tensors import DTYPES
 
@@ -107,8 +107,8 @@ class Uniform(Format):
             require_finite(w)
         return self.grid_of_range(low, high)
 
-    def grid_of_range(self, low: torch.Tensor, high: torch.Tensor) -> Grid:
-        """The grid for given ranges, float32 [rows, groups]. Raises OutOfRange when a scale overflows its type."""
+    def grid_of_range(self, low: torch.Tensor, high: torch.Tensor, first: int = 0) -> Grid:
+        """The grid for given ranges, float32 [rows, groups]. Raises OutOfRange (rows count from `first`)."""
         import torch
 
         dtype = DTYPES[self.scale_dtype].torch
@@ -116,11 +116,11 @@ class Uniform(Format):
         low, high = low.clamp(max=0), high.clamp(min=0)
         if self.symmetric:
             spread = torch.maximum(-low, high)
-            raw = spread / (steps / 2)
+            raw = spread / torch.full((), steps / 2, device=low.device)  # a plain number: multiplied by 1/x on a GPU
         else:
             # Halved first: the difference of two large numbers of opposite sign may overflow.
             spread = torch.maximum(-low, high)
-            raw = (high / 2 - low / 2) / (steps / 2)
+            raw = (high / 2 - low / 2) / torch.full((), steps / 2, device=low.device)
         info = torch.finfo(dtype)
         tiny = info.smallest_normal * info.eps  # the smallest subnormal
         scale = raw.to(dtype)
@@ -128,7 +128,7 @@ class Uniform(Format):
         scale = torch.where(spread == 0, torch.ones_like(scale), scale)
         if not scale.isfinite().all():
             bad = (~scale.isfinite()).any(1).nonzero()[0, 0].item()
-            raise out_of_range(int(bad), f"{info.max:g}, the largest of {self.scale_dtype}")
+            raise out_of_range(first + int(bad), f"{info.max:g}, the largest of {self.scale_dtype}")
         if self.symmetric:
             return Grid({"scale": scale})
         zero = torch.round(self.qmin - low / scale.float()).clamp(self.qmin, self.qmax)
@@ -190,6 +190,26 @@ class Uniform(Format):
         codes = unpack_rows(parts["codes"], self.width, shape[1])
         signed = (codes.to(torch.int16) + self.qmin).to(torch.int8)
         return signed, Grid({k: v for k, v in parts.items() if k != "codes"})
+
+    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Quantized:
+        import torch
+
+        from core.formats.fitting import on_lanes
+        from core.formats.fitting.uniform import quantize
+
+        if not on_lanes(w) or w.numel() == 0:
+            return super().quantize(w, importance)
+        words = torch.empty(w.shape[0], (w.shape[1] * self.width + 31) // 32, dtype=torch.int32)
+        grid = quantize(self, w.detach(), words)
+        return Quantized(self, (w.shape[0], w.shape[1]), parts={"codes": words, **grid.parts})
+
+    def dequantize(self, parts: Parts, shape: tuple[int, int]) -> torch.Tensor:
+        from core.formats.fitting import on_lanes
+        from core.formats.fitting.uniform import dequantize
+
+        if not on_lanes(parts["codes"]):
+            return super().dequantize(parts, shape)
+        return dequantize(self, parts, shape)
 
     def levels(self, grid: Grid, row: int, column: int) -> torch.Tensor | None:
         import torch

@@ -1,15 +1,57 @@
-"""The hot searches: from weights to the blocks that store them, and back. On a CPU through compiled lanes, elsewhere
+"""The hot searches: from weights to what stores them, and back. On a CPU through compiled lanes (lanes_*.py), elsewhere
 through the torch reference; both give the same bytes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
+    from core.formats.base import Format
+
 # Rows are widened and quantized in pieces of about this many weights, so that copies stay in cache.
-PIECE = 1 << 18
+PIECE = 1 << 17
+
+_QUANTIZE = {
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), "lanes_legacy"),
+    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), "lanes_kquants"),
+}
+_DECODE = frozenset(_QUANTIZE)
+
+
+@cache
+def _kernel(module: str, name: str) -> Any:
+    return getattr(import_module(f"core.formats.fitting.{module}"), name)
+
+
+def on_lanes(tensor: Tensor) -> bool:
+    """Whether work on this tensor goes through compiled lanes."""
+    from core.formats.fitting.compiled import available
+
+    return tensor.device.type == "cpu" and available()
+
+
+def widened(w: Tensor, start: int, stop: int, room: Tensor | None) -> Tensor:
+    """Rows start … stop as contiguous float32, in `room` ([≥ stop − start, columns]) when they must be copied."""
+    import torch
+
+    piece = w[start:stop]
+    if piece.dtype == torch.float32 and piece.is_contiguous():
+        return piece
+    if room is None:
+        return piece.to(torch.float32).contiguous()
+    return room[: stop - start].copy_(piece)
+
+
+def first_bad_row(x: np.ndarray) -> int:
+    """First row of float32 [rows, columns] that holds NaN or Inf, or −1."""
+    import numpy as np
+
+    return int(_kernel("lanes_bits", "first_bad_row")(x.view(np.int32)))
 
 
 def quantize_blocks(type_name: str, w: Tensor, importance: Tensor | None = None) -> Tensor:
@@ -19,21 +61,60 @@ def quantize_blocks(type_name: str, w: Tensor, importance: Tensor | None = None)
     """
     import torch
 
-    from core.formats.checks import checked_importance, require_finite
-    from core.formats.fitting import reference
+    from core.formats.checks import checked_importance
     from core.formats.ggml.types import ggml_type
 
-    kind = ggml_type(type_name)
     rows, columns = w.shape
+    out = torch.empty(rows, ggml_type(type_name).row_bytes(columns), dtype=torch.uint8, device=w.device)
     imp = checked_importance(importance, columns)
     if imp is not None:
         imp = imp.to(w.device)
-    out = torch.empty(rows, kind.row_bytes(columns), dtype=torch.uint8, device=w.device)
+    lanes = on_lanes(w) and type_name in _QUANTIZE
     step = max(1, PIECE // max(1, columns))
-    require_finite(w)
+    room = torch.empty(min(step, rows), columns) if lanes else None
     for start in range(0, rows, step):
-        out[start : start + step] = reference.quantize(type_name, w[start : start + step].float(), imp)
+        stop = min(rows, start + step)
+        x = widened(w.detach(), start, stop, room)
+        if lanes:
+            _on_cpu(type_name, x, imp, out[start:stop], start)
+        else:
+            _reference(type_name, x, imp, out[start:stop], start)
     return out
+
+
+def _on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: int) -> None:
+    import numpy as np
+
+    from core.formats.checks import non_finite, out_of_range
+
+    source = x.numpy()
+    weights = np.zeros(0, np.float32) if imp is None else imp.numpy()
+    bad = first_bad_row(source)
+    if bad >= 0:
+        raise non_finite(start + bad)
+    module = _QUANTIZE[type_name]
+    kernel = _kernel(module, type_name.lower())
+    if module == "lanes_legacy":
+        bad = kernel(source, source.view(np.int32), weights, out.numpy())
+    else:
+        bad = kernel(source, weights, out.numpy())
+    if bad >= 0:
+        raise out_of_range(start + int(bad))
+
+
+def _reference(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: int) -> None:
+    import torch
+
+    from core.formats.checks import non_finite, out_of_range
+    from core.formats.fitting import reference
+
+    finite = torch.isfinite(x).all(1)
+    if not finite.all():
+        raise non_finite(start + int((~finite).nonzero()[0, 0].item()))
+    blocks, sound = reference.quantize(type_name, x, imp)
+    if not sound.all():
+        raise out_of_range(start + int((~sound).nonzero()[0, 0].item()))
+    out.copy_(blocks)
 
 
 def dequantize_blocks(type_name: str, blocks: Tensor, columns: int) -> Tensor:
@@ -41,3 +122,34 @@ def dequantize_blocks(type_name: str, blocks: Tensor, columns: int) -> Tensor:
     from core.formats.ggml.decode import dequantize
 
     return dequantize(type_name, blocks, columns)
+
+
+def decode_lanes(type_name: str, flat: Tensor, out: Tensor) -> bool:
+    """Decodes whole blocks, uint8 [n], into float32 [blocks, block] on lanes; False when there are none for it."""
+    if type_name not in _DECODE or not on_lanes(flat):
+        return False
+    _kernel("lanes_decode", type_name.lower())(flat.contiguous().numpy(), out.view(-1).numpy())
+    return True
+
+
+def warm(format: Format) -> None:
+    """Compiles (or loads from disk) all that quantizing, decoding and measuring in this format will call."""
+    import torch
+
+    from core.formats.fitting.sums import error_sums
+
+    if not format.encodable:
+        return
+    w = torch.zeros(1, format.columns_per_grid)
+    error_sums(w, format.quantize(w).dequantize())
+
+
+def is_compiled(format: Format) -> bool:
+    """Whether the format's kernels are compiled already, here or on disk: the first call will be quick."""
+    from core.formats.fitting.compiled import available, kept
+
+    names = {
+        "ggml": [(_QUANTIZE.get(format.name.upper(), ""), format.name)],
+        "uniform": [("lanes_uniform", "encode")],
+    }.get(format.family, [])
+    return not available() or all(kept(module, name) for module, name in names if module)

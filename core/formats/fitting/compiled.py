@@ -40,11 +40,25 @@ def _folder() -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
+def kept(module: str, name: str) -> bool:
+    """Whether a kernel of core/formats/fitting has been compiled before and lies on disk."""
+    folder = _folder()
+    return folder is not None and any(folder.glob(f"*/{module}.{name}-*.nbi"))
+
+
 def helper(function: Any) -> Any:
     """Compiled as a part of the kernels that call it."""
     import numba
 
     return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+def inlined(function: Any) -> Any:
+    """Copied into its caller, so that the shapes of scratch arrays made there are known: without them LLVM cannot tell
+    rows of scratch apart, and does not vectorise."""
+    import numba
+
+    return numba.njit(nogil=True, error_model="numpy", inline="always")(function)
 
 
 def kernel(function: Any) -> Any:

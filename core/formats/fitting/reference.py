@@ -28,8 +28,12 @@ from core.formats.ggml.layout import Fields, layout
 from core.formats.ggml.types import GGML_TYPES
 
 
-def quantize(name: str, w: Tensor, importance: Tensor | None) -> Tensor:
-    """uint8 [rows, row bytes] of float32 [rows, columns]; importance float32 [columns], positive, or None."""
+def quantize(name: str, w: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor]:
+    """uint8 [rows, row bytes], and bool [rows]: whether all scales of a row are within a half.
+
+    w           float32 [rows, columns], finite
+    importance  float32 [columns], positive, or None
+    """
     kind = GGML_TYPES[name]
     rows, columns = w.shape
     blocks = w.reshape(-1, kind.block)
@@ -37,7 +41,11 @@ def quantize(name: str, w: Tensor, importance: Tensor | None) -> Tensor:
     if importance is not None:
         weights = importance.expand(rows, columns).reshape(-1, kind.block)
     fields = FITS[name](blocks, weights, rows)
-    return layout(name).pack(fields).view(rows, -1)
+    sound = torch.ones(len(blocks), dtype=torch.bool, device=w.device)
+    for field in fields.values():
+        if field.dtype == torch.float16:
+            sound &= field.isfinite().all(1)
+    return layout(name).pack(fields).view(rows, -1), sound.view(rows, -1).all(1)
 
 
 # --- simple types ---------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from core.errors import CorruptFile
+from core.formats.fitting import decode_lanes
 from core.formats.ggml.layout import layout
 from core.formats.ggml.types import GgmlType, ggml_type
 
@@ -58,6 +59,8 @@ def _aligned(x: Tensor, size: int) -> Tensor:
 def _decode_blocks(kind: GgmlType, flat: Tensor) -> Tensor:
     blocks = flat.view(-1, kind.type_size)
     out = torch.empty(len(blocks), kind.block, dtype=torch.float32, device=flat.device)
+    if decode_lanes(kind.name, flat, out):
+        return out
     decode = layout(kind.name).decode
     step = max(1, PIECE // kind.block)
     for start in range(0, len(blocks), step):
