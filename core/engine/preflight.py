@@ -73,9 +73,8 @@ def _largest_piece(plan: Plan, device: str) -> tuple[int, PlannedTensor | None]:
 
     limit = PIECE_WEIGHTS if device == "cpu" else UNIT_WEIGHTS
     largest: tuple[int, PlannedTensor | None] = (0, None)
-    for t in plan.tensors:
-        if t.copy:
-            continue
+    # Many tensors, few shapes.
+    for t in {(t.format, t.tensor.shape): t for t in reversed(plan.tensors) if not t.copy}.values():
         multiple = row_multiple(t, plan.target.row_multiple)
         rows = min(t.tensor.rows, rows_within(limit, t.tensor.columns, multiple)) if multiple else t.tensor.rows
         if rows * t.tensor.columns > largest[0]:
@@ -206,8 +205,8 @@ def _memory(plan: Plan, device: str) -> Iterable[Problem]:
     import psutil
 
     there = psutil.virtual_memory()
-    largest = _largest_piece(plan, device)[1]
-    needed = working_bytes(plan, device)
+    weights, largest = _largest_piece(plan, device)
+    needed = _BASE_BYTES + weights * _WORK_BYTES
     if largest is None or needed <= there.available:
         return
     name, given = largest.tensor.name, largest.format.name
