@@ -1,0 +1,181 @@
+"""The facts about a selection, or about the whole checkpoint, as label and value. No Qt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from core.engine.progress import bytes_text
+
+if TYPE_CHECKING:
+    from app.session import Session, ShownError
+    from core.engine.model import PlannedTensor
+
+# More metadata lines than this help nobody.
+_METADATA = 60
+# Errors of more tensors than this are not gone through while the user waits.
+_LOOKED_AT = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """A line; heading: it begins a section, and only its value is shown."""
+
+    label: str
+    value: str
+    heading: bool = False
+
+
+def facts(session: Session) -> tuple[str, list[Fact]]:
+    """Title and lines for what is selected now."""
+    names = session.selection
+    if session.checkpoint is None:
+        return "", []
+    chosen = [t for t in map(session.tensor, names) if t is not None]
+    if len(chosen) == 1:
+        return chosen[0].tensor.name, _of_tensor(chosen[0], session)
+    if chosen:
+        return f"{len(chosen):,} tensors", _of_many(chosen, session)
+    return session.checkpoint.path.name, _of_checkpoint(session)
+
+
+def _of_tensor(planned: PlannedTensor, session: Session) -> list[Fact]:
+    t = planned.tensor
+    sources = t.source.names()
+    lines = [
+        Fact("shape", "×".join(map(str, t.shape)) or "scalar"),
+        Fact("weights", f"{t.numel:,}"),
+        Fact("dtype", t.dtype),
+        Fact("role", _role_text(planned)),
+    ]
+    if sources != (t.name,):
+        lines += [Fact("made from" if i == 0 else "", name) for i, name in enumerate(sources[:16])]
+    lines += [
+        Fact("", "Plan", heading=True),
+        Fact("strategy", str(planned.strategy)),
+        Fact("stored as", planned.format.title),
+    ]
+    if planned.copy:
+        lines.append(Fact("how", "its bytes are copied untouched"))
+    lines.append(Fact("rule", planned.rule_text))
+    if planned.reason:
+        lines.append(Fact("not as asked" if planned.fallback else "why", planned.reason))
+    lines += [
+        Fact("size", f"{planned.nbytes:,} bytes ({bytes_text(planned.nbytes)})"),
+        Fact("bits per weight", f"{planned.bpw:.3f}"),
+    ]
+    if planned.strategy.params:
+        lines += [Fact(key, str(value)) for key, value in planned.strategy.params]
+    error = session.error(t.name)
+    if error is not None and error.sqnr_db is not None:
+        lines += [Fact("", _error_title(error), heading=True), *_error_lines(error)]
+    return lines
+
+
+def _of_many(chosen: Sequence[PlannedTensor], session: Session) -> list[Fact]:
+    weights = sum(t.tensor.numel for t in chosen)
+    nbytes = sum(t.nbytes for t in chosen)
+    strategies: dict[str, int] = {}
+    for t in chosen:
+        strategies[str(t.strategy)] = strategies.get(str(t.strategy), 0) + 1
+    lines = [
+        Fact("weights", f"{weights:,}"),
+        Fact("size", f"{nbytes:,} bytes ({bytes_text(nbytes)})"),
+        Fact("bits per weight", f"{8 * nbytes / weights:.3f}" if weights else "–"),
+        Fact("", "Strategies", heading=True),
+    ]
+    ranked = sorted(strategies.items(), key=lambda item: -item[1])
+    lines += [Fact(name, f"{count:,} tensor{'' if count == 1 else 's'}") for name, count in ranked]
+    if len(chosen) > _LOOKED_AT:
+        return lines
+    known = [
+        (e.sqnr_db, t.tensor.name)
+        for t in chosen
+        if (e := session.error(t.tensor.name)) is not None and e.sqnr_db is not None and math.isfinite(e.sqnr_db)
+    ]
+    if known:
+        worst = min(known)
+        mean = sum(v for v, _ in known) / len(known)
+        lines += [
+            Fact("", "Weight error", heading=True),
+            Fact("SQNR, mean", f"{mean:.1f} dB over {len(known):,} tensors"),
+            Fact("SQNR, worst", f"{worst[0]:.1f} dB, {worst[1]}"),
+        ]
+    return lines
+
+
+def _of_checkpoint(session: Session) -> list[Fact]:
+    checkpoint, plan = session.checkpoint, session.plan
+    assert checkpoint is not None
+    lines = [
+        Fact("path", str(checkpoint.path)),
+        Fact("kind", checkpoint.kind),
+        Fact("files", f"{len(checkpoint.files):,}"),
+        Fact("tensors", f"{len(checkpoint.tensors):,}"),
+        Fact("weights", f"{checkpoint.parameters:,}"),
+        Fact("size", f"{checkpoint.nbytes:,} bytes ({bytes_text(checkpoint.nbytes)})"),
+    ]
+    if plan is not None:
+        outline = plan.outline
+        lines += [Fact("", "Model", heading=True)]
+        for label, value in (
+            ("architecture", outline.arch),
+            ("layers", outline.layers),
+            ("heads", outline.heads),
+            ("key-value heads", outline.kv_heads),
+            ("experts", outline.experts),
+        ):
+            if value:
+                lines.append(Fact(label, str(value)))
+        if outline.tied:
+            lines.append(Fact("head", "shares the embedding"))
+        lines += [
+            Fact("", "Output", heading=True),
+            Fact("target", plan.target.title),
+            Fact("size", f"{plan.nbytes:,} bytes ({bytes_text(plan.nbytes)})"),
+            Fact("bits per weight", f"{plan.bpw:.3f}"),
+        ]
+    if checkpoint.metadata:
+        lines.append(Fact("", "Metadata", heading=True))
+        for key, value in list(checkpoint.metadata.items())[:_METADATA]:
+            lines.append(Fact(key, _short(value)))
+    return lines
+
+
+def _role_text(planned: PlannedTensor) -> str:
+    role = planned.tensor.role
+    text = role.kind
+    if role.layer is not None:
+        text += f", layer {role.layer}"
+    if role.expert is not None:
+        text += f", expert {role.expert}"
+    return text
+
+
+def _error_title(error: ShownError) -> str:
+    if error.written:
+        return "Weight error, measured by the run"
+    return "Weight error, preview" if error.exact else "Weight error, preview from a sample of rows"
+
+
+def _error_lines(error: ShownError) -> list[Fact]:
+    lines = []
+    if error.sqnr_db is not None:
+        lines.append(Fact("SQNR", "exact" if math.isinf(error.sqnr_db) else f"{error.sqnr_db:.2f} dB"))
+    if error.relative_mse is not None:
+        lines.append(Fact("relative MSE", f"{error.relative_mse:.3g}"))
+    if error.max_abs is not None:
+        lines.append(Fact("largest |w − ŵ|", f"{error.max_abs:.4g}"))
+    if error.cosine is not None:
+        lines.append(Fact("cosine", f"{error.cosine:.6f}"))
+    return lines
+
+
+def _short(value: object) -> str:
+    inner = getattr(value, "value", value)
+    if isinstance(inner, list | tuple) or hasattr(inner, "shape"):
+        return f"{len(inner):,} values"  # type: ignore[arg-type]
+    text = " ".join(str(inner).split())
+    return text if len(text) <= 120 else f"{text[:119]}…"

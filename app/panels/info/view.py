@@ -1,0 +1,89 @@
+"""The info panel: facts as two columns of text that can be copied."""
+
+from __future__ import annotations
+
+from PySide6.QtCore import Qt, QTimer, Slot
+from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QScrollArea, QVBoxLayout, QWidget
+
+from app.job_service import JobService
+from app.panels.info.state import facts
+from app.session import Changes, Session
+from app.theme import figures
+
+EMPTY = "Open a checkpoint and select a tensor: its shape, strategy, size and error are listed here."
+SETTLE_MS = 60
+
+
+class InfoPanel(QScrollArea):
+    """Follows the selection."""
+
+    def __init__(self, session: Session, jobs: JobService) -> None:
+        super().__init__()
+        self._session = session
+        self._shown: object = None
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(SETTLE_MS)
+        self._timer.timeout.connect(self._show)
+        session.changed.connect(self._changed)
+        session.selection_changed.connect(self._later)
+        self._show()
+
+    def _changed(self, changes: Changes, initiator: object) -> None:
+        chosen = self._session.selection
+        if changes.plan or changes.checkpoint or (changes.errors and not changes.errors.isdisjoint(chosen)):
+            self._later()
+
+    @Slot()
+    def _later(self) -> None:
+        self._timer.start()
+
+    @Slot()
+    def _show(self) -> None:
+        title, lines = facts(self._session)
+        if (title, lines) == self._shown:
+            return
+        self._shown = (title, lines)
+        page = QWidget(self)
+        page.setBackgroundRole(self.backgroundRole())
+        outer = QVBoxLayout(page)
+        outer.setContentsMargins(16, 12, 16, 12)
+        outer.setSpacing(8)
+        if not lines:
+            outer.addWidget(_text(EMPTY, "muted", page))
+        else:
+            heading = _text(title, "", page)
+            font = heading.font()
+            font.setWeight(font.Weight.DemiBold)
+            heading.setFont(font)
+            outer.addWidget(heading)
+            grid = QGridLayout()
+            grid.setContentsMargins(0, 0, 0, 0)
+            grid.setHorizontalSpacing(16)
+            grid.setVerticalSpacing(4)
+            grid.setColumnStretch(1, 1)
+            for row, fact in enumerate(lines):
+                if fact.heading:
+                    label = _text(fact.value, "", page)
+                    label.setContentsMargins(0, 8, 0, 0)
+                    label.setFont(heading.font())
+                    grid.addWidget(label, row, 0, 1, 2)
+                    continue
+                grid.addWidget(_text(fact.label, "muted", page), row, 0, Qt.AlignmentFlag.AlignTop)
+                grid.addWidget(_text(fact.value, "", page), row, 1)
+            outer.addLayout(grid)
+        outer.addStretch(1)
+        self.setWidget(page)
+
+
+def _text(text: str, kind: str, parent: QWidget) -> QLabel:
+    label = QLabel(text, parent)
+    label.setTextFormat(Qt.TextFormat.PlainText)
+    label.setFont(figures(parent.font()))
+    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    label.setWordWrap(True)
+    if kind:
+        label.setProperty("kind", kind)
+    return label

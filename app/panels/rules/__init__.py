@@ -1,0 +1,1 @@
+"""The rules of the recipe as a list that can be edited."""
