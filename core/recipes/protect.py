@@ -17,7 +17,8 @@ _ROLES = {"norm": "norm", "bias": "bias", "position": "position table", "router"
 _DELICATE = re.compile(
     r"_norm\.weight|ffn_gate_inp\.weight|ffn_gate_tid2eid\.weight|altup|laurel|per_layer_model_proj|ssm_conv1d"
     r"|shortconv\.conv\.weight|indexer\.[kq]_proj\.weight|attn_rel_b\.weight|\.position_embd"
-    r"|sam\.pos_embd|sam\.neck\.|sam\.net_|\.rel_pos|\.patch_embd|\.patch_merger|token_types|a\.rvq\.codebook|mm\.a\.code_embd"
+    r"|sam\.pos_embd|sam\.neck\.|sam\.net_|\.rel_pos|\.patch_embd|\.patch_merger|token_types"
+    r"|a\.rvq\.codebook|mm\.a\.code_embd"
     r"|time_mix_(?:first|w0|w1|w2|v0|v1|v2|a0|a1|a2|g1|g2|decay_w1|decay_w2|lerp_fused)\.weight"
 )
 
