@@ -6,6 +6,7 @@ No order, no journal, no threads here (pipeline.py, executors/).
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ PIECE_WEIGHTS = 1 << 20
 COPY_BYTES = 1 << 23
 # The source files are looked at this often. Not for every piece: there may be many files, on a slow network.
 LOOK_SECONDS = 0.05
+_ROW = re.compile(r"\brow (\d+)")
 
 
 @dataclass(frozen=True)
@@ -232,9 +234,8 @@ class _Task:
         try:
             quantized = self._quantized(w)
         except (NonFinite, OutOfRange) as error:
-            if error.row >= 0:  # it counted from the top of this piece
-                error.message = error.message.replace(f"row {error.row} ", f"row {error.row + start} ", 1)
-                error.row += start
+            # It counted from the top of this piece.
+            error.message = _ROW.sub(lambda found: f"row {int(found[1]) + start}", error.message, count=1)
             raise
         if work.measure:
             from core.analysis.error import ErrorSums

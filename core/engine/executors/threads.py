@@ -56,7 +56,6 @@ def run_units(
     At most `workers` units are in memory. raises what the first failing unit raised, after all others have stopped
     """
     guard = _Stoppable(work, ctx)
-    threads = max(1, usable_cores() // workers)
     upcoming = iter(units)
     position = {unit.index: n for n, unit in enumerate(units)}
 
@@ -68,7 +67,7 @@ def run_units(
             will_read(planned.tensor.source, checkpoint, later.start, later.stop)
         return process(work, unit, checkpoint, files.write, guard, advance)
 
-    with _torch_threads(threads), ThreadPoolExecutor(workers, "quantbench", _set_torch_threads, (threads,)) as pool:
+    with _torch_threads(max(1, usable_cores() // workers)), ThreadPoolExecutor(workers, "quantbench") as pool:
         pending: set[Future[UnitResult]] = set()
         try:
             while True:
@@ -93,14 +92,8 @@ def _results(finished: set[Future[UnitResult]]) -> list[UnitResult]:
     return [future.result() for future in finished]
 
 
-def _set_torch_threads(count: int) -> None:
-    import torch
-
-    torch.set_num_threads(count)
-
-
 class _torch_threads:  # noqa: N801 (a context manager, read as a verb)
-    """Torch's own threads set to `count`, and back afterwards."""
+    """Torch's own threads set to `count` at most, and back afterwards."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -109,7 +102,7 @@ class _torch_threads:  # noqa: N801 (a context manager, read as a verb)
         import torch
 
         self._before = torch.get_num_threads()
-        torch.set_num_threads(self._count)
+        torch.set_num_threads(min(self._before, self._count))
 
     def __exit__(self, *_: object) -> None:
         import torch
