@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -100,8 +101,15 @@ class TensorInfo:
 
 
 _DIGITS = re.compile(r"(\d+)")
+# Longer runs of digits are compared as text: int() refuses those of some thousand.
+_MAX_DIGITS = 1000
+
+
+@lru_cache(maxsize=8192)
+def _part_key(part: str) -> tuple[int, int, str]:
+    return (0, int(part), "") if part.isdecimal() and len(part) <= _MAX_DIGITS else (1, 0, part)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that puts layer.2 before layer.10."""
-    return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in _DIGITS.split(name) if part)
+    return tuple(map(_part_key, filter(None, _DIGITS.split(name))))

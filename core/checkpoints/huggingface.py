@@ -93,12 +93,13 @@ class HuggingFaceFolder(Checkpoint):
 
     def _check(self, weight_map: Mapping[str, str], index: Path) -> None:
         """Every tensor of the index is where the index says."""
-        paths = {name: self.path / name for name in set(weight_map.values())}
+        parts = {part.path: part for part in self._parts}
+        named = {file: parts[self.path / file] for file in set(weight_map.values())}
         for name, file in weight_map.items():
             home = self._home.get(name)
             if home is None:
                 raise CorruptFile(f"tensor {short(name)} is not in {file}, where the index has it", where=index)
-            if home.path != paths[file]:
+            if home is not named[file]:
                 raise CorruptFile(
                     f"tensor {short(name)} is in {home.path.name}, not in {file} as the index says", where=index
                 )

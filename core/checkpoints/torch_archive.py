@@ -11,6 +11,7 @@ import re
 import threading
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -32,7 +33,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 # The protocol torch.save writes; torch.load warns about others, once per file.
 _USUAL_PROTOCOL = 2
 _MAX_DEPTH = 32
-_MAX_ENTRIES = 1_000_000
+_MAX_ENTRIES = 500_000
 # A view that repeats its storage (torch.expand) may grow up to this; more is an attack on memory.
 _MAX_EXPANDED_BYTES = 16 << 20
 # Warning filters are the process's: only one thread may change them at a time.
@@ -51,13 +52,15 @@ class TorchArchive(Checkpoint):
     def __init__(self, path: Path) -> None:
         size = regular_size(path)
         self._stamp = stamp(path)
-        loaded = _load(path, size)
+        loaded, storages = _load(path, size)
         self.path = path
         self.files = (path,)
         self.config = None
         tensors, notes = _named_tensors(loaded, path)
         owners: dict[tuple[Any, ...], str] = {}
         infos = [_info(name, tensor, owners, path) for name, tensor in tensors.items()]
+        if storages is not None:
+            _check_storages(tensors, storages, path)
         infos.sort(key=lambda t: natural_key(t.name))
         self._loaded: dict[str, torch.Tensor] | None = tensors
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType({t.name: t for t in infos})
@@ -97,25 +100,29 @@ def looks_like(head: bytes) -> bool:
     return head.startswith(ZIP_MAGIC) or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"))
 
 
-def _load(path: Path, size: int) -> Any:
-    """The unpickled object, storages mapped where the file allows it."""
+def _load(path: Path, size: int) -> tuple[Any, Counter[int] | None]:
+    """The unpickled object, storages mapped where the file allows it; and for archives the sizes of all entries."""
     head = read_bytes(path, 16)
     if not looks_like(head):
         raise UnsupportedFormat("is neither a zip archive nor a pickle", "what did torch.save write it with?", path)
+    if path.suffix.lower() == ".safetensors":  # a name that promises: no pickle inside
+        hint = "rename it to .pt if you trust it"
+        raise UnsupportedFormat("is a file of torch.save under the name of a safetensors file", hint, path)
     zipped = head.startswith(ZIP_MAGIC)
-    protocol = _check_zip(path, size) if zipped else head[1]
+    protocol, sizes = _check_zip(path, size) if zipped else (head[1], None)
 
     import torch
 
     try:
         with _WARNINGS, nullcontext() if protocol == _USUAL_PROTOCOL else warnings.catch_warnings(action="ignore"):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped), sizes
     except Exception as exc:  # a hostile pickle can make the loader raise anything
         raise _translated(exc, path) from exc
 
 
-def _check_zip(path: Path, size: int) -> int:
-    """The pickle protocol of a torch archive. Raises for other zip files, and for those that torch would misread."""
+def _check_zip(path: Path, size: int) -> tuple[int, Counter[int]]:
+    """The pickle protocol of a torch archive and the sizes of its entries. Raises for other zip files, and for those
+    that torch would misread."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -136,7 +143,23 @@ def _check_zip(path: Path, size: int) -> int:
                 head = stream.read(2)
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError, EOFError) as exc:
         raise CorruptFile(f"is a broken zip archive ({exc})", "was the download or copy cut off?", path) from exc
-    return head[1] if len(head) == 2 and head[0] == 0x80 else 0
+    return head[1] if len(head) == 2 and head[0] == 0x80 else 0, Counter(entry.file_size for entry in entries)
+
+
+def _check_storages(tensors: Mapping[str, torch.Tensor], sizes: Counter[int], path: Path) -> None:
+    """Every storage is as long as an entry of the archive: torch believes what the pickle says of lengths."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        nbytes, begin = storage.nbytes(), storage.data_ptr()
+        if not nbytes or begin in seen:
+            continue
+        seen.add(begin)
+        if not sizes[nbytes]:
+            raise CorruptFile(
+                f"tensor {short(name)} claims {nbytes:,} bytes that no entry of the archive has", where=path
+            )
+        sizes[nbytes] -= 1
 
 
 _ASKS_FOR = re.compile(r"GLOBAL:? ([\w.]+)")
@@ -175,7 +198,7 @@ def _named_tensors(loaded: Any, path: Path) -> tuple[dict[str, torch.Tensor], di
         notes |= {str(key): _words(value) for key, value in loaded.items() if value is not loaded[inner]}
         loaded = loaded[inner]
     tensors: dict[str, torch.Tensor] = {}
-    for count, (name, value) in enumerate(_walk(loaded, "", ())):
+    for count, (name, value) in enumerate(_leaves(loaded)):
         if count > _MAX_ENTRIES:  # dictionaries that share dictionaries multiply
             raise CorruptFile(f"holds more than {_MAX_ENTRIES:,} entries", where=path)
         if not isinstance(value, torch.Tensor):
@@ -198,14 +221,20 @@ def _wrapped(loaded: Mapping[Any, Any]) -> str | None:
     return next((key for key in WRAPPERS if isinstance(loaded.get(key), Mapping) and loaded[key]), None)
 
 
-def _walk(value: Mapping[Any, Any], prefix: str, above: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
-    """Leaves with dotted names; a dictionary inside itself, or very deep, is a leaf."""
-    for key, child in value.items():
-        name = f"{prefix}{key}"
-        if isinstance(child, Mapping) and child and len(above) < _MAX_DEPTH and id(child) not in above:
-            yield from _walk(child, f"{name}.", (*above, id(child)))
-        else:
+def _leaves(loaded: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Everything in nested dictionaries, with dotted names. A dictionary that is empty or lies very deep (it may hold
+    itself) is a leaf."""
+    open_levels = [("", iter(loaded.items()))]
+    while open_levels:
+        prefix, items = open_levels[-1]
+        for key, child in items:
+            name = f"{prefix}{key}"
+            if isinstance(child, Mapping) and child and len(open_levels) < _MAX_DEPTH:
+                open_levels.append((f"{name}.", iter(child.items())))
+                break
             yield name, child
+        else:
+            open_levels.pop()
 
 
 def _words(value: Any) -> str:
