@@ -13,6 +13,7 @@ from core.formats.fp8 import FP8
 from core.formats.ggml.format import GGML
 from core.formats.llm_int8 import LLM_INT8, llm_int8
 from core.formats.mx import MX
+from core.formats.shifted import SHIFTED, shifted
 from core.formats.uniform import UNIFORM, uniform
 
 # The formats that menus and `formats` list. Names with a number in them (int5-g48) exist beyond the list.
@@ -21,6 +22,7 @@ FORMATS: tuple[Format, ...] = (
     *DENSE,
     *(f for f in GGML if f.name not in {g.name for g in MX}),
     *UNIFORM,
+    *SHIFTED,
     *FP8,
     *MX,
     *BNB4,
@@ -34,7 +36,7 @@ _BY_NAME = {f.name: f for f in FORMATS}
 def get_format(name: str) -> Format:
     """The format by name, upper or lower case. Raises RecipeError with the closest known name."""
     wanted = name.strip().lower()
-    found = _BY_NAME.get(wanted) or uniform(wanted) or llm_int8(wanted)
+    found = _BY_NAME.get(wanted) or uniform(wanted) or shifted(wanted) or llm_int8(wanted)
     if found is not None:
         return found
     close = get_close_matches(wanted, _BY_NAME, n=1, cutoff=0.5)

@@ -150,13 +150,17 @@ class Uniform(Format):
 
         rows, columns = w.shape
         out = torch.empty(rows, columns, dtype=torch.int8, device=w.device)
-        zero = grid.get("zero_point")
+        zero = self.zero_of(grid)
         for a, b in _row_pieces(rows, columns):
             q = w[a:b].to(torch.float32) / self._columns(self._rows(grid["scale"], a, b), start, columns)
             if zero is not None:
                 q += self._columns(self._rows(zero, a, b), start, columns)
             out[a:b] = q.round_().clamp_(self.qmin, self.qmax)
         return out
+
+    def zero_of(self, grid: Grid) -> torch.Tensor | None:
+        """The code of 0.0, laid out like the scales; None in symmetric formats."""
+        return grid.get("zero_point")
 
     def _rows(self, part: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         return part if self.granularity == "tensor" else part[start:stop]
@@ -166,7 +170,7 @@ class Uniform(Format):
 
         rows, columns = codes.shape
         out = torch.empty(rows, columns, dtype=torch.float32, device=codes.device)
-        zero = grid.get("zero_point")
+        zero = self.zero_of(grid)
         for a, b in _row_pieces(rows, columns):
             level = codes[a:b].to(torch.float32)
             if zero is not None:
@@ -215,7 +219,7 @@ class Uniform(Format):
         import torch
 
         at = (0, 0) if self.granularity == "tensor" else (row, column // self.group if self.group else 0)
-        zero = grid.get("zero_point")
+        zero = self.zero_of(grid)
         codes = torch.arange(self.qmin, self.qmax + 1, dtype=torch.float32, device=grid["scale"].device)
         return (codes - (zero[at].float() if zero is not None else 0)) * grid["scale"][at].float()
 

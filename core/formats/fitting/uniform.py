@@ -53,7 +53,7 @@ def quantize(format: Uniform, w: Tensor, words: Tensor) -> Grid:
         grid = whole or _ranged(format, x, start)
         here = slice(0, stop - start)
         scale = _wide(grid["scale"], here, format, stop - start)
-        zero = _wide(grid.get("zero_point"), here, format, stop - start)
+        zero = _wide(format.zero_of(grid), here, format, stop - start)
         encode(x.numpy(), scale, zero, _group(format, columns), format.width, words[start:stop].numpy())
         grids.append(grid)
     if whole is not None:
@@ -67,7 +67,7 @@ def dequantize(format: Uniform, parts: Parts, shape: tuple[int, int]) -> Tensor:
     out = torch.empty(rows, columns)
     everything = slice(0, rows)
     scale = _wide(parts["scale"], everything, format, rows)
-    zero = _wide(parts.get("zero_point"), everything, format, rows)
+    zero = _wide(format.zero_of(Grid(parts)), everything, format, rows)
     words = parts["codes"].contiguous().numpy()
     decode(words, scale, zero, _group(format, columns), format.width, out.numpy())
     return out
