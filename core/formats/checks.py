@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 PIECE = 1 << 20
 # Importance below this share of its mean is raised to it: see `checked_importance`.
 FLOOR = 1e-10
+# No block of 16-bit scales reaches a weight of this size (65504 · 128 · 127 is the most); well above it the sums of the
+# searches themselves would overflow.
+BLOCK_LIMIT = 2.0**31
 
 
 def non_finite(row: int) -> NonFinite:

@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from core.formats.base import Format
@@ -47,13 +46,6 @@ def widened(w: Tensor, start: int, stop: int, room: Tensor | None) -> Tensor:
     return room[: stop - start].copy_(piece)
 
 
-def first_bad_row(x: np.ndarray) -> int:
-    """First row of float32 [rows, columns] that holds NaN or Inf, or −1."""
-    import numpy as np
-
-    return int(_kernel("lanes_bits", "first_bad_row")(x.view(np.int32)))
-
-
 def quantize_blocks(type_name: str, w: Tensor, importance: Tensor | None = None) -> Tensor:
     """uint8 [rows, row bytes]: llama.cpp's bytes for floating [rows, columns], on w's device.
 
@@ -85,17 +77,20 @@ def quantize_blocks(type_name: str, w: Tensor, importance: Tensor | None = None)
 def _on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: int) -> None:
     import numpy as np
 
-    from core.formats.checks import non_finite, out_of_range
+    from core.formats.checks import BLOCK_LIMIT, non_finite, out_of_range
 
     source = x.numpy()
     weights = np.zeros(0, np.float32) if imp is None else imp.numpy()
-    bad = first_bad_row(source)
+    bits = source.view(np.int32)
+    bad, beyond = _kernel("lanes_bits", "first_bad_rows")(bits, np.float32(BLOCK_LIMIT).view(np.int32))
     if bad >= 0:
-        raise non_finite(start + bad)
+        raise non_finite(start + int(bad))
+    if beyond >= 0:
+        raise out_of_range(start + int(beyond))
     module = _QUANTIZE[type_name]
     kernel = _kernel(module, type_name.lower())
     if module == "lanes_legacy":
-        bad = kernel(source, source.view(np.int32), weights, out.numpy())
+        bad = kernel(source, bits, weights, out.numpy())
     else:
         bad = kernel(source, weights, out.numpy())
     if bad >= 0:
@@ -105,12 +100,15 @@ def _on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: i
 def _reference(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: int) -> None:
     import torch
 
-    from core.formats.checks import non_finite, out_of_range
+    from core.formats.checks import BLOCK_LIMIT, non_finite, out_of_range
     from core.formats.fitting import reference
 
     finite = torch.isfinite(x).all(1)
     if not finite.all():
         raise non_finite(start + int((~finite).nonzero()[0, 0].item()))
+    within = (x.abs() <= BLOCK_LIMIT).all(1)
+    if not within.all():
+        raise out_of_range(start + int((~within).nonzero()[0, 0].item()))
     blocks, sound = reference.quantize(type_name, x, imp)
     if not sound.all():
         raise out_of_range(start + int((~sound).nonzero()[0, 0].item()))

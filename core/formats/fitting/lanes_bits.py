@@ -69,13 +69,25 @@ def put_half(out, at, h):
 
 
 @kernel
-def first_bad_row(bits):
-    """First row of int32 [rows, columns] (a float32's bits) with NaN or Inf, or −1."""
+def first_bad_rows(bits, limit):
+    """First row of int32 [rows, columns] (a float32's bits) with NaN or Inf, and first with bits above limit; or −1."""
+    beyond = -1
+    high = np.empty(16, np.int32)
     for r in range(bits.shape[0]):
         row = bits[r]
+        for j in range(16):
+            high[j] = np.int32(0)
+        whole = row.size // 16 * 16
+        for i in range(0, whole, 16):
+            for j in range(16):
+                high[j] = max(high[j], np.int32(row[i + j] & MAGNITUDE))
         top = np.int32(0)
-        for i in range(row.size):
+        for j in range(16):
+            top = max(top, high[j])
+        for i in range(whole, row.size):
             top = max(top, np.int32(row[i] & MAGNITUDE))
         if top >= INF:
-            return r
-    return -1
+            return r, beyond
+        if top > limit and beyond < 0:
+            beyond = r
+    return -1, beyond

@@ -1,0 +1,332 @@
+"""What every listed format promises, walked over the registry: a new format is tested by being listed.
+
+Quality windows are two-sided: too good is a bug as well. They are RMSE / σ on Gaussian weights: llama.cpp's figures for
+GGML types, a brute-force search over the levels in float64 for uniform ones, measured figures for the others.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import core.formats.fitting as fitting
+from core.errors import NonFinite, OutOfRange, RecipeError, UnsupportedFormat
+from core.formats import FORMATS, Format, get_format
+from core.formats.uniform import Uniform
+
+WRITTEN = [f for f in FORMATS if f.encodable]
+READ_ONLY = [f for f in FORMATS if not f.encodable]
+EVERY = pytest.mark.parametrize("f", WRITTEN, ids=lambda f: f.name)
+COLUMNS = 512
+
+# RMSE / σ. GGML: llama.cpp's own. 8-bit floats: about 2^-(m+1)/√3 for m mantissa bits, averaged over a binade. The
+# others: measured once on 4 M weights.
+ANCHORS = {
+    **dict.fromkeys(("fp8-e4m3", "fp8-e4m3-tensor", "fp8-e4m3-b128", "mxfp8"), 0.0264),
+    **dict.fromkeys(("fp8-e5m2", "fp8-e5m2-tensor", "fp8-e5m2-b128"), 0.0527),
+    **dict.fromkeys(("nf4", "nf4-dq"), 0.092),
+    **dict.fromkeys(("fp4", "fp4-dq"), 0.122),
+    **dict.fromkeys(("llm-int8", "llm-int8-o16"), 0.0075),
+    "nvfp4": 0.095,
+    "f32": 0.0,
+    "f16": 0.000204,
+    "bf16": 0.001645,
+    "q8_0": 0.0053,
+    "q6_k": 0.0178,
+    "q5_k": 0.0362,
+    "q5_1": 0.0382,
+    "q5_0": 0.0420,
+    "q4_k": 0.0717,
+    "iq4_nl": 0.0771,
+    "iq4_xs": 0.0777,
+    "q4_1": 0.0785,
+    "q4_0": 0.0871,
+    "mxfp4": 0.118,
+    "q3_k": 0.153,
+    "iq3_s": 0.170,
+    "iq2_s": 0.263,
+    "q2_k": 0.296,
+}
+WINDOW = 0.03
+
+
+def gaussian(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def rmse(w: torch.Tensor, back: torch.Tensor) -> float:
+    return float((w.double() - back.double()).square().mean().sqrt())
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+def brute_force(f: Uniform, w: torch.Tensor) -> torch.Tensor:
+    """Every weight on the nearest of all levels, float64, from the definition in words: no scale is rounded."""
+    rows, columns = w.shape
+    shape = {"tensor": (1, 1), "row": (rows, 1)}.get(f.granularity, (rows, columns // max(1, f.group)))
+    x = w.double().reshape(*shape, -1)
+    q = torch.arange(f.qmin, f.qmax + 1, dtype=torch.float64)
+    if f.symmetric:
+        levels = x.abs().amax(-1, keepdim=True) / ((2**f.width - 1) / 2) * q
+    else:
+        low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)
+        step = (high - low) / (2**f.width - 1)
+        levels = step * (q - (f.qmin - low / step).round())
+    best = torch.full_like(x, math.inf)
+    for level in levels.unbind(-1):
+        e = x - level[..., None]
+        best = torch.where(e.abs() < best.abs(), e, best)
+    return (x - best).reshape(rows, columns)
+
+
+def stored_or_refused(f: Format, w: torch.Tensor) -> tuple[torch.Tensor | None, OutOfRange | None]:
+    try:
+        return f.quantize(w).dequantize(), None
+    except OutOfRange as error:
+        return None, error
+
+
+@EVERY
+def test_declared_bytes_are_stored_bytes(f: Format) -> None:
+    w = gaussian(5, COLUMNS)
+    parts = f.quantize(w).parts
+    stored = sum(p.numel() * p.element_size() for p in parts.values())
+    assert stored == f.nbytes((5, COLUMNS))
+    assert f.bpw((5, COLUMNS)) == 8 * stored / w.numel()
+    assert f.misfit((5, COLUMNS)) is None
+    if f.columns_per_grid > 1:
+        assert f.misfit((5, f.columns_per_grid + 1)) == (
+            f"columns {f.columns_per_grid + 1} is not a multiple of {f.columns_per_grid}"
+        )
+
+
+@EVERY
+def test_parts_codes_and_grid_are_the_same_thing(f: Format) -> None:
+    shape = (5, COLUMNS)
+    q = f.quantize(gaussian(*shape, seed=1))
+    codes, grid = f.unpack(q.parts, shape)
+    assert codes.shape == shape
+    assert not codes.dtype.is_floating_point
+    again = f.pack(codes, grid)
+    assert {k: same(v, again[k]) for k, v in q.parts.items()} == dict.fromkeys(q.parts, True)
+    back = f.dequantize(q.parts, shape)
+    assert back.dtype == torch.float32
+    assert torch.equal(back, f.decode(codes, grid))
+    assert torch.equal(back, q.dequantize())
+
+
+@EVERY
+def test_codes_are_in_range(f: Format) -> None:
+    w = gaussian(4, COLUMNS, seed=2)
+    w[0] *= 100
+    w[1, ::7] = 1e4
+    codes = f.quantize(w).codes.long()
+    if isinstance(f, Uniform):
+        assert f.qmin <= codes.min() <= codes.max() <= f.qmax
+    layout = getattr(f, "layout", None)
+    if layout is not None:
+        assert layout.qmin <= codes.min() <= codes.max() <= layout.qmax
+
+
+@EVERY
+def test_quality_is_in_its_window(f: Format) -> None:
+    w = gaussian(128, 1024, seed=3)
+    measured = rmse(w, f.quantize(w).dequantize())
+    if isinstance(f, Uniform):
+        expected, window = rmse(w, brute_force(f, w)), 0.004
+    elif f.name in ANCHORS:
+        expected, window = ANCHORS[f.name], WINDOW
+    else:
+        pytest.fail(f"no anchor for {f.name}: measure it against something independent and add it")
+    assert (1 - window) * expected <= measured <= (1 + window) * expected
+
+
+@EVERY
+def test_nearest_levels_beat_other_levels(f: Format) -> None:
+    """In the fitted grid no weight lies closer to another level, and the stored value is a level."""
+    w = gaussian(3, COLUMNS, seed=4)
+    q = f.quantize(w)
+    for row, column in ((0, 0), (1, 300), (2, COLUMNS - 1)):
+        levels = f.levels(q.grid, row, column)
+        if levels is None:
+            continue
+        assert (levels.diff() >= 0).all()
+        assert (levels == q.dequantize()[row, column]).any()
+        nearest = f.decode(f.encode(w, q.grid), q.grid)[row, column].double()
+        target = w[row, column].double()
+        assert abs(nearest - target) <= (levels.double() - target).abs().min() + 1e-6 * levels.abs().max()
+
+
+@EVERY
+def test_columns_in_slices_equal_the_whole(f: Format) -> None:
+    w = gaussian(3, COLUMNS, seed=5)
+    grid = f.fit(w)
+    codes = f.encode(w, grid)
+    back = f.decode(codes, grid)
+    for start, stop in ((0, 1), (1, 40), (40, 300), (300, COLUMNS)):
+        assert torch.equal(f.encode(w[:, start:stop], grid, start), codes[:, start:stop])
+        assert torch.equal(f.decode(codes[:, start:stop], grid, start), back[:, start:stop])
+
+
+@EVERY
+def test_row_slices_equal_the_whole(f: Format) -> None:
+    w = gaussian(9, COLUMNS, seed=6)
+    if not f.row_local:
+        return
+    whole = f.quantize(w).dequantize()
+    parts = [f.quantize(piece).dequantize() for piece in (w[:1], w[1:5], w[5:])]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+@EVERY
+def test_doubling_weights_doubles_the_output(f: Format) -> None:
+    w = gaussian(4, COLUMNS, seed=7)
+    assert torch.equal(f.quantize(w * 2).dequantize(), f.quantize(w).dequantize() * 2)
+
+
+@EVERY
+def test_zero_constant_and_tiny_rows(f: Format) -> None:
+    w = gaussian(7, COLUMNS, seed=8)
+    w[0] = 0
+    w[1] = 0.37
+    w[2] = -0.37
+    w[3] *= 1e-6
+    w[4] *= 1e-30
+    w[5] = w[5].abs()
+    q = f.quantize(w)
+    back = q.dequantize()
+    assert back.isfinite().all()
+    if not f.row_local:  # statistics shared with the other rows: its own tests know what to expect
+        return
+    assert (back[0] == 0).all()
+    error = (back - w).abs().amax(1)
+    # A two-bit symmetric grid puts a constant a quarter of its size away from the nearest level.
+    assert (error[1:3] <= 0.37 * 0.51).all()
+    # 16-bit scales are multiples of 2^-24, and up to 63 · 31 of them make a weight: tiny ones come out coarse, or 0.
+    reach = 2.0**-25 * 63 * 31
+    assert error[3] <= reach
+    assert error[4] <= reach
+    assert (back[4].abs() <= reach).all()
+
+
+@EVERY
+def test_all_zero_tensor_and_no_rows(f: Format) -> None:
+    zeros = f.quantize(torch.zeros(2, COLUMNS)).dequantize()
+    assert (zeros == 0).all()
+    none = f.quantize(torch.zeros(0, COLUMNS))
+    assert none.dequantize().shape == (0, COLUMNS)
+    assert sum(p.numel() * p.element_size() for p in none.parts.values()) == f.nbytes((0, COLUMNS))
+
+
+@EVERY
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=str)
+def test_weights_that_are_not_finite_are_named(f: Format, bad: float) -> None:
+    w = gaussian(6, COLUMNS, seed=9)
+    w[4, 77] = bad
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for call in (f.quantize, f.fit):
+            with pytest.raises(NonFinite, match="row 4 holds NaN or Inf") as caught:
+                call(w.to(dtype))
+            assert caught.value.row == 4
+
+
+@EVERY
+def test_huge_weights_are_stored_or_refused_by_row(f: Format) -> None:
+    """Never a value that is not finite in the output."""
+    w = gaussian(5, COLUMNS, seed=10)
+    w[2] *= 1e36
+    back, refused = stored_or_refused(f, w)
+    if f.family == "ggml" or f.name == "f16" or getattr(f, "scale_dtype", "") == "F16":
+        assert refused is not None
+    if refused is not None:
+        assert "row" in str(refused)
+        assert refused.row == 2 or not f.row_local
+    if back is not None:
+        assert back.isfinite().all()
+        assert rmse(w[2:3] / 1e36, back[2:3] / 1e36) < 0.8
+
+
+@EVERY
+def test_half_precision_input_equals_the_same_weights_widened(f: Format) -> None:
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        w = gaussian(5, COLUMNS, seed=11).to(dtype)
+        ours, wide = f.quantize(w).parts, f.quantize(w.to(torch.float32)).parts
+        assert all(same(ours[k], wide[k]) for k in wide)
+
+
+@EVERY
+def test_lanes_and_reference_agree(f: Format, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = gaussian(37, COLUMNS, seed=12)
+    w[3] = 0
+    w[4] = -0.25
+    w[5] = w[5].abs()
+    w[6, :100] = 0
+    w[7] *= 1e-7
+    importance = gaussian(1, COLUMNS, seed=13)[0].abs() + 0.01
+    quick = [f.quantize(w), f.quantize(w, importance)]
+    back = [q.dequantize() for q in quick]
+    monkeypatch.setattr(fitting, "on_lanes", lambda tensor: False)
+    for q, values, given in zip(quick, back, (None, importance), strict=True):
+        slow = f.quantize(w, given)
+        assert all(same(q.parts[k], slow.parts[k]) for k in q.parts)
+        assert torch.equal(slow.dequantize(), values)
+
+
+@EVERY
+def test_same_input_same_bytes(f: Format) -> None:
+    w = gaussian(8, COLUMNS, seed=14)
+    first, second = f.quantize(w.clone()).parts, f.quantize(w.clone()).parts
+    assert all(same(first[k], second[k]) for k in first)
+    strided = torch.stack((w, w), 1)[:, 0]
+    assert not strided.is_contiguous()
+    third = f.quantize(strided).parts
+    assert all(same(first[k], third[k]) for k in first)
+
+
+@EVERY
+def test_columns_without_importance_are_not_erased(f: Format) -> None:
+    w = gaussian(4, COLUMNS, seed=15)
+    importance = torch.ones(COLUMNS)
+    importance[:256] = 0
+    back = f.quantize(w, importance).dequantize()
+    assert rmse(w[:, :256], back[:, :256]) < 0.8
+    nothing = f.quantize(w, torch.zeros(COLUMNS)).dequantize()
+    assert torch.equal(nothing, f.quantize(w, torch.ones(COLUMNS)).dequantize())
+
+
+@pytest.mark.parametrize("f", READ_ONLY, ids=lambda f: f.name)
+def test_formats_that_are_only_read_say_so(f: Format) -> None:
+    with pytest.raises(UnsupportedFormat, match=f"{f.name} can be read, not written"):
+        f.quantize(gaussian(1, COLUMNS))
+
+
+def test_names() -> None:
+    names = [f.name for f in FORMATS]
+    assert len(set(names)) == len(names)
+    for f in FORMATS:
+        assert get_format(f.name) is f
+        assert get_format(f.name.upper()) is f
+        assert f.title
+        assert f.family
+        assert f.bits > 0
+        assert hash(f) == hash(get_format(f.name))
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical"), [("int4-row", "int4"), ("INT8-row-asym", "int8-asym"), ("int5-g48", "int5-g48")]
+)
+def test_names_beyond_the_list(name: str, canonical: str) -> None:
+    assert get_format(name).name == canonical
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("q4k", "q4_k"), ("int9", "int"), ("int4-g0", "int4"), ("qq_17", ""), ("", "list")]
+)
+def test_unknown_names_suggest(name: str, hint: str) -> None:
+    with pytest.raises(RecipeError, match="unknown format") as caught:
+        get_format(name)
+    assert hint in caught.value.hint
