@@ -61,15 +61,15 @@ class Gguf(Checkpoint):
         self.version = headers[0].version
 
     def _open(self, path: Path) -> list[GgufHeader]:
-        first, header = self._read(path)
-        count = _number(header, "split.count", path)
+        opened, opened_header = self._read(path)
+        count = _number(opened_header, "split.count", path)
         if count <= 1:
-            self._add(first, header)
-            return [header]
+            self._add(opened, opened_header)
+            return [opened_header]
         paths = _split_paths(path, count)
         headers: list[GgufHeader] = []
         for number, part_path in enumerate(paths):
-            part, header = (first, header) if part_path == path else self._read(part_path)
+            part, header = (opened, opened_header) if part_path == path else self._read(part_path)
             if _number(header, "split.no", part_path) != number or _number(header, "split.count", part_path) != count:
                 raise CorruptFile(f"is not part {number + 1} of {count}, as its name says", where=part_path)
             self._add(part, header)

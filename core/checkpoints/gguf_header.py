@@ -103,6 +103,8 @@ def _values(file: Buffer, at: int, count: int) -> tuple[dict[str, Value], int]:
     for _ in range(count):
         begin = at
         key, at = _text(file, at, "a key")
+        if not key:
+            raise CorruptFile("a key is empty", offset=begin)
         if key in values:
             raise CorruptFile(f"key {short(key)} appears twice", offset=begin)
         if at + 4 > len(file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 from core.errors import CheckpointError, UnsupportedFormat
@@ -58,7 +59,7 @@ def _text(head: bytes) -> bool:
     if b"\0" in head:
         return False
     try:
-        head[:-3].decode("utf-8")  # the last character may be cut
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # the last character may be cut
     except UnicodeDecodeError:
         return False
     return bool(head)
