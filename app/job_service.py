@@ -69,6 +69,10 @@ class JobService(QObject):
         self._rss = 0
         self._rss_at = 0.0
         self._wake.connect(self._deliver, Qt.ConnectionType.QueuedConnection)
+        self._next_turn = QTimer(self)
+        self._next_turn.setSingleShot(True)
+        self._next_turn.setInterval(0)
+        self._next_turn.timeout.connect(self._deliver)
         self._ticker = QTimer(self)
         self._ticker.setInterval(PROGRESS_MS)
         self._ticker.timeout.connect(self._tick)
@@ -130,6 +134,7 @@ class JobService(QObject):
         """Cancels all jobs and waits. Returns the titles of those that would not stop."""
         stuck = self._runner.shutdown(timeout)
         self._ticker.stop()
+        self._next_turn.stop()
         self._events.clear()
         return stuck
 
@@ -150,9 +155,9 @@ class JobService(QObject):
         while self._events:
             self._handle(self._events.popleft())
             if time.perf_counter() > deadline and self._events:
-                # A zero timer, not another queued call: painting and input get their turn in between.
+                # A timer, not another queued call, which Qt would run at once: painting and input come in between.
                 self._awake.set()
-                QTimer.singleShot(0, self, self._deliver)
+                self._next_turn.start()
                 return
 
     def _handle(self, event: Event) -> None:

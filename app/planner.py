@@ -5,6 +5,7 @@ place the output would go to. All of it runs in the preview lane, the latest win
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,12 +41,14 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class PlanResult:
-    """plan is None when the checkpoint cannot be written so, with the reason in `error`."""
+    """plan is None when the checkpoint cannot be written so, with the reason in `error`. free_bytes: of the disk of the
+    suggested output, None when unknown."""
 
     plan: Plan | None
     by_name: dict[str, PlannedTensor]
     problems: tuple[Problem, ...]
     error: str
+    free_bytes: int | None = None
 
 
 def open_task(path: str, ctx: JobContext) -> Checkpoint:
@@ -77,7 +80,11 @@ def plan_task(request: PlanRequest, ctx: JobContext) -> PlanResult:
         return PlanResult(None, {}, (), str(error))
     ctx.check()
     problems = preflight(plan, request.checkpoint, request.out, device=request.device)
-    return PlanResult(plan, {t.tensor.name: t for t in plan.tensors}, problems, "")
+    try:
+        free = shutil.disk_usage(request.out.parent).free
+    except OSError:
+        free = None
+    return PlanResult(plan, {t.tensor.name: t for t in plan.tensors}, problems, "", free)
 
 
 def plain_outline(checkpoint: Checkpoint) -> Outline:
@@ -104,6 +111,7 @@ class Planner(QObject):
         self._session = session
         self._jobs = jobs
         self.output_folder = output_folder
+        self.free_bytes: int | None = None
         self._open: JobId | None = None
         self._opening = ""
         self._plan: JobId | None = None
@@ -199,6 +207,7 @@ class Planner(QObject):
             result: PlanResult = outcome.result
             if result.plan is not None and asked is not None:
                 self._outline_of = (id(asked.checkpoint), asked.target)
+            self.free_bytes = result.free_bytes
             self._session.set_plan(result.plan, result.by_name, result.error)
             self._session.set_problems(result.problems)
             if result.error:

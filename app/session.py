@@ -190,6 +190,13 @@ class Session(QObject):
             initiator,
         )
 
+    def begin(self, document: Document) -> Changes:
+        """Recipe and target to start with; not an edit, so nothing to undo."""
+        before, self._document = self._document, document
+        self._undo.clear()
+        self._redo.clear()
+        return self._tell(Changes(recipe=True, target=before.target != document.target, history=True), None)
+
     def close(self) -> Changes:
         """Back to the empty window."""
         self._checkpoint = None

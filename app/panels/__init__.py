@@ -69,7 +69,7 @@ PANELS = (
         "log",
         "Log",
         "bottom",
-        "scroll",
+        "list-bullets",
         "What happened, with times",
         _Lazy("app.panels.log.view:LogPanel"),
     ),

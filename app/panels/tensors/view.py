@@ -87,6 +87,11 @@ class TensorsPanel(QWidget):
 
     # Called by the window
 
+    @property
+    def busy(self) -> bool:
+        """Whether the table is about to change."""
+        return self._job is not None or self._filter_job is not None or self._select_timer.isActive()
+
     def visible_names(self) -> list[str]:
         """Output names of the tensors on screen."""
         rows = self.model.rows

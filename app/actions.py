@@ -1,0 +1,344 @@
+"""Every action of the window as one table: the menu bar, the command palette, shortcuts and tooltips come from it.
+
+To add one: a line in ACTIONS, and its handler on Commands (commands.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PySide6.QtGui import QAction, QKeySequence
+
+if TYPE_CHECKING:
+    from PySide6.QtWidgets import QWidget
+
+    from app.commands import Commands
+    from app.theme import Theme
+
+MENUS = ("File", "Edit", "View", "Run", "Help")
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One thing a user can do.
+
+    menu      which menu it is in; "" for none (the palette and buttons have it still)
+    shortcut  as Qt spells it ("Ctrl+O"); "" for none
+    handler   called with the window's commands; enabled too (None: always)
+    checked   for switches: whether it is on
+    section   True puts a line above it in the menu
+    """
+
+    id: str
+    text: str
+    menu: str
+    handler: Callable[[Commands], object]
+    shortcut: str = ""
+    icon: str = ""
+    help: str = ""
+    enabled: Callable[[Commands], bool] | None = None
+    checked: Callable[[Commands], bool] | None = None
+    section: bool = False
+
+
+ACTIONS = (
+    Action(
+        "open-file",
+        "Open checkpoint …",
+        "File",
+        lambda c: c.open_file(),
+        "Ctrl+O",
+        "folder-open",
+        "A safetensors, GGUF or torch file, or the config.json of a folder",
+    ),
+    Action(
+        "open-folder",
+        "Open checkpoint folder …",
+        "File",
+        lambda c: c.open_folder(),
+        "Ctrl+Shift+O",
+        "folder-open",
+        "A Hugging Face folder",
+    ),
+    Action(
+        "close-checkpoint",
+        "Close checkpoint",
+        "File",
+        lambda c: c.close_checkpoint(),
+        "Ctrl+W",
+        enabled=lambda c: c.has_checkpoint,
+    ),
+    Action(
+        "open-recipe",
+        "Open recipe …",
+        "File",
+        lambda c: c.open_recipe(),
+        "Ctrl+Shift+R",
+        "file-text",
+        "Rules from a TOML file",
+        section=True,
+    ),
+    Action(
+        "save-recipe",
+        "Save recipe …",
+        "File",
+        lambda c: c.save_recipe(),
+        "Ctrl+S",
+        "floppy-disk",
+        "The rules as a TOML file, for another checkpoint or the command line",
+    ),
+    Action("quit", "Quit", "File", lambda c: c.quit(), "Ctrl+Q", section=True),
+    Action(
+        "undo",
+        "Undo",
+        "Edit",
+        lambda c: c.undo(),
+        "Ctrl+Z",
+        "arrow-u-up-left",
+        enabled=lambda c: bool(c.session.undo_label),
+    ),
+    Action(
+        "redo",
+        "Redo",
+        "Edit",
+        lambda c: c.redo(),
+        "Ctrl+Shift+Z",
+        "arrow-u-up-right",
+        enabled=lambda c: bool(c.session.redo_label),
+    ),
+    Action(
+        "filter",
+        "Filter tensors",
+        "Edit",
+        lambda c: c.focus_filter(),
+        "Ctrl+F",
+        "magnifying-glass",
+        "Words that all occur in the name, or re: and a regular expression",
+        enabled=lambda c: c.has_checkpoint,
+        section=True,
+    ),
+    Action(
+        "assign",
+        "Assign strategy …",
+        "Edit",
+        lambda c: c.tensors.open_picker(),
+        "Ctrl+E",
+        "tag",
+        "A format and method for all selected tensors",
+        enabled=lambda c: c.has_selection,
+    ),
+    Action(
+        "keep",
+        "Keep unquantized",
+        "Edit",
+        lambda c: c.keep_selection(),
+        "Ctrl+K",
+        "lock-simple",
+        "The selected tensors stay as they are",
+        enabled=lambda c: c.has_selection,
+    ),
+    Action(
+        "by-rules",
+        "Let the rules decide",
+        "Edit",
+        lambda c: c.tensors.assign(None),
+        "Ctrl+Backspace",
+        "arrow-counter-clockwise",
+        "Takes assignments by hand away from the selected tensors",
+        enabled=lambda c: c.has_selection,
+    ),
+    Action(
+        "add-rule",
+        "Add rule",
+        "Edit",
+        lambda c: c.add_rule(),
+        "Ctrl+Shift+A",
+        "plus",
+        "A rule that looks like the selected tensor, open for typing",
+        enabled=lambda c: c.has_checkpoint,
+        section=True,
+    ),
+    Action(
+        "add-rule-for-roles",
+        "Add rule for these roles",
+        "Edit",
+        lambda c: c.tensors.add_rule_like_selection(),
+        "",
+        "plus",
+        "A rule for all tensors of the selected roles",
+        enabled=lambda c: c.has_selection,
+    ),
+    Action(
+        "palette",
+        "Command palette",
+        "View",
+        lambda c: c.open_palette(),
+        "Ctrl+Shift+P",
+        "command",
+        "Every action by its name",
+    ),
+    Action(
+        "grouped",
+        "Group by block",
+        "View",
+        lambda c: c.toggle_grouped(),
+        "Ctrl+G",
+        "tree-structure",
+        "Tensors under their block, or one flat list",
+        checked=lambda c: c.grouped,
+        section=True,
+    ),
+    Action("fold-all", "Fold all blocks", "View", lambda c: c.tensors.fold_all(True), "Ctrl+Shift+Left"),
+    Action("unfold-all", "Unfold all blocks", "View", lambda c: c.tensors.fold_all(False), "Ctrl+Shift+Right"),
+    Action(
+        "theme-system",
+        "Colours as the system",
+        "View",
+        lambda c: c.set_theme("system"),
+        icon="circle-half",
+        checked=lambda c: c.theme.mode == "system",
+        section=True,
+    ),
+    Action(
+        "theme-light",
+        "Light colours",
+        "View",
+        lambda c: c.set_theme("light"),
+        icon="sun",
+        checked=lambda c: c.theme.mode == "light",
+    ),
+    Action(
+        "theme-dark",
+        "Dark colours",
+        "View",
+        lambda c: c.set_theme("dark"),
+        icon="moon",
+        checked=lambda c: c.theme.mode == "dark",
+    ),
+    Action("show-tensors", "Go to tensors", "View", lambda c: c.show_panel("tensors"), "Ctrl+1", section=True),
+    Action("show-histogram", "Go to histogram", "View", lambda c: c.show_panel("histogram"), "Ctrl+2"),
+    Action("show-info", "Go to info", "View", lambda c: c.show_panel("info"), "Ctrl+3"),
+    Action("show-rules", "Go to rules", "View", lambda c: c.show_panel("rules"), "Ctrl+4"),
+    Action("show-jobs", "Go to jobs", "View", lambda c: c.show_panel("jobs"), "Ctrl+5"),
+    Action("show-log", "Go to log", "View", lambda c: c.show_panel("log"), "Ctrl+6"),
+    Action(
+        "quantize",
+        "Quantize …",
+        "Run",
+        lambda c: c.quantize(),
+        "Ctrl+Return",
+        "play",
+        "Choose the output and write it",
+        enabled=lambda c: c.can_quantize,
+    ),
+    Action(
+        "preflight",
+        "Preflight",
+        "Run",
+        lambda c: c.show_problems(),
+        "Ctrl+P",
+        "shield-check",
+        "What is known before the first byte is written",
+        enabled=lambda c: c.has_checkpoint,
+    ),
+    Action(
+        "pause",
+        "Pause or resume",
+        "Run",
+        lambda c: c.toggle_pause(),
+        "Ctrl+.",
+        "pause",
+        "The running job",
+        enabled=lambda c: c.is_running,
+        section=True,
+    ),
+    Action(
+        "cancel",
+        "Cancel job",
+        "Run",
+        lambda c: c.cancel_job(),
+        "Ctrl+Shift+.",
+        "stop",
+        "What is done is kept until you discard it",
+        enabled=lambda c: c.is_running,
+    ),
+    Action(
+        "resume-run",
+        "Resume",
+        "",
+        lambda c: c.resume_run(),
+        icon="play",
+        help="Continues the run that was stopped",
+        enabled=lambda c: c.stopped_run is not None,
+    ),
+    Action(
+        "discard-run",
+        "Discard",
+        "",
+        lambda c: c.discard_run(),
+        icon="trash",
+        help="Removes what the stopped run left on disk",
+        enabled=lambda c: c.stopped_run is not None,
+    ),
+    Action(
+        "open-result",
+        "Open result",
+        "Run",
+        lambda c: c.open_result(),
+        "Ctrl+Shift+E",
+        "arrow-square-out",
+        "The written file as the checkpoint to look at",
+        enabled=lambda c: c.has_result,
+        section=True,
+    ),
+    Action(
+        "reveal-result",
+        "Reveal in folder",
+        "Run",
+        lambda c: c.reveal_result(),
+        "Ctrl+Shift+F",
+        "folder",
+        "The written file in the system's file manager",
+        enabled=lambda c: c.has_result,
+    ),
+    Action("about", "About Quantbench", "Help", lambda c: c.about()),
+)
+
+
+def make_actions(commands: Commands, theme: Theme, parent: QWidget) -> dict[str, QAction]:
+    """A QAction for each record, with its shortcut in the tooltip."""
+    made: dict[str, QAction] = {}
+    for record in ACTIONS:
+        action = QAction(record.text, parent)
+        action.setObjectName(record.id)
+        if record.icon:
+            action.setIcon(theme.icon(record.icon))
+        if record.shortcut:
+            action.setShortcut(QKeySequence(record.shortcut))
+        action.setStatusTip(record.help)
+        action.setToolTip(tooltip(record, action))
+        action.setCheckable(record.checked is not None)
+        action.triggered.connect(lambda _=False, r=record: commands.dispatch(r))
+        parent.addAction(action)
+        made[record.id] = action
+    return made
+
+
+def tooltip(record: Action, action: QAction) -> str:
+    """ "Open checkpoint (Ctrl+O)", and what it does on a second line."""
+    keys = action.shortcut().toString(QKeySequence.SequenceFormat.NativeText)
+    text = record.text.removesuffix(" …")
+    head = f"{text} ({keys})" if keys else text
+    return f"{head}\n{record.help}" if record.help else head
+
+
+def refresh(actions: dict[str, QAction], commands: Commands) -> None:
+    """Enables and checks all actions as things are now."""
+    for record in ACTIONS:
+        action = actions[record.id]
+        if record.enabled is not None:
+            action.setEnabled(record.enabled(commands))
+        if record.checked is not None:
+            action.setChecked(record.checked(commands))

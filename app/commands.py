@@ -1,0 +1,279 @@
+"""What the actions do: the flows of opening, assigning, running and closing. Questions go to Dialogs, work goes to the
+planner and the quantizer, what changed comes back through the session.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PySide6.QtCore import QUrl
+from PySide6.QtGui import QDesktopServices
+
+from app.edits import SetPreset, SetRecipe, SetTarget
+from app.quantizing import RunRequest, discard_rest, errors_of
+from app.session import Notice, Session
+from core.errors import WorkbenchError, one_line
+from core.recipes.model import KEEP, Strategy
+
+if TYPE_CHECKING:
+    from app.actions import Action
+    from app.main_window import MainWindow
+    from app.panels.tensors.view import TensorsPanel
+    from app.theme import Mode, Theme
+    from core.engine.model import Report
+
+
+class Commands:
+    """One per window."""
+
+    def __init__(self, window: MainWindow) -> None:
+        self._window = window
+        self.session: Session = window.session
+        self.stopped_run: RunRequest | None = None
+        self._last_out: Path | None = None
+
+    def dispatch(self, action: Action) -> None:
+        """Runs an action. Whatever goes wrong ends in the notice bar, with its traceback behind the disclosure."""
+        try:
+            action.handler(self)
+        except WorkbenchError as error:
+            self.session.notify(Notice("error", str(error)))
+        except Exception as error:
+            self.session.notify(Notice("error", f"{action.text}: {one_line(error)}", traceback.format_exc()))
+        self._window.refresh_actions()
+
+    # What actions ask
+
+    @property
+    def theme(self) -> Theme:
+        return self._window.theme
+
+    @property
+    def tensors(self) -> TensorsPanel:
+        return self._window.panel("tensors")  # type: ignore[return-value]
+
+    @property
+    def has_checkpoint(self) -> bool:
+        return self.session.checkpoint is not None
+
+    @property
+    def has_selection(self) -> bool:
+        return bool(self.session.selection)
+
+    @property
+    def can_quantize(self) -> bool:
+        return self.session.plan is not None and self.session.planned
+
+    @property
+    def is_running(self) -> bool:
+        return bool(self._window.jobs.running())
+
+    @property
+    def has_result(self) -> bool:
+        return self._last_out is not None
+
+    @property
+    def grouped(self) -> bool:
+        return self.tensors.bar.group_button.isChecked()
+
+    # File
+
+    def open_file(self) -> None:
+        settings = self._window.settings
+        path = self._window.dialogs.open_file(self._window, settings.get("files/open_folder"))
+        if path is not None:
+            # The config.json of a folder stands for the folder.
+            self.open_path(path.parent if path.name == "config.json" else path)
+
+    def open_folder(self) -> None:
+        settings = self._window.settings
+        path = self._window.dialogs.open_folder(self._window, settings.get("files/open_folder"))
+        if path is not None:
+            self.open_path(path)
+
+    def open_path(self, path: str | Path) -> None:
+        """Opens a checkpoint in the background."""
+        absolute = Path(os.path.abspath(path))
+        self._window.planner.open(absolute)
+
+    def close_checkpoint(self) -> None:
+        self.session.close()
+
+    def open_recipe(self) -> None:
+        from core.recipes import load_file
+
+        settings = self._window.settings
+        path = self._window.dialogs.open_recipe(self._window, settings.get("files/recipe_folder"))
+        if path is None:
+            return
+        settings.set("files/recipe_folder", str(path.parent))
+        self.session.apply(SetRecipe(load_file(path)), self)
+        self.show_panel("rules")
+
+    def save_recipe(self) -> None:
+        from core.recipes.toml import dumps
+
+        settings = self._window.settings
+        folder = settings.get("files/recipe_folder") or str(Path.home())
+        suggested = Path(folder) / f"{self.session.recipe.name or 'recipe'}.toml"
+        path = self._window.dialogs.save_recipe(self._window, suggested)
+        if path is None:
+            return
+        settings.set("files/recipe_folder", str(path.parent))
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            partial.write_text(dumps(self.session.recipe), encoding="utf-8")
+            os.replace(partial, path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            self.session.notify(Notice("error", f"{path} cannot be written: {error.strerror or error}"))
+            return
+        self.session.notify(Notice("note", f"Recipe saved as {path}"))
+
+    def quit(self) -> None:
+        self._window.close()
+
+    # Edit
+
+    def undo(self) -> None:
+        self.session.undo(self)
+
+    def redo(self) -> None:
+        self.session.redo(self)
+
+    def focus_filter(self) -> None:
+        self.tensors.focus_filter()
+
+    def keep_selection(self) -> None:
+        self.tensors.assign(Strategy(KEEP))
+
+    def add_rule(self) -> None:
+        self.show_panel("rules")
+        self._rules().add()
+
+    def set_preset(self, name: str) -> None:
+        """Another preset or format; assignments by hand stay in front of it."""
+        from core.recipes import load
+
+        self._guard(lambda: self.session.apply(SetPreset(load(name)), self))
+
+    def set_target(self, name: str) -> None:
+        self._guard(lambda: self.session.apply(SetTarget(name), self))
+
+    def set_device(self, name: str) -> None:
+        self.session.set_device(name, self)
+
+    def _guard(self, change: Any) -> None:
+        try:
+            change()
+        except WorkbenchError as error:
+            self.session.notify(Notice("error", str(error)))
+
+    # View
+
+    def open_palette(self) -> None:
+        self._window.open_palette()
+
+    def toggle_grouped(self) -> None:
+        self.tensors.bar.group_button.toggle()
+
+    def set_theme(self, mode: Mode) -> None:
+        self.theme.set_mode(mode)
+        self._window.settings.set("theme/mode", mode)
+
+    def show_panel(self, id: str) -> None:
+        self._window.show_panel(id)
+
+    # Run
+
+    def quantize(self) -> None:
+        """Asks where to, looks ahead once more with that place, and starts. What stops it is said in the bar."""
+        plan = self.session.plan
+        if plan is None or not self.session.planned or self.session.checkpoint is None:
+            self.session.notify(Notice("note", self.session.plan_error or "The plan is still being made"))
+            return
+        planner = self._window.planner
+        stopping = [p for p in errors_of(self.session.problems) if p in plan.problems]
+        if stopping:
+            self.session.notify(Notice("error", str(stopping[0]), "\n".join(map(str, stopping)), ("preflight",)))
+            return
+        target = plan.target
+        out = self._window.dialogs.save_output(self._window, planner.suggested_output(), target.folder, target.suffix)
+        if out is None:
+            return
+        self.quantize_to(out)
+
+    def quantize_to(self, out: Path) -> None:
+        """Starts a run to a path that the user chose (and agreed to replace, if it is a file)."""
+        from core.engine.pipeline import can_resume
+
+        plan = self.session.plan
+        if plan is None:
+            return
+        out = Path(os.path.abspath(out))
+        self._window.settings.set("files/output_folder", str(out.parent))
+        self._window.planner.output_folder = str(out.parent)
+        # Replacing was agreed to in the dialog; a folder is never replaced without a word.
+        force = not plan.target.folder and out.is_file()
+        self.stopped_run = None
+        job = self._window.quantizer.start(out, resume=can_resume(out), force=force)
+        if job is not None:
+            self.show_panel("jobs")
+
+    def show_problems(self) -> None:
+        self._window.show_problems()
+
+    def toggle_pause(self) -> None:
+        jobs = self._window.jobs
+        for info in jobs.running()[:1]:
+            jobs.resume(info.id) if jobs.is_paused(info.id) else jobs.pause(info.id)
+
+    def cancel_job(self) -> None:
+        for info in self._window.jobs.running()[:1]:
+            self._window.quantizer.stop(info.id, discard=False)
+
+    def took_stop(self, request: RunRequest) -> None:
+        self.stopped_run = request
+
+    def resume_run(self) -> None:
+        if self.stopped_run is not None:
+            request, self.stopped_run = self.stopped_run, None
+            self._window.quantizer.again(request)
+            self._window.notices.dismiss()
+            self.show_panel("jobs")
+
+    def discard_run(self) -> None:
+        if self.stopped_run is not None:
+            request, self.stopped_run = self.stopped_run, None
+            discard_rest(request.out)
+            self._window.notices.dismiss()
+
+    def took_report(self, report: Report) -> None:
+        self._last_out = report.out
+
+    def open_result(self) -> None:
+        if self._last_out is not None:
+            self._window.notices.dismiss()
+            self.open_path(self._last_out)
+
+    def reveal_result(self) -> None:
+        if self._last_out is not None:
+            self.reveal(self._last_out)
+
+    def reveal(self, path: Path) -> None:
+        """Opens the folder that holds a file."""
+        folder = path if path.is_dir() else path.parent
+        QDesktopServices.openUrl(QUrl.fromLocalFile(str(folder)))
+
+    def about(self) -> None:
+        from core import __version__
+
+        self.session.notify(
+            Notice("note", f"Quantbench {__version__}: quantize a model, and see in every tensor what it costs")
+        )
+
+    def _rules(self) -> Any:
+        return self._window.panel("rules")

@@ -1,0 +1,85 @@
+"""The only modal questions of the window: choosing files, and what to do with running jobs when it closes. The window
+gets them as an object, so that tests answer by themselves.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Protocol
+
+from PySide6.QtWidgets import QFileDialog, QMessageBox, QWidget
+
+CloseAnswer = Literal["keep", "discard", "stay"]
+
+_CHECKPOINTS = "Checkpoints (*.safetensors *.gguf *.pt *.pth *.bin *.json *.ckpt);;All files (*)"
+_RECIPES = "Recipes (*.toml);;All files (*)"
+
+
+class Dialogs(Protocol):
+    """Every question returns None (or "stay") when the user thinks better of it."""
+
+    def open_file(self, parent: QWidget, folder: str) -> Path | None: ...
+
+    def open_folder(self, parent: QWidget, folder: str) -> Path | None: ...
+
+    def save_output(self, parent: QWidget, suggested: Path, folder: bool, suffix: str) -> Path | None:
+        """Where the output goes. For one file, the user has agreed to replace what is there."""
+
+    def open_recipe(self, parent: QWidget, folder: str) -> Path | None: ...
+
+    def save_recipe(self, parent: QWidget, suggested: Path) -> Path | None: ...
+
+    def ask_close(self, parent: QWidget, titles: tuple[str, ...]) -> CloseAnswer: ...
+
+
+class NativeDialogs:
+    """The system's own dialogs."""
+
+    def open_file(self, parent: QWidget, folder: str) -> Path | None:
+        name, _ = QFileDialog.getOpenFileName(parent, "Open checkpoint", folder, _CHECKPOINTS)
+        return Path(name) if name else None
+
+    def open_folder(self, parent: QWidget, folder: str) -> Path | None:
+        name = QFileDialog.getExistingDirectory(parent, "Open checkpoint folder", folder)
+        return Path(name) if name else None
+
+    def save_output(self, parent: QWidget, suggested: Path, folder: bool, suffix: str) -> Path | None:
+        if folder:
+            # A new folder is named like a file. Whether an existing one may be used is for preflight to say.
+            name, _ = QFileDialog.getSaveFileName(
+                parent, "Name the output folder", str(suggested), options=QFileDialog.Option.DontConfirmOverwrite
+            )
+        else:
+            kind = f"*{suffix}" if suffix else "*"
+            name, _ = QFileDialog.getSaveFileName(
+                parent, "Write output", str(suggested), f"Output ({kind});;All files (*)"
+            )
+        return Path(name) if name else None
+
+    def open_recipe(self, parent: QWidget, folder: str) -> Path | None:
+        name, _ = QFileDialog.getOpenFileName(parent, "Open recipe", folder, _RECIPES)
+        return Path(name) if name else None
+
+    def save_recipe(self, parent: QWidget, suggested: Path) -> Path | None:
+        name, _ = QFileDialog.getSaveFileName(parent, "Save recipe", str(suggested), _RECIPES)
+        if not name:
+            return None
+        path = Path(name)
+        return path if path.suffix else path.with_suffix(".toml")
+
+    def ask_close(self, parent: QWidget, titles: tuple[str, ...]) -> CloseAnswer:
+        box = QMessageBox(parent)
+        box.setIcon(QMessageBox.Icon.Question)
+        box.setWindowTitle("Close Quantbench")
+        jobs = titles[0] if len(titles) == 1 else f"{len(titles)} jobs"
+        box.setText(f"{jobs} is not finished." if len(titles) == 1 else f"{jobs} are not finished.")
+        box.setInformativeText("What is done can be kept on disk, to be resumed later.")
+        keep = box.addButton("Keep and close", QMessageBox.ButtonRole.AcceptRole)
+        discard = box.addButton("Discard and close", QMessageBox.ButtonRole.DestructiveRole)
+        stay = box.addButton("Stay", QMessageBox.ButtonRole.RejectRole)
+        box.setDefaultButton(keep)
+        box.setEscapeButton(stay)
+        box.exec()
+        if box.clickedButton() is keep:
+            return "keep"
+        return "discard" if box.clickedButton() is discard else "stay"

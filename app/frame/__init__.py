@@ -1,0 +1,1 @@
+"""The parts of the window around the panels: toolbar, notice bar, command palette, empty page, list of problems."""

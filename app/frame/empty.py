@@ -1,0 +1,67 @@
+"""What the window shows before a checkpoint is open: what to do, and the recent ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PySide6.QtCore import Qt, Signal
+from PySide6.QtWidgets import QLabel, QPushButton, QVBoxLayout, QWidget
+
+from app.theme import Theme
+
+
+class EmptyPage(QWidget):
+    """open_asked(path, or "" for the dialog)."""
+
+    open_asked = Signal(str)
+
+    def __init__(self, theme: Theme, parent: QWidget) -> None:
+        super().__init__(parent)
+        self._theme = theme
+        title = QLabel("Drop a checkpoint here, or press Ctrl+O", self)
+        font = title.font()
+        font.setPointSizeF(font.pointSizeF() * 1.4)
+        title.setFont(font)
+        about = QLabel(
+            "A Hugging Face folder, or a safetensors, GGUF or torch file. Only headers are read at first.",
+            self,
+        )
+        about.setProperty("kind", "muted")
+        self.button = QPushButton("Open …", self)
+        self.button.setIcon(theme.icon("folder-open"))
+        self.button.clicked.connect(lambda: self.open_asked.emit(""))
+        self._recent = QVBoxLayout()
+        self._recent.setSpacing(0)
+        layout = QVBoxLayout(self)
+        layout.setSpacing(8)
+        layout.addStretch(2)
+        for widget in (title, about, self.button):
+            layout.addWidget(widget, 0, Qt.AlignmentFlag.AlignHCenter)
+        layout.addSpacing(16)
+        layout.addLayout(self._recent)
+        layout.addStretch(3)
+
+    def show_recent(self, paths: Sequence[str]) -> None:
+        """Lists the last checkpoints, newest first."""
+        while self._recent.count():
+            item = self._recent.takeAt(0)
+            widget = item.widget() if item is not None else None
+            if widget is not None:
+                widget.deleteLater()
+        if not paths:
+            return
+        head = QLabel("Recent", self)
+        head.setProperty("kind", "muted")
+        self._recent.addWidget(head, 0, Qt.AlignmentFlag.AlignHCenter)
+        for path in paths:
+            button = QPushButton(self)
+            button.setFlat(True)
+            button.setProperty("kind", "link")
+            metrics = button.fontMetrics()
+            place = metrics.elidedText(str(Path(path).parent), Qt.TextElideMode.ElideMiddle, 420)
+            button.setText(f"{Path(path).name}   {place}".replace("&", "&&"))
+            button.setToolTip(path)
+            button.setCursor(Qt.CursorShape.PointingHandCursor)
+            button.clicked.connect(lambda _=False, p=path: self.open_asked.emit(p))
+            self._recent.addWidget(button, 0, Qt.AlignmentFlag.AlignHCenter)

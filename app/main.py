@@ -1,0 +1,141 @@
+"""The way into the window. It is on screen before torch, numba and the plots are loaded; those come in afterwards, in a
+thread of their own.
+
+QUANTBENCH_TIMING=1 prints what the start took.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PySide6.QtWidgets import QApplication
+
+    from app.main_window import MainWindow
+
+# The interpreter hands over between threads this often: beside a Python-heavy task the window keeps answering.
+SWITCH_SECONDS = 0.002
+
+
+class Timing:
+    """Milliseconds since the start, printed as they come when asked for."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self.wanted = os.environ.get("QUANTBENCH_TIMING", "") not in ("", "0")
+        self.marks: dict[str, float] = {}
+
+    def mark(self, what: str) -> None:
+        self.marks[what] = 1000 * (time.perf_counter() - self._began)
+        if self.wanted:
+            sys.stderr.write(f"quantbench: {what} after {self.marks[what]:.0f} ms\n")
+            sys.stderr.flush()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the window until it is closed. argv: a checkpoint to open, or nothing. Returns the exit status."""
+    timing = Timing()
+    args = list(sys.argv[1:] if argv is None else argv)
+    app = make_application()
+    timing.mark("Qt ready")
+    window = make_window(app)
+    timing.mark("window built")
+    window.show()
+    app.processEvents()
+    timing.mark("window visible")
+    sys.excepthook = _into_notice(window)
+    signal.signal(signal.SIGINT, lambda *_: window.close())
+    beat = _heartbeat(app)
+    finish_loading(window, timing)
+    if args:
+        window.commands.open_path(args[0])
+    status = app.exec()
+    beat.stop()
+    return status
+
+
+def make_application() -> QApplication:
+    """The application, named, with interpreter settings that keep its window answering."""
+    from PySide6.QtCore import Qt
+    from PySide6.QtWidgets import QApplication
+
+    sys.setswitchinterval(SWITCH_SECONDS)
+    # A model of 50,000 tensors is some hundred thousand small objects: fewer looks at all of them.
+    gc.set_threshold(50_000, 20, 50)
+    QApplication.setApplicationName("Quantbench")
+    QApplication.setApplicationDisplayName("Quantbench")
+    QApplication.setHighDpiScaleFactorRoundingPolicy(Qt.HighDpiScaleFactorRoundingPolicy.PassThrough)
+    existing = QApplication.instance()
+    if isinstance(existing, QApplication):
+        return existing
+    return QApplication([sys.argv[0]])
+
+
+def make_window(app: QApplication) -> MainWindow:
+    """The window with the user's own settings, not shown yet."""
+    from app.main_window import MainWindow
+    from app.theme import Theme
+
+    return MainWindow(Theme(app))
+
+
+def finish_loading(window: MainWindow, timing: Timing) -> threading.Thread:
+    """Loads what the first action would otherwise wait for: libraries in a thread, panels one by one between events."""
+    from PySide6.QtCore import QTimer
+
+    from app.frame.toolbar import Offer
+    from app.panels import PANELS
+
+    def libraries() -> None:
+        import numpy  # noqa: F401
+        import torch
+
+        torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
+        from core.engine.devices import list_devices
+
+        window.devices = tuple(Offer(d.name, f"{d.name}    {d.title}") for d in list_devices())
+        timing.mark("libraries loaded")
+
+    thread = threading.Thread(target=libraries, name="quantbench preload", daemon=True)
+    thread.start()
+    for i, record in enumerate(PANELS):
+        QTimer.singleShot(50 * (i + 1), window, lambda r=record: window.panel(r.id))
+    return thread
+
+
+def _heartbeat(app: QApplication):
+    """A timer that lets the interpreter see Ctrl+C in the terminal."""
+    from PySide6.QtCore import QTimer
+
+    timer = QTimer(app)
+    timer.start(500)
+    timer.timeout.connect(lambda: None)
+    return timer
+
+
+def _into_notice(window: MainWindow):
+    """An excepthook: what slips through everywhere else is shown, not lost in a terminal nobody sees."""
+    import traceback
+
+    from app.session import Notice
+    from core.errors import one_line
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.__excepthook__(kind, error, trace)
+        if isinstance(error, Exception):
+            details = "".join(traceback.format_exception(kind, error, trace))
+            window.session.notify(Notice("error", f"Unexpected: {one_line(error)}", details))
+
+    return hook
+
+
+if __name__ == "__main__":
+    sys.exit(main())

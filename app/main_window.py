@@ -1,0 +1,466 @@
+"""The window: where panels, toolbar and notice bar stand, what is remembered, how it opens and closes. What actions do
+is in commands.py, what is shown in panels/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from PySide6.QtCore import QByteArray, QEvent, Qt, QTimer, Slot
+from PySide6.QtGui import QAction, QCloseEvent, QDragEnterEvent, QDropEvent, QKeySequence, QShowEvent
+from PySide6.QtWidgets import (
+    QMainWindow,
+    QMenu,
+    QProgressBar,
+    QSplitter,
+    QStackedWidget,
+    QTabWidget,
+    QVBoxLayout,
+    QWidget,
+)
+
+from app.actions import ACTIONS, MENUS, make_actions, refresh
+from app.commands import Commands
+from app.dialogs import Dialogs, NativeDialogs
+from app.edits import Document
+from app.frame.empty import EmptyPage
+from app.frame.notices import NoticeBar
+from app.frame.palette import CommandPalette
+from app.frame.problems import ProblemsPopover
+from app.frame.toolbar import Offer, Toolbar
+from app.job_service import JobService
+from app.jobs import JobId, Outcome, Progress
+from app.panels import PANELS, PanelRecord
+from app.planner import Planner
+from app.previews import ErrorPreviews
+from app.quantizing import Quantizer
+from app.session import Changes, Notice, Session
+from app.settings import Settings
+from app.theme import Theme
+
+START_SIZE = (1280, 800)
+# Jobs get this long to stop when the window closes.
+CLOSE_SECONDS = 5.0
+
+
+class MainWindow(QMainWindow):
+    """Everything a test needs to drive it is public: session, jobs, planner, quantizer, dialogs, actions, panel()."""
+
+    def __init__(
+        self,
+        theme: Theme,
+        settings: Settings | None = None,
+        dialogs: Dialogs | None = None,
+        jobs: JobService | None = None,
+    ) -> None:
+        super().__init__()
+        self.theme = theme
+        self.settings = settings if settings is not None else Settings()
+        self.dialogs: Dialogs = dialogs if dialogs is not None else NativeDialogs()
+        self.session = Session(self)
+        self.jobs = jobs if jobs is not None else JobService(self)
+        self.planner = Planner(self.session, self.jobs, self.settings.get("files/output_folder"))
+        self.quantizer = Quantizer(self.session, self.jobs)
+        self.commands = Commands(self)
+        self.actions_by_id = make_actions(self.commands, theme, self)
+        self.devices: tuple[Offer, ...] = (Offer("cpu", "CPU"),)
+        self._panels: dict[str, QWidget] = {}
+        self._closing = False
+        theme.set_mode(self.settings.get("theme/mode"))
+        self._start_recipe()
+        self._build()
+        self._connect()
+        self._restore()
+        self._retitle()
+        self.refresh_actions()
+
+    # Building
+
+    def _start_recipe(self) -> None:
+        """What the last session worked with. A preset that is gone is no reason not to start."""
+        from core.errors import WorkbenchError
+        from core.recipes import load
+
+        self.session.set_device(self.settings.get("work/device"))
+        document = self.session.document
+        try:
+            recipe = load(self.settings.get("work/recipe"))
+        except WorkbenchError:
+            recipe = document.recipe
+        self.session.begin(Document(recipe, self._known_target(self.settings.get("work/target"))))
+
+    def _known_target(self, name: str) -> str:
+        from core.targets import TARGETS
+
+        return name if any(t.name == name for t in TARGETS) else self.session.target
+
+    def _build(self) -> None:
+        self.setWindowTitle("Quantbench")
+        self.setAcceptDrops(True)
+        self.resize(*START_SIZE)
+        self.setMinimumSize(960, 560)
+        self.recent_menu = QMenu("Open recent", self)
+        self.recent_menu.aboutToShow.connect(self._fill_recent)
+        self.toolbar = Toolbar(
+            self.theme, self.session, self.actions_by_id, self.recent_menu, lambda: self.devices, self
+        )
+        self.progress = QProgressBar(self)
+        self.progress.setProperty("kind", "thin")
+        self.progress.setTextVisible(False)
+        self.progress.setRange(0, 1000)
+        self.progress.setFixedHeight(4)
+        keep = self.progress.sizePolicy()
+        keep.setRetainSizeWhenHidden(True)
+        self.progress.setSizePolicy(keep)
+        self.progress.hide()
+        self.notices = NoticeBar(self.theme, self.actions_by_id, self)
+        self.columns = QSplitter(Qt.Orientation.Horizontal, self)
+        self.rows = QSplitter(Qt.Orientation.Vertical, self)
+        self.inspector = self._tabs()
+        self.bottom = self._tabs()
+        for record in PANELS:
+            if record.area == "main":
+                self.columns.addWidget(self._make_panel(record))
+            else:
+                tabs = self.inspector if record.area == "inspector" else self.bottom
+                # Plots and lists come after the window is on screen.
+                tabs.addTab(QWidget(), self.theme.icon(record.icon), record.title)
+                tabs.setTabToolTip(tabs.count() - 1, record.help)
+        self.columns.addWidget(self.inspector)
+        self.columns.setStretchFactor(0, 3)
+        self.columns.setStretchFactor(1, 2)
+        self.columns.setChildrenCollapsible(False)
+        self.rows.addWidget(self.columns)
+        self.rows.addWidget(self.bottom)
+        self.rows.setStretchFactor(0, 3)
+        self.rows.setStretchFactor(1, 1)
+        self.rows.setChildrenCollapsible(False)
+        self.columns.setSizes([780, 500])
+        self.rows.setSizes([540, 190])
+        self.empty = EmptyPage(self.theme, self)
+        self.empty.show_recent(self.settings.get("files/recent"))
+        self.pages = QStackedWidget(self)
+        self.pages.addWidget(self.empty)
+        self.pages.addWidget(self.rows)
+        center = QWidget(self)
+        layout = QVBoxLayout(center)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(0)
+        for widget in (self.toolbar, self.progress, self.notices):
+            layout.addWidget(widget)
+        layout.addWidget(self.pages, 1)
+        self.setCentralWidget(center)
+        self._build_menus()
+
+    def _tabs(self) -> QTabWidget:
+        tabs = QTabWidget(self)
+        tabs.setDocumentMode(True)
+        tabs.currentChanged.connect(lambda _: self._fill_tab(tabs))
+        return tabs
+
+    def _build_menus(self) -> None:
+        for title in MENUS:
+            menu = self.menuBar().addMenu(title)
+            for record in ACTIONS:
+                if record.menu != title:
+                    continue
+                if record.section:
+                    menu.addSeparator()
+                menu.addAction(self.actions_by_id[record.id])
+                if record.id == "open-folder":
+                    menu.addMenu(self.recent_menu)
+
+    def _connect(self) -> None:
+        self.session.changed.connect(self._changed)
+        self.session.selection_changed.connect(self.refresh_actions)
+        self.session.noticed.connect(self.notices.show_notice)
+        self.planner.opened.connect(self._opened)
+        self.planner.busy_changed.connect(self._refresh_toolbar)
+        self.quantizer.stopped.connect(self.commands.took_stop)
+        self.quantizer.finished.connect(self.commands.took_report)
+        self.jobs.progressed.connect(self._progressed)
+        self.jobs.queued.connect(self._jobs_changed)
+        self.jobs.finished.connect(self._job_finished)
+        self.empty.open_asked.connect(self._open_from_page)
+        self.toolbar.preset_chosen.connect(self.commands.set_preset)
+        self.toolbar.target_chosen.connect(self.commands.set_target)
+        self.toolbar.device_chosen.connect(self.commands.set_device)
+        tensors = self.commands.tensors
+        self.previews = ErrorPreviews(self.session, self.jobs, tensors.visible_names)
+        tensors.viewport_changed.connect(self.previews.look)
+        escape = QAction(self)
+        escape.setShortcut(QKeySequence("Esc"))
+        escape.triggered.connect(self.notices.dismiss)
+        self.notices.addAction(escape)
+        self.theme.changed.connect(self._refresh_toolbar)
+
+    # Panels
+
+    def panel(self, id: str) -> QWidget:
+        """A panel by its record's id, made now if it was not yet."""
+        if id not in self._panels:
+            record = next(r for r in PANELS if r.id == id)
+            tabs = self.inspector if record.area == "inspector" else self.bottom
+            ids = [r.id for r in PANELS if r.area == record.area]
+            self._put(tabs, ids.index(id), record)
+        return self._panels[id]
+
+    def show_panel(self, id: str) -> None:
+        """Brings a panel to the front and gives it the keyboard."""
+        panel = self.panel(id)
+        for tabs in (self.inspector, self.bottom):
+            if tabs.indexOf(panel) >= 0:
+                tabs.setCurrentWidget(panel)
+        if id == "tensors":
+            self.commands.tensors.table.setFocus()
+
+    def _make_panel(self, record: PanelRecord) -> QWidget:
+        panel = record.factory(self.session, self.jobs)
+        panel.setObjectName(f"panel-{record.id}")
+        panel.setAccessibleName(record.title)
+        self._panels[record.id] = panel
+        return panel
+
+    def _put(self, tabs: QTabWidget, index: int, record: PanelRecord) -> None:
+        """Replaces a tab's placeholder by the panel."""
+        current = tabs.currentIndex()
+        panel = self._make_panel(record)
+        tabs.blockSignals(True)
+        placeholder = tabs.widget(index)
+        tabs.removeTab(index)
+        tabs.insertTab(index, panel, self.theme.icon(record.icon), record.title)
+        tabs.setTabToolTip(index, record.help)
+        tabs.setCurrentIndex(current)
+        tabs.blockSignals(False)
+        if placeholder is not None:
+            placeholder.deleteLater()
+        if record.id == "rules":
+            panel.files_asked.connect(self._rules_asked)  # type: ignore[attr-defined]
+
+    def _fill_tab(self, tabs: QTabWidget) -> None:
+        area = "inspector" if tabs is self.inspector else "bottom"
+        records = [r for r in PANELS if r.area == area]
+        index = tabs.currentIndex()
+        if self.isVisible() and 0 <= index < len(records):
+            self.panel(records[index].id)
+
+    def load_panels(self) -> None:
+        """Makes every panel that is not there yet; they follow the session from then on."""
+        for record in PANELS:
+            self.panel(record.id)
+
+    def _rules_asked(self, what: str) -> None:
+        self.actions_by_id["open-recipe" if what == "open" else "save-recipe"].trigger()
+
+    # Following the session
+
+    def _changed(self, changes: Changes, initiator: object) -> None:
+        if changes.checkpoint:
+            self._retitle()
+            self.pages.setCurrentWidget(self.rows if self.session.checkpoint is not None else self.empty)
+            self.empty.show_recent(self.settings.get("files/recent"))
+        if changes.recipe or changes.target or changes.device:
+            self._remember_work()
+        if changes.errors and not (changes.plan or changes.history):
+            return
+        self._refresh_toolbar()
+        self.refresh_actions()
+
+    def _remember_work(self) -> None:
+        from core.recipes import PRESETS
+
+        name = self.session.recipe.name
+        if any(p.name == name for p in PRESETS):
+            self.settings.set("work/recipe", name)
+        self.settings.set("work/target", self.session.target)
+        self.settings.set("work/device", self.session.device)
+
+    @Slot()
+    def _refresh_toolbar(self) -> None:
+        self.toolbar.show_choices()
+        self.toolbar.show_size(self.planner.free_bytes, self.planner.busy)
+        self.toolbar.show_problems()
+
+    @Slot()
+    def refresh_actions(self, *_: object) -> None:
+        """Enables and checks actions; undo and redo say what they would do."""
+        refresh(self.actions_by_id, self.commands)
+        for name, label in (("undo", self.session.undo_label), ("redo", self.session.redo_label)):
+            word = name.capitalize()
+            self.actions_by_id[name].setText(f"{word}: {label[0].lower()}{label[1:]}" if label else word)
+
+    def _retitle(self) -> None:
+        checkpoint = self.session.checkpoint
+        self.setWindowTitle(f"{checkpoint.path.name} · Quantbench" if checkpoint is not None else "Quantbench")
+
+    @Slot(str, object)
+    def _opened(self, path: str, checkpoint: object) -> None:
+        self.settings.add_recent(path)
+        self.settings.set("files/open_folder", str(Path(path).parent))
+
+    # Jobs
+
+    def _progressed(self, progress: Progress) -> None:
+        if any(info.id == progress.id for info in self.jobs.running()):
+            self.progress.setValue(progress.permille)
+            self.progress.show()
+
+    def _jobs_changed(self, info: object) -> None:
+        self.refresh_actions()
+
+    def _job_finished(self, job: JobId, outcome: Outcome) -> None:
+        if not self.jobs.running():
+            self.progress.hide()
+            self.progress.setValue(0)
+        if self.jobs.outcome(job) is not None:
+            self.refresh_actions()
+            # The output is there now, or its place is taken: look again.
+            self.planner.refresh()
+
+    # Small windows
+
+    def open_palette(self) -> CommandPalette:
+        """The command palette, over this window."""
+        shown = [self.actions_by_id[r.id] for r in ACTIONS if r.id != "palette"]
+        palette = CommandPalette(self.theme, shown, self)
+        palette.open()
+        return palette
+
+    def show_problems(self) -> ProblemsPopover:
+        """The list of what preflight found, under its button."""
+        popover = ProblemsPopover(self.theme, self.session.problems, self)
+        popover.tensor_chosen.connect(lambda name: self.session.select((name,), self))
+        popover.open_under(self.toolbar.preflight)
+        return popover
+
+    def _fill_recent(self) -> None:
+        self.recent_menu.clear()
+        paths = self.settings.get("files/recent")
+        for path in paths:
+            action = self.recent_menu.addAction(path.replace("&", "&&"))
+            action.triggered.connect(lambda _=False, p=path: self.commands.open_path(p))
+        if not paths:
+            self.recent_menu.addAction("Nothing opened yet").setEnabled(False)
+            return
+        self.recent_menu.addSeparator()
+        self.recent_menu.addAction("Forget these", self._forget_recent)
+
+    def _forget_recent(self) -> None:
+        self.settings.forget_recent()
+        self.empty.show_recent(())
+
+    @Slot(str)
+    def _open_from_page(self, path: str) -> None:
+        if path:
+            self.commands.open_path(path)
+        else:
+            self.actions_by_id["open-file"].trigger()
+
+    # Dropping
+
+    def dragEnterEvent(self, event: QDragEnterEvent) -> None:
+        if any(url.isLocalFile() for url in event.mimeData().urls()):
+            event.acceptProposedAction()
+
+    def dropEvent(self, event: QDropEvent) -> None:
+        paths = [url.toLocalFile() for url in event.mimeData().urls() if url.isLocalFile()]
+        if paths:
+            event.acceptProposedAction()
+            self.drop(paths)
+
+    def drop(self, paths: list[str]) -> None:
+        """Opens what was dropped: a recipe, or the first checkpoint."""
+        first = Path(paths[0])
+        if first.suffix.lower() == ".toml":
+            self._guarded(lambda: self._take_recipe(first))
+        else:
+            # Several shards of one checkpoint: the folder that holds them.
+            together = len(paths) > 1 and len({Path(p).parent for p in paths}) == 1
+            self.commands.open_path(first.parent if together or first.name == "config.json" else first)
+
+    def _take_recipe(self, path: Path) -> None:
+        from app.edits import SetRecipe
+        from core.recipes import load_file
+
+        self.session.apply(SetRecipe(load_file(path)), self)
+
+    def _guarded(self, change: Callable[[], object]) -> None:
+        from core.errors import WorkbenchError
+
+        try:
+            change()
+        except WorkbenchError as error:
+            self.session.notify(Notice("error", str(error)))
+
+    # Coming and going
+
+    def _restore(self) -> None:
+        get = self.settings.get
+        for key, restore in (
+            ("window/geometry", self.restoreGeometry),
+            ("window/columns", self.columns.restoreState),
+            ("window/rows", self.rows.restoreState),
+        ):
+            state = get(key)
+            if state:
+                restore(QByteArray(state))
+        for key, tabs, area in (
+            ("window/inspector", self.inspector, "inspector"),
+            ("window/bottom", self.bottom, "bottom"),
+        ):
+            ids = [r.id for r in PANELS if r.area == area]
+            if get(key) in ids:
+                tabs.setCurrentIndex(ids.index(get(key)))
+        self.commands.tensors.restore_state(get("tensors/header"))
+        self.commands.tensors.bar.group_button.setChecked(get("tensors/grouped"))
+
+    def _remember(self) -> None:
+        put = self.settings.set
+        put("window/geometry", self.saveGeometry().data())
+        put("window/columns", self.columns.saveState().data())
+        put("window/rows", self.rows.saveState().data())
+        for key, tabs, area in (
+            ("window/inspector", self.inspector, "inspector"),
+            ("window/bottom", self.bottom, "bottom"),
+        ):
+            ids = [r.id for r in PANELS if r.area == area]
+            put(key, ids[tabs.currentIndex()])
+        put("tensors/header", self.commands.tensors.save_state())
+        put("tensors/grouped", self.commands.grouped)
+        self.settings.sync()
+
+    def showEvent(self, event: QShowEvent) -> None:
+        super().showEvent(event)
+        for tabs in (self.inspector, self.bottom):
+            QTimer.singleShot(0, self, lambda t=tabs: self._fill_tab(t))
+
+    def closeEvent(self, event: QCloseEvent) -> None:
+        running = self.jobs.running()
+        if running and not self._closing:
+            answer = self.dialogs.ask_close(self, tuple(info.title for info in running))
+            if answer == "stay":
+                event.ignore()
+                return
+            for info in running:
+                self.quantizer.stop(info.id, discard=answer == "discard")
+            # Finished jobs tidy up after themselves through the event loop; then the window closes.
+            self._closing = True
+            self.setEnabled(False)
+            self._close_when_idle(CLOSE_SECONDS)
+            event.ignore()
+            return
+        self._remember()
+        self.jobs.shutdown(CLOSE_SECONDS)
+        super().closeEvent(event)
+
+    def _close_when_idle(self, seconds: float) -> None:
+        if seconds <= 0 or not self.jobs.running():
+            QTimer.singleShot(60, self, self.close)
+            return
+        QTimer.singleShot(50, self, lambda: self._close_when_idle(seconds - 0.05))
+
+    def changeEvent(self, event: QEvent) -> None:
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.PaletteChange:
+            self.update()

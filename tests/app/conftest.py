@@ -1,0 +1,139 @@
+"""Fixtures of the window's tests: settings of their own, scripted dialogs, and a check that nothing is left behind."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from PySide6.QtCore import QSettings
+from PySide6.QtWidgets import QApplication, QDialog, QWidget
+
+from app.dialogs import CloseAnswer
+from app.settings import Settings
+
+# Threads that are not ours to end: pools of libraries.
+_LIBRARIES = ("ThreadPoolExecutor", "pytest", "Dummy", "asyncio", "Profile", "IO loop", "numba")
+
+
+def _ours() -> set[threading.Thread]:
+    return {t for t in threading.enumerate() if t.name.startswith("quantbench")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves a job's thread or a window behind."""
+    before = _ours()
+    yield
+    app = QApplication.instance()
+    if isinstance(app, QApplication):
+        for _ in range(3):
+            app.processEvents()
+            app.sendPostedEvents(None, 52)  # DeferredDelete
+    for thread in _ours() - before:
+        thread.join(5.0)
+    left = [t.name for t in _ours() - before if t.is_alive()]
+    assert not left, f"threads left: {left}"
+    if isinstance(app, QApplication):
+        gc.collect()
+        windows = [w for w in app.topLevelWidgets() if w.isVisible()]
+        assert not windows, f"windows left: {windows}"
+
+
+@pytest.fixture(autouse=True)
+def no_modal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A modal dialog would wait forever: it fails the test instead."""
+
+    def refuse(self: QDialog, *_: object) -> int:
+        raise AssertionError(f"a modal dialog: {type(self).__name__} {self.windowTitle()!r}")
+
+    monkeypatch.setattr(QDialog, "exec", refuse)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings in a file of the test's own."""
+    return Settings(QSettings(str(tmp_path / "settings.ini"), QSettings.Format.IniFormat))
+
+
+@dataclass
+class ScriptedDialogs:
+    """Answers in advance; a question without one fails the test."""
+
+    file: Path | None = None
+    folder: Path | None = None
+    output: Path | None = None
+    recipe: Path | None = None
+    saved_recipe: Path | None = None
+    close: CloseAnswer = "stay"
+    asked: list[str] = field(default_factory=list)
+
+    def open_file(self, parent: QWidget, folder: str) -> Path | None:
+        self.asked.append("open_file")
+        return self.file
+
+    def open_folder(self, parent: QWidget, folder: str) -> Path | None:
+        self.asked.append("open_folder")
+        return self.folder
+
+    def save_output(self, parent: QWidget, suggested: Path, folder: bool, suffix: str) -> Path | None:
+        self.asked.append("save_output")
+        return self.output
+
+    def open_recipe(self, parent: QWidget, folder: str) -> Path | None:
+        self.asked.append("open_recipe")
+        return self.recipe
+
+    def save_recipe(self, parent: QWidget, suggested: Path) -> Path | None:
+        self.asked.append("save_recipe")
+        return self.saved_recipe
+
+    def ask_close(self, parent: QWidget, titles: tuple[str, ...]) -> CloseAnswer:
+        self.asked.append("ask_close")
+        return self.close
+
+
+@pytest.fixture
+def dialogs() -> ScriptedDialogs:
+    return ScriptedDialogs()
+
+
+@pytest.fixture
+def window(qtbot, settings: Settings, dialogs: ScriptedDialogs) -> Iterator[object]:
+    """The real window, shown, with every panel made; closed again at the end."""
+    from app.main_window import MainWindow
+    from app.theme import Theme
+
+    app = QApplication.instance()
+    assert isinstance(app, QApplication)
+    made = MainWindow(Theme(app), settings, dialogs)
+    qtbot.addWidget(made)
+    made.show()
+    made.load_panels()
+    yield made
+    dialogs.close = "discard"
+    made.close()
+    qtbot.waitUntil(lambda: not made.isVisible(), timeout=10_000)
+
+
+@pytest.fixture
+def settled(window, qtbot) -> Callable[[], None]:
+    """Waits until the window shows the plan of what the session says."""
+
+    def ready() -> bool:
+        session = window.session
+        planned = session.planned or bool(session.plan_error)
+        return planned and not window.planner.busy and not window.commands.tensors.busy
+
+    return lambda: qtbot.waitUntil(ready, timeout=30_000)
+
+
+@pytest.fixture
+def opened(window, demo: Path, settled) -> object:
+    """The window with the demo checkpoint open and planned."""
+    window.commands.open_path(demo)
+    settled()
+    return window

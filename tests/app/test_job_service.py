@@ -1,0 +1,166 @@
+"""The bridge to the GUI thread: order of signals, throttling, stale results, rates."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from PySide6.QtCore import QThread
+
+from app.job_service import JobService
+from app.jobs import Done, Stopped
+
+WAIT = 5000
+
+
+@pytest.fixture
+def jobs(qapp):
+    made = JobService()
+    yield made
+    assert made.shutdown() == ()
+
+
+def test_signals_come_in_order_on_the_gui_thread(jobs, qtbot) -> None:
+    seen = []
+    for name in ("queued", "started", "partial", "finished"):
+        getattr(jobs, name).connect(lambda *args, name=name: seen.append((name, QThread.currentThread())))
+
+    def task(request, ctx):
+        ctx.partial(5_000_000_000)
+        return request
+
+    with qtbot.waitSignal(jobs.finished, timeout=WAIT) as done:
+        job = jobs.submit(task, "x", title="t")
+        assert not seen, "a signal from inside submit"
+    assert [name for name, _ in seen] == ["queued", "started", "partial", "finished"]
+    assert {thread for _, thread in seen} == {QThread.currentThread()}
+    assert done.args == [job, Done("x")]
+    assert jobs.outcome(job) == Done("x")
+
+
+def test_large_numbers_arrive_whole(jobs, qtbot) -> None:
+    with qtbot.waitSignal(jobs.partial, timeout=WAIT) as part:
+        jobs.submit(lambda request, ctx: ctx.partial(5_000_000_000), None, title="t")
+    assert part.args[1] == 5_000_000_000
+    qtbot.waitUntil(lambda: not jobs.running(), timeout=WAIT)
+
+
+def test_progress_is_throttled_and_the_last_one_is_delivered(jobs, qtbot) -> None:
+    seen = []
+    jobs.progressed.connect(seen.append)
+
+    def task(request, ctx):
+        for n in range(3001):
+            ctx.progress(n, 3000, f"row {n}")
+            if n % 10 == 0:
+                time.sleep(0.001)
+
+    began = time.monotonic()
+    with qtbot.waitSignal(jobs.finished, timeout=WAIT):
+        jobs.submit(task, None, title="t")
+    seconds = time.monotonic() - began
+    assert 1 <= len(seen) <= 25 * seconds + 2
+    assert (seen[-1].done, seen[-1].total, seen[-1].permille) == (3000, 3000, 1000)
+    assert seen[-1].rss_bytes > 1 << 20
+    assert seen[-1].rate is None or seen[-1].rate > 0
+
+
+def test_stale_previews_are_never_delivered(jobs, qtbot) -> None:
+    parts, ends = [], {}
+    jobs.partial.connect(lambda job, value: parts.append(value))
+    jobs.finished.connect(lambda job, outcome: ends.__setitem__(job, outcome))
+
+    def task(request, ctx):
+        ctx.partial(request)
+        return request
+
+    # All of it has run in the threads before the event loop turns: only the newest may arrive.
+    ids = [jobs.submit(task, n, title="t", lane="preview", key="k") for n in range(20)]
+    time.sleep(0.1)
+    qtbot.waitUntil(lambda: len(ends) == 20, timeout=WAIT)
+    assert parts == [19]
+    assert ends[ids[-1]] == Done(19)
+    assert all(ends[i] == Stopped() for i in ids[:-1])
+
+
+def test_a_cancelled_preview_delivers_nothing_more(jobs, qtbot) -> None:
+    parts = []
+    jobs.partial.connect(lambda job, value: parts.append(value))
+    gate = threading.Event()
+
+    def task(request, ctx):
+        ctx.partial(1)
+        gate.wait(5)
+
+    job = jobs.submit(task, None, title="t", lane="preview", key="k")
+    time.sleep(0.05)
+    jobs.cancel(job)
+    with qtbot.waitSignal(jobs.finished, timeout=WAIT) as done:
+        gate.set()
+    assert parts == []
+    assert done.args[1] == Stopped()
+
+
+def test_pause_is_told_and_kept(jobs, qtbot) -> None:
+    gate = threading.Event()
+
+    def task(request, ctx):
+        while not gate.is_set():
+            ctx.check()
+            time.sleep(0.001)
+
+    job = jobs.submit(task, None, title="t")
+    with qtbot.waitSignal(jobs.paused, timeout=WAIT) as told:
+        jobs.pause(job)
+    assert told.args == [job, True]
+    assert jobs.is_paused(job)
+    with qtbot.waitSignal(jobs.paused, timeout=WAIT):
+        jobs.resume(job)
+    assert not jobs.is_paused(job)
+    with qtbot.waitSignal(jobs.finished, timeout=WAIT):
+        gate.set()
+
+
+def test_only_heavy_jobs_are_listed(jobs, qtbot) -> None:
+    with qtbot.waitSignals([jobs.finished, jobs.finished], timeout=WAIT):
+        jobs.submit(lambda r, c: None, None, title="preview", lane="preview", key="k")
+        jobs.submit(lambda r, c: None, None, title="heavy", device="cpu")
+    assert [info.title for info in jobs.jobs()] == ["heavy"]
+
+
+def test_many_results_do_not_hold_the_event_loop(jobs, qtbot) -> None:
+    count = [0]
+    jobs.partial.connect(lambda job, value: count.__setitem__(0, count[0] + 1))
+    gaps, last = [], [time.perf_counter()]
+
+    def beat() -> None:
+        now = time.perf_counter()
+        gaps.append(now - last[0])
+        last[0] = now
+
+    from PySide6.QtCore import QTimer
+
+    timer = QTimer()
+    timer.setInterval(1)
+    timer.timeout.connect(beat)
+
+    def task(request, ctx):
+        for n in range(50_000):
+            ctx.partial(n)
+
+    timer.start()
+    with qtbot.waitSignal(jobs.finished, timeout=20_000):
+        jobs.submit(task, None, title="t")
+    timer.stop()
+    assert count[0] == 50_000
+    assert max(gaps) < 0.25, f"{max(gaps):.3f} s"
+    assert len(gaps) > 10
+
+
+def test_inline_delivers_from_the_event_loop_too(qapp, qtbot) -> None:
+    jobs = JobService(inline=True)
+    with qtbot.waitSignal(jobs.finished, timeout=WAIT) as done:
+        job = jobs.submit(lambda r, c: r, 7, title="t")
+    assert done.args == [job, Done(7)]
+    assert jobs.shutdown() == ()
