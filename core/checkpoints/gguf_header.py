@@ -9,6 +9,7 @@ from pathlib import Path
 
 from core.checkpoints.gguf_values import Buffer, Value, ValueType, end_of_value
 from core.checkpoints.jsontext import short
+from core.checkpoints.mapped import CUT_OFF
 from core.errors import CorruptFile, UnsupportedFormat
 from core.formats.ggml.types import GGML_BY_ID, GgmlType
 from core.tensors import TensorInfo
@@ -26,7 +27,6 @@ _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 _SMALLEST_PAIR = 8 + 4 + 1
 _SMALLEST_RECORD = 8 + 4 + 4 + 8
-_CUT = "was the download or copy cut off?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def _fixed_part(file: Buffer, where: Path) -> tuple[int, int, int]:
     if bytes(file[:4]) != MAGIC:
         raise UnsupportedFormat("is no GGUF file (it does not begin with GGUF)", where=where)
     if len(file) < 8:
-        raise CorruptFile("ends inside the header", _CUT, where, offset=len(file))
+        raise CorruptFile("ends inside the header", CUT_OFF, where, offset=len(file))
     version = _U32.unpack_from(file, 4)[0]
     if version not in VERSIONS:
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
@@ -75,23 +75,25 @@ def _fixed_part(file: Buffer, where: Path) -> tuple[int, int, int]:
             raise UnsupportedFormat("is a GGUF of version 1", "convert the model again: version 1 lasted days", where)
         raise UnsupportedFormat(f"is a GGUF of version {version}, known are 2 and 3", where=where)
     if len(file) < _HEAD.size:
-        raise CorruptFile("ends inside the header", _CUT, where, offset=len(file))
+        raise CorruptFile("ends inside the header", CUT_OFF, where, offset=len(file))
     _, _, tensors, pairs = _HEAD.unpack_from(file)
     if pairs * _SMALLEST_PAIR + tensors * _SMALLEST_RECORD > len(file) - _HEAD.size:
-        raise CorruptFile(f"{tensors:,} tensors and {pairs:,} keys do not fit into {len(file):,} bytes", _CUT, where, 8)
+        raise CorruptFile(
+            f"{tensors:,} tensors and {pairs:,} keys do not fit into {len(file):,} bytes", CUT_OFF, where, 8
+        )
     return version, tensors, pairs
 
 
 def _text(file: Buffer, at: int, what: str) -> tuple[str, int]:
     """A key or name, and the offset behind it."""
     if at + 8 > len(file):
-        raise CorruptFile(f"ends inside {what}", _CUT, offset=at)
+        raise CorruptFile(f"ends inside {what}", CUT_OFF, offset=at)
     length = _U64.unpack_from(file, at)[0]
     begin = at + 8
     if length > MAX_NAME_BYTES:
         raise CorruptFile(f"{what} would be {length:,} bytes long", offset=at)
     if begin + length > len(file):
-        raise CorruptFile(f"ends inside {what}", _CUT, offset=at)
+        raise CorruptFile(f"ends inside {what}", CUT_OFF, offset=at)
     try:
         return str(file[begin : begin + length], "utf-8"), begin + length
     except UnicodeDecodeError:
@@ -108,13 +110,13 @@ def _values(file: Buffer, at: int, count: int) -> tuple[dict[str, Value], int]:
         if key in values:
             raise CorruptFile(f"key {short(key)} appears twice", offset=begin)
         if at + 4 > len(file):
-            raise CorruptFile(f"ends inside the value of {short(key)}", _CUT, offset=at)
+            raise CorruptFile(f"ends inside the value of {short(key)}", CUT_OFF, offset=at)
         kind = _U32.unpack_from(file, at)[0]
         at += 4
         try:
             end = end_of_value(file, kind, at)
         except CorruptFile as exc:
-            raise CorruptFile(f"key {short(key)}: {exc.message}", _CUT, offset=exc.offset) from None
+            raise CorruptFile(f"key {short(key)}: {exc.message}", exc.hint, offset=exc.offset) from None
         values[key] = Value(ValueType(kind), bytes(file[at:end]))
         at = end
     return values, at
@@ -145,7 +147,7 @@ def _records(file: Buffer, at: int, count: int) -> tuple[list[TensorInfo], list[
             raise CorruptFile(f"tensor {short(name)} appears twice", offset=begin)
         names.add(name)
         if at + 4 > len(file):
-            raise CorruptFile(f"ends inside the record of {short(name)}", _CUT, offset=at)
+            raise CorruptFile(f"ends inside the record of {short(name)}", CUT_OFF, offset=at)
         dimensions = _U32.unpack_from(file, at)[0]
         if dimensions > MAX_DIMENSIONS:
             raise CorruptFile(
@@ -153,7 +155,7 @@ def _records(file: Buffer, at: int, count: int) -> tuple[list[TensorInfo], list[
             )
         tail = tails[dimensions]
         if at + 4 + tail.size > len(file):
-            raise CorruptFile(f"ends inside the record of {short(name)}", _CUT, offset=at)
+            raise CorruptFile(f"ends inside the record of {short(name)}", CUT_OFF, offset=at)
         *reversed_shape, kind, offset = tail.unpack_from(file, at + 4)
         at += 4 + tail.size
         shape = tuple(reversed_shape[::-1])
@@ -193,7 +195,7 @@ def _spans(
             raise CorruptFile(f"tensor {short(info.name)} begins at {offset}, no multiple of {alignment}", offset=begin)
         if end > size and info.nbytes:
             what = f"tensor {short(info.name)} ends at byte {end:,} of a file of {size:,}"
-            raise CorruptFile(what, _CUT, offset=size)
+            raise CorruptFile(what, CUT_OFF, offset=size)
         spans[info.name] = (begin, end)
     at, before = data, ""
     for begin, end, name in sorted((b, e, n) for n, (b, e) in spans.items()):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
+from core.checkpoints.mapped import CUT_OFF
 from core.errors import CorruptFile
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def end_of_value(buffer: Buffer, kind: int, at: int, depth: int = 0) -> int:
 def _within(buffer: Buffer, at: int, size: int) -> int:
     end = at + size
     if end > len(buffer):
-        raise CorruptFile(f"a value of {size:,} bytes reaches beyond the end", offset=at)
+        raise CorruptFile(f"a value of {size:,} bytes reaches beyond the end", CUT_OFF, offset=at)
     return end
 
 
@@ -172,10 +173,10 @@ def _end_of_strings(buffer: Buffer, at: int, count: int) -> int:
     unpack, last = _U64.unpack_from, len(buffer) - _U64.size
     for _ in range(count):
         if at > last:
-            raise CorruptFile("a text reaches beyond the end", offset=at)
+            raise CorruptFile("a text reaches beyond the end", CUT_OFF, offset=at)
         at += unpack(buffer, at)[0] + 8
     if at > len(buffer):
-        raise CorruptFile("a text reaches beyond the end", offset=len(buffer))
+        raise CorruptFile("a text reaches beyond the end", CUT_OFF, offset=len(buffer))
     return at
 
 

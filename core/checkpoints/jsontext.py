@@ -36,8 +36,9 @@ def parse_object(data: bytes, where: Path, what: str, *, strict: bool = False, o
         raise corrupt(f"{exc.msg} at character {exc.pos}", exc.pos) from None
     except RecursionError:
         raise corrupt("nested too deeply") from None
-    except ValueError as exc:  # a key twice, a number of thousands of digits, our own refusals
-        raise corrupt(str(exc)) from None
+    except ValueError as exc:  # our own refusals, and Python's of numbers of thousands of digits
+        why = "a number of thousands of digits" if "set_int_max_str_digits" in str(exc) else str(exc)
+        raise corrupt(why) from None
     if not isinstance(parsed, dict):
         raise corrupt("not an object")
     if "\\u" in text:

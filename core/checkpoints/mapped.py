@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import torch
 
 
+# What to try about a file that ends too early.
+CUT_OFF = "was the download or copy cut off?"
+
+
 def regular_size(path: Path) -> int:
     """Bytes of a file. Raises CheckpointError for whatever is no readable, non-empty, ordinary file."""
     try:
@@ -32,7 +36,7 @@ def regular_size(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError("is a device or a pipe, not a file", where=path)
     if not status.st_size:
-        raise CorruptFile("is empty", "was the download or copy cut off?", path, offset=0)
+        raise CorruptFile("is empty", CUT_OFF, path, offset=0)
     return status.st_size
 
 

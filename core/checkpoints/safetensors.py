@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.checkpoints.base import Checkpoint
 from core.checkpoints.jsontext import parse_object, short
-from core.checkpoints.mapped import MappedFile, as_rows, read_bytes, regular_size, row_range, stamp
+from core.checkpoints.mapped import CUT_OFF, MappedFile, as_rows, read_bytes, regular_size, row_range, stamp
 from core.errors import CorruptFile, UnsupportedFormat
 from core.tensors import DTYPES, TensorInfo, natural_key
 
@@ -96,7 +96,7 @@ def looks_like(head: bytes) -> bool:
 def read_header(path: Path, size: int) -> bytes:
     """The JSON of the header. Raises CorruptFile."""
     if size < 8:
-        raise CorruptFile(f"{size} bytes are too few for a safetensors file", _CUT, path, offset=size)
+        raise CorruptFile(f"{size} bytes are too few for a safetensors file", CUT_OFF, path, offset=size)
     length = int.from_bytes(read_bytes(path, 8), "little")
     if length > MAX_HEADER_BYTES:
         raise CorruptFile(
@@ -106,11 +106,8 @@ def read_header(path: Path, size: int) -> bytes:
             0,
         )
     if 8 + length > size:
-        raise CorruptFile(f"the header ends at byte {8 + length:,} of a file of {size:,}", _CUT, path, offset=size)
+        raise CorruptFile(f"the header ends at byte {8 + length:,} of a file of {size:,}", CUT_OFF, path, offset=size)
     return read_bytes(path, length, 8)
-
-
-_CUT = "was the download or copy cut off?"
 
 
 def parse_header(header: bytes, size: int, where: Path) -> tuple[list[TensorInfo], dict[str, Span], dict[str, str]]:
@@ -183,7 +180,7 @@ def _check_cover(spans: dict[str, Span], base: int, size: int, where: Path) -> N
             raise CorruptFile(f"tensor {short(name)} {problem}", where=where, offset=min(begin, size))
         at = end
     if at > size:
-        raise CorruptFile(f"the tensors end at byte {at:,} of a file of {size:,}", _CUT, where, offset=size)
+        raise CorruptFile(f"the tensors end at byte {at:,} of a file of {size:,}", CUT_OFF, where, offset=size)
     if at < size:
         raise CorruptFile(f"{size - at:,} bytes follow the last tensor", where=where, offset=at)
 

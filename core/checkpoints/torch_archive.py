@@ -7,6 +7,7 @@ nothing else; whatever asks for more is refused.
 from __future__ import annotations
 
 import hashlib
+import pickle
 import re
 import threading
 import warnings
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.checkpoints.base import Checkpoint
 from core.checkpoints.jsontext import short
-from core.checkpoints.mapped import read_bytes, regular_size, row_range, stamp
+from core.checkpoints.mapped import CUT_OFF, read_bytes, regular_size, row_range, stamp
 from core.errors import CheckpointError, CorruptFile, UnsupportedFormat
 from core.tensors import DTYPES, TensorInfo, natural_key
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 ZIP_MAGIC = b"PK\x03\x04"
 # Training scripts put the weights under one of these and their own affairs beside it.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
-# The protocol torch.save writes; torch.load warns about others, once per file.
+# The protocol torch.save writes; torch.load warns about others (an old file has several pickles, each with its own).
 _USUAL_PROTOCOL = 2
 _MAX_DEPTH = 32
 _MAX_ENTRIES = 500_000
@@ -114,7 +115,8 @@ def _load(path: Path, size: int) -> tuple[Any, Counter[int] | None]:
     import torch
 
     try:
-        with _WARNINGS, nullcontext() if protocol == _USUAL_PROTOCOL else warnings.catch_warnings(action="ignore"):
+        quiet = not zipped or protocol != _USUAL_PROTOCOL
+        with _WARNINGS, warnings.catch_warnings(action="ignore") if quiet else nullcontext():
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped), sizes
     except Exception as exc:  # a hostile pickle can make the loader raise anything
         raise _translated(exc, path) from exc
@@ -142,7 +144,7 @@ def _check_zip(path: Path, size: int) -> tuple[int, Counter[int]]:
             with archive.open(pickled) as stream:
                 head = stream.read(2)
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError, EOFError) as exc:
-        raise CorruptFile(f"is a broken zip archive ({exc})", "was the download or copy cut off?", path) from exc
+        raise CorruptFile(f"is a broken zip archive ({exc})", CUT_OFF, path) from exc
     return head[1] if len(head) == 2 and head[0] == 0x80 else 0, Counter(entry.file_size for entry in entries)
 
 
@@ -177,9 +179,11 @@ def _translated(exc: Exception, path: Path) -> CheckpointError:
         )
     if isinstance(exc, MemoryError) or "can't allocate" in text or "not enough memory" in text:
         return CheckpointError("asks for more memory than there is", where=path)
-    detail = text.split("WeightsUnpickler error:", 1)[-1].strip().split("\n", 1)[0][:160]
-    named = f"{type(exc).__name__}: {detail}" if detail else type(exc).__name__
-    return CorruptFile(f"is not a readable torch archive of tensors ({named})", where=path)
+    detail = ""
+    if isinstance(exc, RuntimeError | pickle.UnpicklingError | EOFError):  # others name a place in torch's own code
+        detail = text.split("WeightsUnpickler error:", 1)[-1].strip().split("\n", 1)[0][:160]
+    said = f" ({detail})" if detail else ""
+    return CorruptFile(f"is not a readable torch archive of tensors{said}", CUT_OFF, path)
 
 
 def _named_tensors(loaded: Any, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

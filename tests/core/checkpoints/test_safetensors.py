@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import mmap
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,6 +119,9 @@ def test_reading_copies_nothing(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path / "x.safetensors") as ours:
         a, b = ours.read("w"), ours.read("w", 2)
         assert b.data_ptr() == a.data_ptr() + 2 * 8 * 4
+        view = ours.raw("w", 2)
+        assert isinstance(view.obj, mmap.mmap)  # core.engine.pages gives its hints to it
+        assert view.readonly
 
 
 def test_what_was_read_outlives_the_checkpoint(tmp_path: Path) -> None:
