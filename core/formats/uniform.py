@@ -126,13 +126,18 @@ class Uniform(Format):
         scale = raw.to(dtype)
         scale = torch.where(scale > 0, scale, torch.tensor(tiny, dtype=dtype, device=scale.device))
         scale = torch.where(spread == 0, torch.ones_like(scale), scale)
-        if not scale.isfinite().all():
-            bad = (~scale.isfinite()).any(1).nonzero()[0, 0].item()
-            raise out_of_range(first + int(bad), f"{info.max:g}, the largest of {self.scale_dtype}")
         if self.symmetric:
-            return Grid({"scale": scale})
-        zero = torch.round(self.qmin - low / scale.float()).clamp(self.qmin, self.qmax)
-        return Grid({"scale": scale, "zero_point": zero.to(torch.int8)})
+            zero, reach = None, scale.float() * (1 << self.width - 1)
+        else:
+            zero = torch.round(self.qmin - low / scale.float()).clamp(self.qmin, self.qmax)
+            reach = scale.float() * torch.maximum(zero - self.qmin, self.qmax - zero)
+        if not reach.isfinite().all():
+            bad = (~reach.isfinite()).any(1).nonzero()[0, 0].item()
+            limit = (
+                f"{info.max:g}, the largest of {self.scale_dtype}" if self.scale_dtype == "F16" else "float32's range"
+            )
+            raise out_of_range(first + int(bad), limit)
+        return Grid({"scale": scale} if zero is None else {"scale": scale, "zero_point": zero.to(torch.int8)})
 
     def _columns(self, part: torch.Tensor, start: int, count: int) -> torch.Tensor:
         """A [rows, groups] part spread over columns start … start + count, float32, broadcastable."""

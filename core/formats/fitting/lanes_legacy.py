@@ -41,8 +41,8 @@ def _signed_peak(x, bits, at, high, low):
         low[i] = min(np.int32(~(a ^ SIGN)), np.int32(~(b ^ SIGN)))  # of the negative ones, complemented
     up, down = _fold(high, low)
     up, down = max(up, np.int32(0)), max(np.int32(~down), np.int32(0))
-    peak = float_of(np.uint32(up)) if up > down else -float_of(np.uint32(down))
-    if up == down:
+    peak = -float_of(np.uint32(down)) if down > up else float_of(np.uint32(up))
+    if up == down and up > 0:
         for i in range(BLOCK):
             if np.int32(bits[at + i] & MAGNITUDE) == up:
                 peak = x[at + i]

@@ -32,12 +32,12 @@ def affine(x, w, n, nmax, rmin, rdelta, steps, absolute, s):
         sx[j] = w[0, j] * x[0, j]
     for i in range(1, n):
         for j in range(W):
-            low[j] = min(low[j], x[i, j])
+            low[j] = x[i, j] if x[i, j] < low[j] else low[j]  # of two zeros the first one stays
             top[j] = max(top[j], x[i, j])
             sw[j] += w[i, j]
             sx[j] += w[i, j] * x[i, j]
     for j in range(W):
-        low[j] = min(low[j], F(0)) + F(0)  # + 0: never −0
+        low[j] = F(0) if low[j] > 0 else low[j]
         flat[j] = F(1) if top[j] <= low[j] else F(0)
         d = top[j] - low[j]
         v = nmax / (F(1) if flat[j] > 0 else d)

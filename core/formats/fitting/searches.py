@@ -71,7 +71,10 @@ def affine(
 
     absolute   measure the error by |e| instead of e²
     """
-    low, high = x.min(0).values.clamp(max=0), x.max(0).values
+    low, high = x[0], x.max(0).values
+    for row in x[1:]:
+        low = torch.where(row < low, row, low)  # of two zeros the first one stays
+    low = torch.where(low > 0, torch.zeros_like(low), low)
     flat = high <= low
 
     def codes_for(inverse: Tensor, low: Tensor) -> Tensor:

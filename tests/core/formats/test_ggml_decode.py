@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import core.formats.fitting as fitting
 from core.errors import CorruptFile, UnsupportedFormat
 from core.formats.ggml.decode import dequantize
 from core.formats.ggml.grids import grid_codes, magnitudes
@@ -14,12 +15,11 @@ from core.formats.ggml.layout import layout
 from core.formats.ggml.types import GGML_BY_ID, GGML_TYPES
 from tests.core.formats import llama
 from tests.core.formats.make_grids import TYPES, published
+from tests.core.formats.make_written import OUT
 
 IN_MEMORY = {"Q8_1", "Q8_K"}
 QUANTIZED = [t.name for t in GGML_TYPES.values() if t.quantized and t.name not in IN_MEMORY]
 IN_GGUF = [n for n in QUANTIZED if n not in ("Q1_0", "Q2_0")]  # gguf-py 0.19 cannot decode them; C can
-# Quantizing random weights in C without importance is refused for these.
-NEEDS_IMPORTANCE = {"IQ2_XXS", "IQ2_XS", "IQ1_S"}
 
 
 def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
@@ -33,11 +33,8 @@ def random_bytes(name: str, seed: int = 7) -> np.ndarray:
 
 
 def written_by_llama(name: str) -> np.ndarray:
-    g = np.random.default_rng(3)
-    w = (g.standard_t(5, (5, 512)) * 0.02).astype(np.float32)
-    w[1] = 0
-    w[2] = np.abs(w[2])
-    return llama.quantize(name, w, g.random(512).astype(np.float32) + 0.1 if name in NEEDS_IMPORTANCE else None)
+    with np.load(OUT) as stored:
+        return stored[name]
 
 
 def test_ids_and_sizes_are_ggufs() -> None:
@@ -74,6 +71,14 @@ def test_like_llama(name: str, make) -> None:
 
 
 @pytest.mark.parametrize("name", QUANTIZED)
+def test_torch_path_agrees(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What GPUs run, where the test above went through lanes."""
+    monkeypatch.setattr(fitting, "on_lanes", lambda tensor: False)
+    blocks = random_bytes(name, seed=8)
+    assert same_bits(dequantize(name, blocks, 512), llama.dequantize(name, blocks, 512))
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
 @pytest.mark.parametrize("make", [random_bytes, written_by_llama])
 def test_pack_gives_the_bytes_back(name: str, make) -> None:
     kind = GGML_TYPES[name]
@@ -83,7 +88,6 @@ def test_pack_gives_the_bytes_back(name: str, make) -> None:
     again = layout(name).pack(layout(name).unpack(blocks))
     different = (again != blocks).any(0).nonzero().flatten().tolist()
     assert again.dtype == torch.uint8
-    # The lowest qh bits of IQ1_S and the like are all used; only MXFP4's code 8 (−0) survives as itself.
     assert not different, f"bytes {different}"
 
 

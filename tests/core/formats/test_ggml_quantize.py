@@ -1,0 +1,165 @@
+"""Our bytes against those of llama.cpp's `ggml_quantize_chunk`: none may differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import core.formats.fitting as fitting
+from core.errors import CalibrationError, OutOfRange
+from core.formats import get_format
+from core.formats.checks import checked_importance
+from core.formats.fitting import reference
+from core.formats.ggml.format import WRITTEN
+from core.formats.ggml.types import GGML_TYPES
+from tests.core.formats import llama
+
+TYPES = pytest.mark.parametrize("name", WRITTEN)
+COLUMNS = 768
+
+
+def weights(kind: str, rows: int = 24, columns: int = COLUMNS) -> np.ndarray:
+    g = np.random.default_rng(sum(map(ord, kind)))
+    w = g.standard_normal((rows, columns))
+    if kind == "student":
+        w = g.standard_t(5, (rows, columns)) * 0.02
+    elif kind == "zeros":
+        w[0] = 0
+        w[1, :256] = 0
+        w[2, 32:64] = 0
+        w[3, ::2] = 0
+        w[4, 5:] = 0
+        w[5] = -0.0
+        w[6] = np.where(g.random(columns) < 0.5, -0.0, 0.0)
+        w[7] = np.where(g.random(columns) < 0.3, np.abs(w[7]), g.choice([-0.0, 0.0], columns))
+    elif kind == "constant":
+        w = np.repeat(np.linspace(-2, 2, rows)[:, None], columns, 1)
+    elif kind == "one-sided":
+        w = np.abs(w) * np.where(np.arange(rows) % 2, 1, -1)[:, None]
+    elif kind == "integers":
+        w = g.integers(-4, 5, (rows, columns)).astype(float)
+    elif kind == "scales":
+        w = w * np.logspace(-9, 4, rows)[:, None]
+    elif kind == "bf16":
+        w = torch.from_numpy(w * 0.02).to(torch.bfloat16).double().numpy()
+    elif kind == "outliers":
+        w[g.random((rows, columns)) < 0.01] *= 50
+    return w.astype(np.float32)
+
+
+KINDS = ("gaussian", "student", "zeros", "constant", "one-sided", "integers", "scales", "bf16", "outliers")
+
+
+def importance(columns: int = COLUMNS) -> np.ndarray:
+    return (np.random.default_rng(2).gamma(0.5, 1.0, columns) + 1e-3).astype(np.float32)
+
+
+def ours(name: str, w: np.ndarray, given: np.ndarray | None = None) -> np.ndarray:
+    imp = None if given is None else torch.from_numpy(given)
+    return get_format(name.lower()).quantize(torch.from_numpy(w), imp).parts["blocks"].numpy()
+
+
+@TYPES
+@pytest.mark.parametrize("given", [None, importance()], ids=["plain", "importance"])
+def test_bytes_are_llamas(name: str, given: np.ndarray | None) -> None:
+    for kind in KINDS:
+        w = weights(kind)
+        different = int((ours(name, w, given) != llama.quantize(name, w, given)).sum())
+        assert different == 0, f"{kind}: {different} bytes"
+
+
+@TYPES
+@pytest.mark.parametrize("given", [None, importance(1024)], ids=["plain", "importance"])
+def test_bytes_are_llamas_on_many_blocks(name: str, given: np.ndarray | None) -> None:
+    """Enough blocks for differences in the last bit of an intermediate to show."""
+    w = weights("student", 128, 1024)
+    assert np.array_equal(ours(name, w, given), llama.quantize(name, w, given))
+
+
+@TYPES
+@pytest.mark.parametrize("given", [None, importance()], ids=["plain", "importance"])
+def test_reference_in_torch_gives_the_same_bytes(name: str, given: np.ndarray | None) -> None:
+    for kind in ("gaussian", "zeros", "constant", "one-sided", "scales"):
+        w = weights(kind, 10)
+        blocks, sound = reference.quantize(
+            name, torch.from_numpy(w), None if given is None else torch.from_numpy(given)
+        )
+        assert sound.all()
+        assert np.array_equal(blocks.numpy(), llama.quantize(name, w, given)), kind
+
+
+@TYPES
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 65])
+def test_any_number_of_blocks(name: str, rows: int) -> None:
+    """Lanes are filled up at the end of a matrix; a piece boundary changes nothing."""
+    block = GGML_TYPES[name].block
+    w = weights("gaussian", rows, block)
+    for given in (None, importance(block)):
+        assert np.array_equal(ours(name, w, given), llama.quantize(name, w, given))
+
+
+@TYPES
+def test_pieces_make_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = weights("student", 30)
+    whole = ours(name, w, importance())
+    monkeypatch.setattr(fitting, "PIECE", 7 * COLUMNS)
+    assert np.array_equal(ours(name, w, importance()), whole)
+    w[17] *= 1e20
+    with pytest.raises(OutOfRange) as caught:
+        ours(name, w)
+    assert caught.value.row == 17
+
+
+@TYPES
+def test_scales_at_the_edge_of_a_half(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where llama.cpp's file would hold an infinite scale we refuse, in both implementations; below it we write."""
+    for size in (1e5, 1e6, 1e7, 1e8, 1e9):
+        w = weights("gaussian", 3, 256) * np.array([[1], [size], [1]], np.float32)
+        theirs = llama.quantize(name, w)
+        for lanes in (True, False):
+            if not lanes:
+                monkeypatch.setattr(fitting, "on_lanes", lambda tensor: False)
+            if llama.valid(name, theirs):
+                assert np.array_equal(ours(name, w), theirs)
+            else:
+                with pytest.raises(OutOfRange, match="row 1 needs a scale beyond 65504") as caught:
+                    ours(name, w)
+                assert caught.value.row == 1
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("name", [n for n in WRITTEN if n != "Q8_0"])
+def test_importance_lowers_the_weighted_error(name: str) -> None:
+    w = weights("student", 64)
+    given = importance()
+
+    def weighted(blocks: np.ndarray) -> float:
+        e = llama.dequantize(name, blocks, COLUMNS) - w
+        return float((given.astype(np.float64) * e.astype(np.float64) ** 2).sum())
+
+    assert weighted(ours(name, w, given)) < weighted(ours(name, w))
+
+
+def test_importance_is_checked_and_floored() -> None:
+    with pytest.raises(CalibrationError, match="3 values for 4 columns"):
+        checked_importance(torch.ones(3), 4)
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(CalibrationError, match="negative, NaN or infinite"):
+            checked_importance(torch.tensor([1.0, bad]), 2)
+    assert checked_importance(None, 4) is None
+    kept = torch.tensor([1.0, 2e-9, 3.0])
+    assert torch.equal(checked_importance(kept, 3), kept)
+    floored = checked_importance(torch.tensor([0.0, 3.0]), 2)
+    assert floored.tolist() == pytest.approx([1.5e-10, 3.0])
+    # A power of two apart: the same bytes come out.
+    small = checked_importance(torch.tensor([1e-30, 3e-30]), 2)
+    assert (small[1] / small[0]).item() == pytest.approx(3)
+    assert 0.25 < small.mean() < 4
+
+
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q4_0"])
+def test_tiny_importance_gives_the_bytes_of_ordinary_importance(name: str) -> None:
+    w = weights("student", 8)
+    given = importance()
+    assert np.array_equal(ours(name, w, given * np.float32(2.0**-100)), ours(name, w, given))
