@@ -95,6 +95,7 @@ def test_tensors_at_odd_addresses(tmp_path: Path) -> None:
         path = tmp_path / f"{padding}.safetensors"
         path.write_bytes(with_header(json.dumps(header).encode() + b" " * padding, values.numpy().tobytes()))
         with open_checkpoint(path) as ours:
+            assert ours.read("a").data_ptr() % 8 == 0
             assert torch.equal(ours.read("a"), values)
             assert torch.equal(ours.read("a", 1, 3) * 2, values[1:3] * 2)
 
