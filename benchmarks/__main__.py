@@ -1,0 +1,8 @@
+"""Runs all benchmarks: `python -m benchmarks`."""
+
+from __future__ import annotations
+
+from benchmarks import formats
+
+if __name__ == "__main__":
+    formats.main()
