@@ -143,8 +143,10 @@ def compare(args: argparse.Namespace) -> Answer:
     lines = list(table(("tensor", "stored as", ">A", ">B", ">SQNR, dB", ">relative MSE", ">max |a−b|", "note"), rows))
     lines += [f"only in A: {name}" for name in result.only_a] + [f"only in B: {name}" for name in result.only_b]
     lines += [f"{key}: {left!r} in A, {right!r} in B" for key, (left, right) in result.metadata.items()]
-    total = f"{len(rows):,} tensors in both · {bytes_text(result.bytes_a)} → {bytes_text(result.bytes_b)}"
-    return answer, [*lines, "", f"{total} · SQNR {_decibel(result.total.sqnr_db)} dB over all weights"]
+    sqnr = result.total.sqnr_db
+    error = "no weight differs" if sqnr == math.inf else f"SQNR {_decibel(sqnr)} dB over all weights"
+    total = f"{len(rows):,} tensors in both · {bytes_text(result.bytes_a)} → {bytes_text(result.bytes_b)} · {error}"
+    return answer, [*lines, "", total]
 
 
 def evaluate(args: argparse.Namespace) -> Answer:

@@ -79,10 +79,7 @@ def to_cpu(quantized: Quantized) -> Quantized:
     """The same with its stored parts in CPU memory, ready for Target.store."""
     from core.formats.base import Quantized
 
-    parts = quantized.parts
-    if all(part.device.type == "cpu" for part in parts.values()):
-        return quantized
-    here = {key: part.cpu() for key, part in parts.items()}
+    here = {key: part.cpu() for key, part in quantized.parts.items()}
     return Quantized(quantized.format, quantized.shape, parts=here, fallbacks=quantized.fallbacks)
 
 

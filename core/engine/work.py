@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from core.analysis.error import ErrorSums
     from core.checkpoints.base import Checkpoint
-    from core.formats.base import Quantized
+    from core.formats.base import Grid, Quantized
 
 Write = Callable[[int, int, "memoryview | bytes"], None]
 
@@ -204,8 +204,11 @@ class _Task:
     def quantize(self) -> None:
         """Rows become codes. After the device ran out of memory once, pieces are half as large; twice is an error."""
         multiple = row_multiple(self.planned, self.work.target.row_multiple)
-        sliceable = multiple > 0 and self.planned.strategy.method == "nearest"
         step = self.unit.stop - self.unit.start
+        grid = None if multiple else self._common_grid()
+        if grid is not None:
+            multiple = self.work.target.row_multiple
+        sliceable = multiple > 0 and self.planned.strategy.method == "nearest"
         if sliceable and self.work.device == "cpu":
             step = min(step, rows_within(PIECE_WEIGHTS, self.planned.tensor.columns, multiple))
         half = step // 2 // multiple * multiple if sliceable else 0
@@ -214,7 +217,7 @@ class _Task:
             self.ctx.check()
             stop = min(self.unit.stop, start + step)
             try:
-                self._piece(start, stop)
+                self._piece(start, stop, grid)
             except Exception as error:
                 if not half or not out_of_memory(error):
                     raise
@@ -228,11 +231,21 @@ class _Task:
             device = _device_words(self.work.device)
             self.notes[f"{self.planned.tensor.name}: {device} ran out of memory; done in slices of {step} rows"] = None
 
-    def _piece(self, start: int, stop: int) -> None:
+    def _common_grid(self) -> Grid | None:
+        """The grid of a tensor that has a single one, such as one scale for all its weights. Fitted to the whole, it
+        lets rows be worked through in pieces all the same."""
+        planned = self.planned
+        small = planned.tensor.numel <= PIECE_WEIGHTS
+        if small or self.work.device != "cpu" or planned.strategy.method != "nearest":
+            return None
+        grid = planned.format.fit(planned.tensor.source.read(self.checkpoint, self.unit.start, self.unit.stop))
+        return grid if all(part.shape[0] == 1 for part in grid.parts.values()) else None
+
+    def _piece(self, start: int, stop: int, grid: Grid | None) -> None:
         planned, work = self.planned, self.work
         w = to_device(planned.tensor.source.read(self.checkpoint, start, stop), work.device)
         try:
-            quantized = self._quantized(w)
+            quantized = self._quantized(w, grid)
         except (NonFinite, OutOfRange) as error:
             # It counted from the top of this piece.
             error.message = _ROW.sub(lambda found: f"row {int(found[1]) + start}", error.message, count=1)
@@ -245,11 +258,17 @@ class _Task:
             sums = ErrorSums().add(wide, quantized.dequantize())
             self.sums = sums if self.sums is None else self.sums + sums
         self.fallbacks.update(dict.fromkeys(quantized.fallbacks))
-        for stored, offset, data in work.target.store(planned.assignment, to_cpu(quantized), start, stop):
+        here = quantized if work.device == "cpu" else to_cpu(quantized)
+        for stored, offset, data in work.target.store(planned.assignment, here, start, stop):
             self.put(stored, offset, data)
 
-    def _quantized(self, w: torch.Tensor) -> Quantized:
+    def _quantized(self, w: torch.Tensor, grid: Grid | None) -> Quantized:
         planned = self.planned
+        if grid is not None:
+            from core.formats.base import Quantized
+
+            codes = planned.format.encode(w, grid)
+            return Quantized(planned.format, (w.shape[0], w.shape[1]), codes=codes, grid=grid)
         if not planned.quantized:
             return planned.format.quantize(w)
         from core.methods import get_method

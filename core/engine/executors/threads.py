@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from core.context import JobContext
@@ -56,55 +57,72 @@ def run_units(
     At most `workers` units are in memory. raises what the first failing unit raised, after all others have stopped
     """
     guard = _Stoppable(work, ctx)
-    upcoming = iter(units)
-    position = {unit.index: n for n, unit in enumerate(units)}
+    positions = iter(range(len(units)))
+    taking = threading.Lock()
+    # Results, errors, and None from a worker that leaves.
+    said: queue.SimpleQueue[UnitResult | BaseException | None] = queue.SimpleQueue()
 
-    def one(unit: Unit) -> UnitResult:
-        ahead = position[unit.index] + workers
-        if ahead < len(units):
-            later = units[ahead]
-            planned = work.tensors[later.tensor]
-            will_read(planned.tensor.source, checkpoint, later.start, later.stop)
-        return process(work, unit, checkpoint, files.write, guard, advance)
-
-    with _torch_threads(max(1, usable_cores() // workers)), ThreadPoolExecutor(workers, "quantbench") as pool:
-        pending: set[Future[UnitResult]] = set()
+    def worker() -> None:
         try:
             while True:
-                # Two more than there are workers: nobody waits for this loop. Waiting units hold no memory.
-                while len(pending) < workers + 2 and (unit := next(upcoming, None)) is not None:
-                    pending.add(pool.submit(one, unit))
-                if not pending:
+                with taking:
+                    position = next(positions, None)
+                if position is None:
                     return
-                finished, pending = wait(pending, _TICK_SECONDS, FIRST_COMPLETED)
-                yield _results(finished)
+                if position + workers < len(units):
+                    _announce(work, units[position + workers], checkpoint)
+                said.put(process(work, units[position], checkpoint, files.write, guard, advance))
+        except BaseException as error:
+            guard.stop.set()
+            said.put(error)
+        finally:
+            said.put(None)
+
+    threads = [
+        threading.Thread(target=worker, name=f"quantbench-{n}", daemon=True) for n in range(min(workers, len(units)))
+    ]
+    with _torch_threads(max(1, usable_cores() // workers)):
+        try:
+            for thread in threads:
+                thread.start()
+            working, errors = len(threads), []
+            while working:
+                heard = _heard(said)
+                working -= heard.count(None)
+                errors += [item for item in heard if isinstance(item, BaseException)]
+                yield [item for item in heard if isinstance(item, UnitResult)]
+            if errors:
+                # The failure rather than the stops that it caused.
+                raise next((error for error in errors if not isinstance(error, Cancelled)), errors[0])
         finally:
             guard.stop.set()
-            for future in pending:
-                future.cancel()
+            for thread in threads:
+                thread.join()
 
 
-def _results(finished: set[Future[UnitResult]]) -> list[UnitResult]:
-    """Their results; raises the error that says most: a failure rather than the stops it caused."""
-    errors = [error for future in finished if (error := future.exception()) is not None]
-    if errors:
-        raise next((error for error in errors if not isinstance(error, Cancelled)), errors[0])
-    return [future.result() for future in finished]
+def _heard(said: queue.SimpleQueue[UnitResult | BaseException | None]) -> list[UnitResult | BaseException | None]:
+    """All there is, after waiting a little for the first."""
+    items = []
+    try:
+        items.append(said.get(timeout=_TICK_SECONDS))
+        while True:
+            items.append(said.get_nowait())
+    except queue.Empty:
+        return items
 
 
-class _torch_threads:  # noqa: N801 (a context manager, read as a verb)
-    """Torch's own threads set to `count` at most, and back afterwards."""
+def _announce(work: Work, unit: Unit, checkpoint: Checkpoint) -> None:
+    will_read(work.tensors[unit.tensor].tensor.source, checkpoint, unit.start, unit.stop)
 
-    def __init__(self, count: int) -> None:
-        self._count = count
 
-    def __enter__(self) -> None:
-        import torch
+@contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Torch's own threads are `count` at most, and as many as before afterwards."""
+    import torch
 
-        self._before = torch.get_num_threads()
-        torch.set_num_threads(min(self._before, self._count))
-
-    def __exit__(self, *_: object) -> None:
-        import torch
-
-        torch.set_num_threads(self._before)
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, count))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

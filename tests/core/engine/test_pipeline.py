@@ -60,18 +60,17 @@ def test_same_bytes_whatever_the_workers_and_slices(
 
 
 def test_values_are_those_of_the_format(source: Path, tmp_path: Path, small_units: None) -> None:
-    """Read back with the safetensors library: every tensor is our format's own dequantization of the whole tensor."""
-    from core.formats import get_format
-
-    quantize(source, tmp_path / "out", "int4-g128", "dense", workers=2)
-    int4 = get_format("int4-g128")
+    """Read back with the safetensors library: every tensor is the format's own dequantization of the whole tensor."""
+    with open_checkpoint(source) as checkpoint:
+        plan = make_plan(checkpoint, load("int4-g128"), get_target("dense"))
+        run(plan, checkpoint, tmp_path / "out", workers=2)
     (file,) = (tmp_path / "out").glob("*.safetensors")
     with safe_open(source, "pt") as a, safe_open(file, "pt") as b:
-        assert set(a.keys()) == set(b.keys())
-        for name in a.keys():  # noqa: SIM118 (safe_open is no mapping)
-            w, found = a.get_tensor(name), b.get_tensor(name)
-            if w.ndim == 2:
-                assert torch.equal(found, int4.quantize(w).dequantize().to(found.dtype))
+        assert set(a.keys()) == set(b.keys()) == {t.tensor.name for t in plan.tensors}
+        for planned in plan.tensors:
+            w, found = a.get_tensor(planned.tensor.name), b.get_tensor(planned.tensor.name)
+            if planned.quantized:
+                assert torch.equal(found, planned.format.quantize(w).dequantize().to(found.dtype))
                 assert not torch.equal(found, w)
             else:
                 assert torch.equal(found, w)
@@ -315,34 +314,30 @@ def test_pause_holds_and_goes_on(source: Path, tmp_path: Path, small_units: None
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
 
 
-class ShortOfMemory:
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     """Fails like a device without memory for slices of more rows than `limit`."""
+    original = work._Task._quantized
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-        self.rows: list[int] = []
-        original = work._Task._quantized
+    def quantized(task: work._Task, w: torch.Tensor, grid: object):
+        if w.shape[0] > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return original(task, w, grid)
 
-        def quantized(task: work._Task, w: torch.Tensor):
-            self.rows.append(w.shape[0])
-            if w.ndim == 2 and w.shape[0] > limit:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-            return original(task, w)
-
-        monkeypatch.setattr(work._Task, "_quantized", quantized)
+    monkeypatch.setattr(work._Task, "_quantized", quantized)
 
 
 def test_out_of_memory_once_halves_the_slice_and_says_so(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantize(source, tmp_path / "whole")
-    ShortOfMemory(monkeypatch, limit=100)
+    short_of_memory(monkeypatch, limit=100)
     report = quantize(source, tmp_path / "out", workers=1)
     assert "ran out of memory; done in slices of 96 rows" in report.notes["memory"]
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
 
 
 def test_out_of_memory_twice_is_an_error(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ShortOfMemory(monkeypatch, limit=50)
+    short_of_memory(monkeypatch, limit=50)
     with pytest.raises(DeviceError, match="this machine has no memory left; use fewer --workers"):
         quantize(source, tmp_path / "out", workers=1)
     assert leftovers(tmp_path) == set()
