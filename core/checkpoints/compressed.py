@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.checkpoints.base import Checkpoint
@@ -57,7 +58,11 @@ def decompressed(checkpoint: Checkpoint) -> Checkpoint:
     config = quantization_of(checkpoint)
     if config.get("quant_method") != "compressed-tensors" or config.get("format") not in _INTEGER:
         return checkpoint
-    modules = {f"{stem}.weight": _module(checkpoint, stem, config) for stem in _stems(checkpoint.tensors)}
+    try:
+        modules = {f"{stem}.weight": _module(checkpoint, stem, config) for stem in _stems(checkpoint.tensors)}
+    except BaseException:
+        checkpoint.close()
+        raise
     return CompressedCheckpoint(checkpoint, modules) if modules else checkpoint
 
 
@@ -121,10 +126,14 @@ class CompressedCheckpoint(Checkpoint):
         unpacked = unpack_rows(zero.t().contiguous(), module.format.width, module.shape[0])
         return unpacked.t().to(torch.int16) + module.format.qmin
 
+    def file_of(self, name: str) -> Path:
+        module = self._modules.get(name)
+        return self.inner.file_of(module.codes if module else name)
+
     def fingerprint(self) -> str:
         return self.inner.fingerprint()
 
-    def folder(self) -> Any:
+    def folder(self) -> Path:
         return self.inner.folder()
 
     def close(self) -> None:
@@ -155,7 +164,7 @@ def _module(checkpoint: Checkpoint, stem: str, config: Mapping[str, Any]) -> _Mo
     if packed:
         if f"{stem}.weight_shape" not in tensors:
             raise CorruptFile("the packed weight has no weight_shape", "is a shard missing?", where)
-        shape = [int(n) for n in checkpoint.read(f"{stem}.weight_shape").flatten().tolist()]
+        shape = _whole_numbers(checkpoint, f"{stem}.weight_shape")
         if len(shape) != 2 or shape[0] != rows or shape[1] < 1:
             raise CorruptFile(f"weight_shape says {shape}, the packed weight has {rows} rows", where=where)
         columns = shape[1]
@@ -184,6 +193,15 @@ def _module(checkpoint: Checkpoint, stem: str, config: Mapping[str, Any]) -> _Mo
     name = f"int{bits}"
     fmt = Uniform(name, bits, granularity, group, symmetric, scales.dtype)
     return _Module(codes, scale, "" if symmetric else zero, fmt, (rows, columns), packed)
+
+
+def _whole_numbers(checkpoint: Checkpoint, name: str) -> list[int]:
+    """A small integer tensor without torch: opening stays cheap."""
+    width = {"I64": 8, "I32": 4}.get(checkpoint.tensors[name].dtype)
+    if width is None:
+        raise CorruptFile(f"{name} is {checkpoint.tensors[name].dtype}, not whole numbers", where=checkpoint.path)
+    data = bytes(checkpoint.raw(name))
+    return [int.from_bytes(data[i : i + width], "little", signed=True) for i in range(0, len(data), width)]
 
 
 def _widths(config: Mapping[str, Any]) -> list[int]:

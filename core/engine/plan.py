@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from core.checkpoints.compressed import unread_quantization
 from core.context import SILENT, JobContext
 from core.engine.model import Plan, PlannedTensor, Problem
 from core.errors import RecipeError
@@ -73,7 +74,7 @@ def make_plan(
         outline=outline,
         tensors=planned,
         layout=layout,
-        problems=tuple(_problems(planned, resolved, outline, target, statistics)),
+        problems=tuple(_problems(planned, resolved, outline, target, statistics, unread_quantization(checkpoint))),
     )
 
 
@@ -171,7 +172,14 @@ def _problems(
     outline: Outline,
     target: Target,
     statistics: frozenset[Statistic],
+    unread: str,
 ) -> Iterable[Problem]:
+    if unread:
+        yield Problem(
+            "error",
+            f"the weights are stored as codes of {unread}, which this version does not read back",
+            hint="start from the original weights",
+        )
     yield from _needs(planned, statistics)
     if not any(t.quantized for t in planned):
         yield _nothing(planned, resolved, target)
@@ -247,4 +255,4 @@ def _again(t: PlannedTensor) -> bool:
     if not t.quantized or t.copy or t.format.family == "dense":
         return False
     known = GGML_TYPES.get(t.tensor.dtype)
-    return t.tensor.dtype.startswith(("F8_", "F4")) or (known is not None and known.quantized)
+    return t.tensor.dtype.startswith(("F8_", "F4", "INT")) or (known is not None and known.quantized)
