@@ -6,9 +6,10 @@ from difflib import get_close_matches
 
 from core.errors import RecipeError
 from core.methods.base import Method, Statistic
+from core.methods.hqq import Hqq
 from core.methods.nearest import Nearest
 
-METHODS: tuple[Method, ...] = (Nearest(),)
+METHODS: tuple[Method, ...] = (Nearest(), Hqq())
 
 _BY_NAME = {m.name: m for m in METHODS}
 
