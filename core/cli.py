@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         silence_stdout()
         return 141
     except (Cancelled, KeyboardInterrupt):
-        _fail("cancelled; --resume continues it" if getattr(args, "keep_partial", False) else "cancelled")
+        kept = getattr(args, "keep_partial", False) or getattr(args, "resume", False)
+        _fail("cancelled; --resume continues it" if kept else "cancelled")
         return 130
     except WorkbenchError as error:
         return _fail(one_line(error))

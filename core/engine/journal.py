@@ -125,10 +125,10 @@ class Journal:
         """Fills `done`; returns the offset behind the last good line, 0 when there is nothing to continue."""
         lines = self._file.read().split(b"\n")
         complete = lines[:-1]  # what follows the last line break is torn, or empty
-        header = _parsed(complete[0]) if complete else None
-        if not isinstance(header, dict) or header.get("quantbench") != "journal":
+        header = _header(complete[0]) if complete else None
+        if header is None:
             return 0
-        changed = [word for key, word in _WORDS.items() if header.get(key) != run[key]]
+        changed = _changed(header, run)
         if changed:
             raise OutputError(
                 f"cannot be resumed: {_listed(changed)} changed since it was stopped",
@@ -178,6 +178,26 @@ class Journal:
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
         self.close()
+
+
+def differences(path: Path, run: Mapping[str, str]) -> list[str]:
+    """What about the journal's run is not as in this one, in words. What is no journal differs in nothing: a resumed
+    run starts from the beginning then."""
+    try:
+        with open(path, "rb") as file:
+            header = _header(file.readline(1 << 16))
+    except OSError:
+        return ["the journal"]
+    return [] if header is None else _changed(header, run)
+
+
+def _header(line: bytes) -> dict[str, Any] | None:
+    entry = _parsed(line)
+    return entry if isinstance(entry, dict) and entry.get("quantbench") == "journal" else None
+
+
+def _changed(header: Mapping[str, Any], run: Mapping[str, str]) -> list[str]:
+    return [word for key, word in _WORDS.items() if header.get(key) != run[key]]
 
 
 def _parsed(line: bytes) -> Any:

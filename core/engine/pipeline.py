@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 from core.context import SILENT, JobContext
 from core.engine.devices import parse_device
 from core.engine.executors.threads import default_workers, run_units
-from core.engine.journal import Journal, identity, journal_path
+from core.engine.journal import Journal, differences, identity, journal_path
 from core.engine.memory import PeakMemory
 from core.engine.model import Plan, PlannedTensor, Report, TensorReport
 from core.engine.preflight import preflight, require
 from core.engine.units import Unit, cut
 from core.engine.work import UnitResult, Work
-from core.engine.writer import Output
+from core.engine.writer import Output, partial_path
 from core.errors import Cancelled, CheckpointError, DeviceError, PlanError, TargetError
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def run(
     resume        continue what a stopped run of the same plan left; without such a rest, start from the beginning
     force         replace an existing output
     measure       compute the error of every tensor that is not copied
-    keep_partial  when cancelled, or stopped by the disk or device, leave the rest for `resume`; else it is removed
+    keep_partial  when cancelled, or stopped by the disk or device, leave the rest for `resume`; else it is removed.
+                  What an earlier run left stays in any case, unless the source or the target is at fault
     cluster       address of a Dask scheduler whose workers do the units, or ""
 
     raises  PlanError (preflight; nothing was touched), OutputError, DeviceError, CheckpointError, TargetError,
@@ -80,13 +81,13 @@ def run(
         else:
             count = workers or default_workers(device)
             results = run_units(work, pending, checkpoint, output.files, count, ctx, job.advance)
-        job.collect(results, journal, memory, keep_partial)
+        job.collect(results, journal, memory, keep_partial or job.resumed)
         work.check_source()
         ctx.check()
         output.publish(force)
     except BaseException as error:
         output.files.close()
-        if keep_partial and not isinstance(error, CheckpointError | TargetError):
+        if (keep_partial or job.resumed) and not isinstance(error, CheckpointError | TargetError):
             journal.close()
         else:
             output.discard()
@@ -96,12 +97,12 @@ def run(
     return job.report(device, time.perf_counter() - began, memory.peak())
 
 
-def can_resume(out: Path | str) -> bool:
-    """Whether a stopped run left something for `resume` at this place. Whether it fits the plan, run() finds out."""
-    from core.engine.writer import partial_path
-
+def can_resume(out: Path | str, plan: Plan | None = None, *, device: str = "cpu", measure: bool = True) -> bool:
+    """Whether a stopped run left something for `resume` here; with a plan, whether it is a run of that plan."""
     path = Path(out).absolute()
-    return journal_path(path).is_file() and partial_path(path).exists()
+    if not (journal_path(path).is_file() and partial_path(path).exists()):
+        return False
+    return plan is None or not differences(journal_path(path), identity(plan, device, measure))
 
 
 class _Tally:
@@ -163,13 +164,15 @@ class _Job:
         self.total = sum(unit.source_bytes for unit in units)
         self.done = 0
         self.weights = 0
+        self.resumed = False
         self._lock = threading.Lock()
 
     def begin(self, journal: Journal, resume: bool) -> None:
         """The partial file ready, what an earlier run finished taken over."""
         if journal.done and not self.output.reopen():
             journal.restart()
-        if journal.done:
+        self.resumed = bool(journal.done)
+        if self.resumed:
             self.notes["resumed"] = f"{len(journal.done)} of {len(self.units)} slices were done by an earlier run"
         else:
             if resume:

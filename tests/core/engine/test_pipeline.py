@@ -276,6 +276,23 @@ def test_resume_of_another_recipe_is_refused(source: Path, tmp_path: Path, small
     assert "done by an earlier run" in report.notes["resumed"]
 
 
+def test_what_an_earlier_run_did_survives_another_stop(source: Path, tmp_path: Path, small_units: None) -> None:
+    with pytest.raises(Cancelled):
+        quantize(source, tmp_path / "out", ctx=Watch(lambda w: len(w.heard) > 40), keep_partial=True)
+    with pytest.raises(Cancelled):
+        quantize(source, tmp_path / "out", ctx=Watch(lambda w: len(w.heard) > 40), resume=True)
+    with open_checkpoint(source) as checkpoint:
+        plan = make_plan(checkpoint, load("int4-g128"), get_target("dense"))
+        other = make_plan(checkpoint, load("int4-g64"), get_target("dense"))
+    assert can_resume(tmp_path / "out")
+    assert can_resume(tmp_path / "out", plan)
+    assert not can_resume(tmp_path / "out", other)
+    assert not can_resume(tmp_path / "out", plan, measure=False)
+    quantize(source, tmp_path / "out", resume=True)
+    quantize(source, tmp_path / "whole")
+    assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
 def test_without_resume_the_rest_is_replaced_and_said_so(source: Path, tmp_path: Path, small_units: None) -> None:
     with pytest.raises(Cancelled):
         quantize(source, tmp_path / "out", ctx=Watch(lambda w: len(w.heard) > 60), keep_partial=True)
