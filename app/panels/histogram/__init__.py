@@ -1,0 +1,1 @@
+"""The selected tensor's weights against the levels of its strategy."""

@@ -1,0 +1,416 @@
+"""What the histogram panel shows, as texts and arrays: no Qt. Counting is done in core/analysis/histogram.py, drawing
+in view.py."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from core.analysis.counts import Counts
+from core.analysis.histogram import BINS, GroupRequest, GroupView, HistogramRequest, HistogramResult
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from app.session import Session
+    from core.analysis.reach import Group
+    from core.targets.base import OutputTensor
+
+PERCENTILES = (0.1, 1.0, 99.0, 99.9)
+# A tensor whose outermost weights lie this many times farther out than its 0.05th and 99.95th percentile is first shown
+# without them: a single outlier would press all the rest into one bin.
+FAR_OUT = 3.0
+EMPTY = "Open a checkpoint and select a tensor: its weights appear here, with what the strategy makes of them."
+UNSELECTED = "Select a tensor: its weights appear here, with what the strategy makes of them."
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Steps: edges float64 [n + 1], heights float64 [n] in percent of all weights, or their decimal logarithm."""
+
+    edges: NDArray[np.float64]
+    heights: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One view's curves. top, residual_top: the upper end of the y axes; bottom: the lower one (0, or a logarithm)."""
+
+    original: Curve
+    dequantized: Curve | None
+    residual: Curve | None
+    bottom: float
+    top: float
+    residual_top: float
+
+
+class HistogramState:
+    """Which tensor is in view, the best result so far, and how it is looked at."""
+
+    def __init__(self) -> None:
+        self.logarithmic = False
+        self.place: tuple[int, int] | None = None  # row and group by hand; None: all groups
+        self.result: HistogramResult | None = None
+        self.group: GroupView | None = None
+        self.failure = ""
+        self.request: HistogramRequest | None = None
+        self.others = 0  # selected besides the one in view
+        self.empty = EMPTY
+
+    def follow(self, session: Session) -> bool:
+        """Takes over the selection. True when something else is to be computed."""
+        before = self.request
+        self.empty = EMPTY if session.checkpoint is None else UNSELECTED
+        names = session.selection
+        tensor = _output_tensor(session, names[0]) if names else None
+        self.others = max(0, len(names) - 1)
+        if tensor is None or session.checkpoint is None:
+            self._show_nothing()
+            return False
+        self.request = _request(session, tensor)
+        if before is not None and _same(before, self.request):
+            return False
+        if before is None or before.tensor != self.request.tensor or before.checkpoint is not self.request.checkpoint:
+            self.result, self.place = None, None
+        self.group, self.failure = None, ""
+        return True
+
+    def take(self, result: HistogramResult) -> bool:
+        """A result for the present request. False when what is shown says more already."""
+        shown = self.result
+        if result.pending and shown is not None and shown.name == result.name:
+            return False
+        self.result, self.failure = result, ""
+        return True
+
+    def fail(self, line: str) -> None:
+        self.result, self.group, self.failure = None, None, line
+
+    def group_request(self) -> GroupRequest | None:
+        """For the row and group chosen by hand; None when the whole envelope is shown or nothing is known yet."""
+        if self.place is None or self.request is None or self.request.format is None:
+            return None
+        row, group = self.place
+        return GroupRequest(self.request, min(row, self.request.tensor.rows - 1), group * self.width)
+
+    @property
+    def width(self) -> int:
+        """Columns of a group; those of a row where there are no groups."""
+        if self.result is not None and self.result.reach is not None:
+            return self.result.reach.width
+        return self.request.tensor.columns if self.request is not None else 1
+
+    @property
+    def groups(self) -> int:
+        """Groups in a row."""
+        return max(1, (self.request.tensor.columns if self.request is not None else 1) // max(1, self.width))
+
+    @property
+    def choosable(self) -> bool:
+        """Whether there are groups to choose between."""
+        return self.result is not None and self.result.reach is not None
+
+    @property
+    def shown_group(self) -> Group | None:
+        """Whose levels are drawn: the chosen one, or the typical one."""
+        if self.place is not None:
+            return self.group.group if self.group is not None else None
+        return self.result.reach.typical if self.result is not None and self.result.reach is not None else None
+
+    def limits(self) -> tuple[float, ...]:
+        """Where dashed lines go: the chosen group's outermost levels, or those of all groups."""
+        if self.place is not None:
+            group = self.shown_group
+            return (group.low, group.high) if group is not None else ()
+        reach = self.result.reach if self.result is not None else None
+        return (reach.lowest, reach.highest) if reach is not None else ()
+
+    # --- words --------------------------------------------------------------------------------------------------------
+
+    def title(self) -> str:
+        """The finding, in one line."""
+        result = self.result
+        if self.failure:
+            return "There is no histogram of this tensor"
+        if result is None:
+            return ""
+        bad = result.moments.nan + result.moments.infinite
+        if bad:
+            return f"{bad:,} {'weight is' if bad == 1 else 'weights are'} NaN or infinite"
+        if not result.moments.count:
+            return "The tensor is empty"
+        error, reach = result.error, result.reach
+        if error is None:
+            return _spread(result)
+        if error.e2 == 0:
+            return "Exact: no weight changes"
+        sqnr = f"SQNR {error.sqnr_db:.1f} dB" if error.sqnr_db is not None else "all weights were zero"
+        if reach is None:
+            return sqnr
+        if not reach.beyond:
+            return f"No weight beyond the grid · {sqnr}"
+        return f"{percent(100 * reach.share_beyond)} of weights beyond the grid · {sqnr}"
+
+    def subtitle(self) -> str:
+        """Which tensor, under which strategy, and over how much of it."""
+        request, result = self.request, self.result
+        if request is None:
+            return ""
+        tensor = request.tensor
+        shape = "×".join(map(str, tensor.shape)) or "scalar"
+        strategy = f" → {request.label}" if request.label else ""
+        text = f"{tensor.name}  {shape} {tensor.dtype}{strategy}"
+        if result is not None and not result.exact:
+            text += f" · sample of {result.moments.count:,} weights, the rest is on its way"
+        if self.others:
+            text += f" · first of {self.others + 1:,} selected"
+        return text
+
+    def notes(self) -> str:
+        """What could not be shown, and why."""
+        if self.failure:
+            return self.failure
+        return " · ".join(self.result.notes) if self.result is not None else ""
+
+    def legend_levels(self) -> str:
+        """Whose levels the ticks are."""
+        group = self.shown_group
+        if group is None or self.request is None:
+            return ""
+        if group.levels is None:
+            return "too many levels to draw"
+        if self.result is not None and self.result.reach is not None and self._one_grid():
+            return f"{group.levels.size} levels"
+        columns = f"columns {group.start}–{group.stop - 1}"
+        which = "" if self.place is not None else "typical: "
+        return f"{group.levels.size} levels ({which}row {group.row}, {columns})"
+
+    def legend_limits(self) -> str:
+        if not self.limits():
+            return ""
+        return "limits" if self.place is not None or self._one_grid() else "widest limits"
+
+    def legend_help(self) -> str:
+        """What the signs of the grid mean, for the tooltip."""
+        if self.shown_group is None:
+            return ""
+        group = "the chosen group" if self.place is not None else "a typical group, that of the median span"
+        limits = "its" if self.place is not None else "any group's"
+        return (
+            f"Ticks: the levels of {group}. Dashed: {limits} outermost levels. Weights farther out than their own "
+            "group's outermost level are beyond the grid."
+        )
+
+    def _one_grid(self) -> bool:
+        reach = self.result.reach if self.result is not None else None
+        return reach is not None and reach.lowest == reach.tight_low and reach.highest == reach.tight_high
+
+    def percentiles(self) -> str:
+        """Extremes and percentiles of the weights, in one line."""
+        result = self.result
+        if result is None or not result.moments.finite:
+            return ""
+        inner = (f"{p:g} % {short(result.original.quantile(p / 100))}" for p in PERCENTILES)
+        return "   ".join((f"min {short(result.moments.minimum)}", *inner, f"max {short(result.moments.maximum)}"))
+
+    def statistics(self) -> str:
+        """Spread, zeros before and after, and the worst error, in one line."""
+        result = self.result
+        if result is None or not result.moments.finite:
+            return ""
+        moments = result.moments
+        zeros = f"zeros {percent(100 * moments.zeros / moments.finite)}"
+        if result.dequantized is not None:
+            zeros += f" → {percent(100 * result.zeros / moments.finite)}"
+        parts = [f"σ {short(moments.std)}", zeros]
+        if result.error is not None and result.error.e2:
+            parts.append(f"largest error {short(result.error.max_abs)}")
+        return "   ".join((*parts, self.far_out())).strip()
+
+    def read_off(self, x: float) -> str:
+        """What lies under the cursor at x, in the bins that are drawn now."""
+        result = self.result
+        if result is None or self._drawn is None:
+            return ""
+        parts = []
+        for name, curve in (("original", self._drawn.original), ("dequantized", self._drawn.dequantized)):
+            if curve is None:
+                continue
+            at = int(np.searchsorted(curve.edges, x, side="right")) - 1
+            if 0 <= at < curve.heights.size:
+                parts.append(f"{name} {percent(float(self._shares(curve)[at]))}")
+        parts.append(f"{percent(100 * result.original.share_below(x))} of all below")
+        return f"at {short(x)}   " + "   ".join(parts)
+
+    def _shares(self, curve: Curve) -> NDArray[np.float64]:
+        """Percent, whatever the axis."""
+        if not self.logarithmic or self._drawn is None:
+            return curve.heights
+        return np.where(curve.heights > self._drawn.bottom, 10**curve.heights, 0.0)
+
+    # --- arrays -------------------------------------------------------------------------------------------------------
+
+    _drawn: Picture | None = None
+
+    def home(self) -> tuple[float, float]:
+        """The part of x that is shown first: everything, or without far outliers; always with the grid's ends of a
+        group and 2 % of air."""
+        assert self.result is not None
+        counts = self.result.original
+        low, high = counts.low, counts.high
+        inner = counts.quantile(0.0005), counts.quantile(0.9995)
+        span = inner[1] - inner[0]
+        if math.isfinite(span) and 0 < span * FAR_OUT < high - low:
+            low, high = max(low, inner[0] - span / 4), min(high, inner[1] + span / 4)
+        air = (high - low) * 0.02
+        return low - air, high + air
+
+    def bounds(self) -> tuple[float, float]:
+        """As far as one may go."""
+        assert self.result is not None
+        counts = self.result.original
+        air = (counts.high - counts.low) * 0.05
+        return counts.low - air, counts.high + air
+
+    def far_out(self) -> str:
+        """How much the first view leaves out, or ""."""
+        if self.result is None:
+            return ""
+        counts = self.result.original
+        low, high = self.home()
+        if low <= counts.low and high >= counts.high:
+            return ""
+        outside = 1 - counts.share_below(high) + counts.share_below(low)
+        return f"{percent(100 * outside)} outside this view"
+
+    def picture(self, low: float, high: float) -> Picture:
+        """Curves for a view from low to high."""
+        assert self.result is not None
+        result = self.result
+        total = max(1, result.original.total)
+        floor = math.log10(100 / total / 2) if self.logarithmic else 0.0
+        original = self._curve(result.original.rebinned(low, high, BINS), total, floor)
+        dequantized = (
+            self._curve(result.dequantized.rebinned(low, high, BINS), total, floor) if result.dequantized else None
+        )
+        residual = self._curve(result.residual.rebinned(low, high, BINS), total, floor) if result.residual else None
+        top = _top(original)
+        if dequantized is not None:
+            # A grid shared by many weights puts them on few levels: those peaks may leave the picture.
+            peak = _top(dequantized)
+            top = max(top, peak if self.logarithmic else min(peak, 2 * top))
+        self._drawn = Picture(
+            original,
+            dequantized,
+            residual,
+            floor,
+            _headroom(floor, top),
+            _headroom(floor, _top(residual) if residual is not None else floor),
+        )
+        return self._drawn
+
+    def _curve(self, counts: Counts, total: int, floor: float) -> Curve:
+        share: NDArray[np.float64] = counts.counts * np.float64(100 / total)
+        if self.logarithmic:
+            share = np.log10(np.maximum(share, 10**floor))
+        return Curve(counts.edges, share)
+
+    def csv(self) -> str:
+        """The bins in view, as comma-separated values: from, to, percent of each curve; then the residual's own."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        picture = self._drawn
+        if self.result is None or picture is None:
+            return ""
+        writer.writerow(["curve", "from", "to", "percent"])
+        for name, curve in (
+            ("original", picture.original),
+            ("dequantized", picture.dequantized),
+            ("residual", picture.residual),
+        ):
+            if curve is None:
+                continue
+            for a, b, value in zip(curve.edges[:-1], curve.edges[1:], self._shares(curve), strict=True):
+                writer.writerow([name, repr(float(a)), repr(float(b)), f"{value:.6g}"])
+        return out.getvalue()
+
+    def _show_nothing(self) -> None:
+        self.request, self.result, self.group, self.place, self.failure = None, None, None, None, ""
+        self._drawn = None
+
+
+def _output_tensor(session: Session, name: str) -> OutputTensor | None:
+    planned = session.tensor(name)
+    if planned is not None:
+        return planned.tensor
+    outline = session.outline
+    return next((t for t in outline.tensors if t.name == name), None) if outline is not None else None
+
+
+def _request(session: Session, tensor: OutputTensor) -> HistogramRequest:
+    assert session.checkpoint is not None
+    planned = session.tensor(tensor.name)
+    if planned is None:
+        return HistogramRequest(session.checkpoint, tensor)
+    if planned.copy or planned.format.name.upper() == tensor.dtype:
+        return HistogramRequest(session.checkpoint, tensor, label=f"kept as {planned.format.name.upper()}")
+    strategy = planned.strategy
+    if not planned.quantized:
+        return HistogramRequest(session.checkpoint, tensor, planned.format, label=planned.format.name)
+    return HistogramRequest(
+        session.checkpoint, tensor, planned.format, strategy.method, dict(strategy.params), str(strategy)
+    )
+
+
+def _same(a: HistogramRequest, b: HistogramRequest) -> bool:
+    return a.checkpoint is b.checkpoint and (a.tensor, a.format, a.method, a.params, a.label) == (
+        b.tensor,
+        b.format,
+        b.method,
+        b.params,
+        b.label,
+    )
+
+
+def _spread(result: HistogramResult) -> str:
+    moments = result.moments
+    if moments.minimum == moments.maximum:
+        return f"All weights are {short(moments.minimum)}"
+    largest = max(-moments.minimum, moments.maximum)
+    return f"Largest weight {short(largest)}, {largest / moments.std:.1f} σ" if moments.std else ""
+
+
+def _top(curve: Curve) -> float:
+    return float(curve.heights.max()) if curve.heights.size else 0.0
+
+
+def _headroom(floor: float, top: float) -> float:
+    return top + 0.06 * (top - floor) if top > floor else floor + 1.0
+
+
+def percent(value: float) -> str:
+    """0.3 → "0.3 %", 12.34 → "12 %": two figures; less than a ten-thousandth of a percent says so."""
+    if value == 0:
+        return "0 %"
+    if value < 1e-4:
+        return "< 0.0001 %"
+    if value >= 99.95:
+        return "100 %"
+    digits = max(0, 1 - math.floor(math.log10(value)))
+    return f"{value:.{min(digits, 5)}f}".rstrip("0").rstrip(".") + " %" if digits else f"{value:.0f} %"
+
+
+def short(value: float) -> str:
+    """Three figures, a true minus: 0.0213, −1.2e-05."""
+    if value == 0:
+        return "0"
+    text = f"{value:.3g}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        text = f"{mantissa}e{int(exponent)}"
+    return "−" + text[1:] if text.startswith("-") else text

@@ -1,0 +1,385 @@
+"""Plots of the workbench: strips one under another with a common x axis, drawn by pyqtgraph in our colours. What is
+drawn is the panels' business; here are axes, zoom, reading off, copying and exporting.
+
+Importing this module imports pyqtgraph, so panels import it when they draw for the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyqtgraph as pg
+from PySide6.QtCore import QEvent, QPointF, QRectF, QSize, Qt, QTimer, Signal, Slot
+from PySide6.QtGui import QColor, QContextMenuEvent, QGuiApplication, QImage, QPainter, QResizeEvent
+from PySide6.QtWidgets import QFileDialog, QGraphicsSceneMouseEvent, QMenu
+
+from app.plotting.axes import ShareAxis, ValueAxis
+from app.theme import Theme, current
+
+# Nothing is redrawn more often than this while the mouse moves or a wheel turns.
+HOVER_MS = 25
+RANGE_MS = 40
+# Axes of all strips are this wide, so that their plots stand flush.
+AXIS_WIDTH = 52
+# Below this height axes lose their words.
+COMPACT = 260
+
+
+class _View(pg.ViewBox):
+    """Wheel and left drag along x; a double click goes home; the right button is for the menu alone."""
+
+    def __init__(self, home: Callable[[], None]) -> None:
+        super().__init__(enableMenu=False)
+        self._home = home
+        self.setMouseEnabled(x=True, y=False)
+
+    def mouseDragEvent(self, ev: Any, axis: int | None = None) -> None:
+        if ev.button() == Qt.MouseButton.LeftButton:
+            super().mouseDragEvent(ev, axis)
+        else:
+            ev.ignore()
+
+    def mouseDoubleClickEvent(self, ev: QGraphicsSceneMouseEvent) -> None:
+        self._home()
+        ev.accept()
+
+
+class Strip:
+    """One plot of a stack. The items it hands out keep their colour by role, through every change of theme."""
+
+    def __init__(self, plot: Plot, item: pg.PlotItem, axis: ShareAxis, band: float) -> None:
+        """band: share of the height that stays free under the data."""
+        self._plot = plot
+        self._band = band
+        self.item = item
+        self.axis = axis
+        self._styles: list[Callable[[Theme], None]] = []
+        self._message = pg.LabelItem("")
+        self._message.setParentItem(item.vb)
+        self._message.anchor((0.5, 0.5), (0.5, 0.5))
+        self._text = ""
+        self._baseline = pg.InfiniteLine(angle=0, movable=False)
+        self._baseline.setZValue(12)
+        self._styled(self._baseline, lambda theme: self._baseline.setPen(_pen(theme, "muted", Qt.PenStyle.SolidLine)))
+
+    def fill(self, role: str, opacity: float = 0.75) -> pg.PlotCurveItem:
+        """A filled step curve. setData(x=edges, y=values)."""
+        curve = self._steps()
+
+        def style(theme: Theme) -> None:
+            color = QColor(getattr(theme.colors, role))
+            color.setAlphaF(opacity)
+            curve.setBrush(color)
+            curve.setPen(None)
+
+        return self._styled(curve, style)
+
+    def line(self, role: str, width: float = 1.5) -> pg.PlotCurveItem:
+        """A step line. setData(x=edges, y=values)."""
+        curve = self._steps()
+
+        def style(theme: Theme) -> None:
+            curve.setPen(pg.mkPen(getattr(theme.colors, role), width=width))
+
+        return self._styled(curve, style)
+
+    def ticks(self, role: str, bottom: float, top: float, opacity: float = 1.0) -> pg.VTickGroup:
+        """Short lines from `bottom` to `top`, shares of the strip's height. setXVals(values)."""
+        ticks = pg.VTickGroup(yrange=[bottom, top])
+        ticks.setZValue(20)
+
+        def style(theme: Theme) -> None:
+            color = QColor(getattr(theme.colors, role))
+            color.setAlphaF(opacity)
+            ticks.setPen(pg.mkPen(color, width=1))
+
+        return self._styled(ticks, style)
+
+    def dashes(self, role: str, count: int) -> list[pg.InfiniteLine]:
+        """Dashed vertical lines, hidden until they have a place: see `place`."""
+
+        def dashed() -> pg.InfiniteLine:
+            line = pg.InfiniteLine(angle=90, movable=False)
+            line.setZValue(15)
+            line.hide()
+            return self._styled(line, lambda theme: line.setPen(_pen(theme, role, Qt.PenStyle.DashLine)))
+
+        return [dashed() for _ in range(count)]
+
+    def set_heights(self, base: float, top: float, logarithmic: bool) -> None:
+        """The y range; it does not follow the data by itself. Under the base a band is left free for ticks."""
+        self.axis.base, self.axis.logarithmic = base, logarithmic
+        self._baseline.setPos(base)
+        self.item.setYRange(base - self._band / (1 - self._band) * (top - base), top, padding=0)
+
+    def set_compact(self, compact: bool) -> None:
+        """Leaves out the axis' words where there is no room for them."""
+        self.axis.showLabel(not compact)
+
+    def show_message(self, text: str) -> None:
+        """A line in the middle of the strip instead of data, or "" for none."""
+        self._text = text
+        self._message.setText(text, color=self._plot.theme.colors.muted)
+
+    def restyle(self, theme: Theme) -> None:
+        for axis in (self.axis, self.item.getAxis("bottom")):
+            axis.setPen(pg.mkPen(theme.colors.hairline))
+            axis.setTextPen(pg.mkPen(theme.colors.muted))
+            axis.setTickPen(pg.mkPen(theme.colors.grid))
+        self._message.setText(self._text, color=theme.colors.muted)
+        for style in self._styles:
+            style(theme)
+
+    def _steps(self) -> pg.PlotCurveItem:
+        # Steps run along the pixels: nothing to smooth.
+        return pg.PlotCurveItem(x=np.array([0.0, 1.0]), y=np.array([0.0]), stepMode="center", fillLevel=0)
+
+    def _styled(self, item: Any, style: Callable[[Theme], None]) -> Any:
+        self.item.addItem(item, ignoreBounds=True)
+        self._styles.append(style)
+        style(self._plot.theme)
+        return item
+
+
+class Plot(pg.GraphicsLayoutWidget):
+    """Strips with one x axis.
+
+    hovered(x)             where the mouse is, None when it left
+    range_changed(a, b)    the part of x that is in view, at most every RANGE_MS
+    """
+
+    hovered = Signal(object)
+    range_changed = Signal(float, float)
+
+    def __init__(self, x_label: str, values: Callable[[], str], name: str = "plot") -> None:
+        """values: what "Copy values" copies, as CSV; name: of exported files."""
+        super().__init__()
+        self.theme = current()
+        self.name = name
+        self._values = values
+        self._x_label = x_label
+        self._home = (0.0, 1.0)
+        self._strips: list[Strip] = []
+        self._lines: list[pg.InfiniteLine] = []
+        self._at: QPointF | None = None
+        self.ask_path: Callable[[str, str], str] = self._file_dialog
+        self.setFrameShape(self.Shape.NoFrame)
+        self.ci.layout.setSpacing(4)
+        self.ci.layout.setContentsMargins(0, 0, 4, 0)
+        self._hover = _single_shot(self, HOVER_MS, self._tell_hover)
+        self._range = _single_shot(self, RANGE_MS, self._tell_range)
+        self.scene().sigMouseMoved.connect(self._moved)
+        self.theme.changed.connect(self._restyle)
+        self._restyle()
+
+    def strip(self, label: str, stretch: int, band: float = 0.0) -> Strip:
+        """One more strip, below the others. band: see Strip."""
+        axis = ShareAxis()
+        item = pg.PlotItem(viewBox=_View(self.go_home), axisItems={"left": axis, "bottom": ValueAxis()})
+        item.hideButtons()
+        item.setMenuEnabled(False)
+        axis.setWidth(AXIS_WIDTH)
+        axis.setLabel(label)
+        item.getAxis("bottom").setLabel(self._x_label)
+        item.showGrid(x=True, y=True, alpha=0.35)
+        for each in (axis, item.getAxis("bottom")):
+            each.setZValue(-1)  # the grid lies behind the data
+        line = pg.InfiniteLine(angle=90, movable=False)
+        line.setZValue(30)
+        line.hide()
+        item.addItem(line, ignoreBounds=True)
+        self._lines.append(line)
+        self.addItem(item, row=len(self._strips), col=0)
+        self.ci.layout.setRowStretchFactor(len(self._strips), stretch)
+        for before in self._strips:
+            # Only the lowest axis has words.
+            before.item.getAxis("bottom").setLabel(None)
+            before.item.getAxis("bottom").setStyle(showValues=False)
+            before.item.getAxis("bottom").setHeight(6)
+        if self._strips:
+            item.setXLink(self._strips[0].item)
+        else:
+            item.vb.sigXRangeChanged.connect(self._range_moved)
+        strip = Strip(self, item, axis, band)
+        self._strips.append(strip)
+        self._restyle()
+        return strip
+
+    @property
+    def strips(self) -> Sequence[Strip]:
+        return tuple(self._strips)
+
+    @property
+    def at_home(self) -> bool:
+        """Whether nobody zoomed."""
+        (low, high), _ = self._strips[0].item.viewRange()
+        slack = (self._home[1] - self._home[0]) * 1e-6
+        return abs(low - self._home[0]) <= slack and abs(high - self._home[1]) <= slack
+
+    def set_home(self, low: float, high: float, limits: tuple[float, float], *, go: bool) -> None:
+        """The part of x that a double click shows, and how far out one may go. go: shows it now."""
+        self._home = (low, high)
+        span = limits[1] - limits[0]
+        for strip in self._strips:
+            strip.item.vb.setLimits(xMin=limits[0], xMax=limits[1], minXRange=span / 16384, maxXRange=span)
+        if go:
+            self.go_home()
+
+    def show_range(self, low: float, high: float) -> None:
+        self._strips[0].item.setXRange(low, high, padding=0)
+
+    @Slot()
+    def go_home(self) -> None:
+        self.show_range(*self._home)
+
+    @property
+    def x_range(self) -> tuple[float, float]:
+        (low, high), _ = self._strips[0].item.viewRange()
+        return float(low), float(high)
+
+    def contextMenuEvent(self, event: QContextMenuEvent) -> None:
+        self.menu().popup(event.globalPos())
+        event.accept()
+
+    def menu(self) -> QMenu:
+        """Copying, exporting, going home."""
+        menu = QMenu(self)
+        menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        icon = self.theme.icon
+        menu.addAction(icon("arrows-out-line-horizontal"), "Reset zoom", self.go_home)
+        menu.addSeparator()
+        menu.addAction(icon("copy"), "Copy picture", self.copy_picture)
+        menu.addAction(icon("table"), "Copy values", self.copy_values)
+        menu.addSeparator()
+        menu.addAction(icon("image"), "Export picture…", self.export_picture)
+        menu.addAction(icon("file-csv"), "Export values…", self.export_values)
+        return menu
+
+    def picture(self, scale: float = 2.0) -> QImage:
+        """What is seen, at twice the size of the screen's pixels."""
+        image = QImage(self.size() * scale, QImage.Format.Format_ARGB32_Premultiplied)
+        image.fill(self.theme.colors.base)
+        painter = QPainter(image)
+        painter.setRenderHint(QPainter.RenderHint.TextAntialiasing)
+        self.render(painter, QRectF(image.rect()).toRect())
+        painter.end()
+        return image
+
+    @Slot()
+    def copy_picture(self) -> None:
+        QGuiApplication.clipboard().setImage(self.picture())
+
+    @Slot()
+    def copy_values(self) -> None:
+        QGuiApplication.clipboard().setText(self._values())
+
+    @Slot()
+    def export_picture(self) -> None:
+        """Asks for a path; the suffix decides between PNG and SVG. OSError when it cannot be written."""
+        chosen = self.ask_path(f"{self.name}.png", "PNG picture (*.png);;SVG drawing (*.svg)")
+        if not chosen:
+            return
+        if chosen.lower().endswith(".svg"):
+            self._write_svg(chosen)
+        else:
+            path = chosen if chosen.lower().endswith(".png") else f"{chosen}.png"
+            if not self.picture().save(path, "PNG"):  # type: ignore[call-overload]  # the stubs want bytes
+                raise OSError(f"{path} cannot be written")
+
+    @Slot()
+    def export_values(self) -> None:
+        chosen = self.ask_path(f"{self.name}.csv", "Comma-separated values (*.csv)")
+        if chosen:
+            path = chosen if chosen.lower().endswith(".csv") else f"{chosen}.csv"
+            Path(path).write_text(self._values(), encoding="utf-8", newline="")
+
+    def _write_svg(self, path: str) -> None:
+        from PySide6.QtSvg import QSvgGenerator
+
+        generator = QSvgGenerator()
+        generator.setFileName(path)
+        generator.setSize(self.size())
+        generator.setViewBox(self.rect())
+        generator.setTitle(self.name)
+        painter = QPainter()
+        if not painter.begin(generator):
+            raise OSError(f"{path} cannot be written")
+        painter.fillRect(self.rect(), self.theme.colors.base)
+        self.scene().render(painter, QRectF(self.rect()), self.viewRect())
+        painter.end()
+
+    def _file_dialog(self, name: str, kinds: str) -> str:
+        return QFileDialog.getSaveFileName(self, "Export", name, kinds)[0]
+
+    def leaveEvent(self, event: QEvent) -> None:
+        super().leaveEvent(event)
+        self._at = None
+        self._hover.start()
+
+    def _moved(self, place: QPointF) -> None:
+        self._at = place
+        if not self._hover.isActive():
+            self._hover.start()
+
+    @Slot()
+    def _tell_hover(self) -> None:
+        inside = self._at is not None and any(s.item.vb.sceneBoundingRect().contains(self._at) for s in self._strips)
+        x = float(self._strips[0].item.vb.mapSceneToView(self._at).x()) if inside else None
+        for line in self._lines:
+            line.setVisible(x is not None)
+            if x is not None:
+                line.setPos(x)
+        self.hovered.emit(x)
+
+    def _range_moved(self, *_: object) -> None:
+        if not self._range.isActive():
+            self._range.start()
+
+    @Slot()
+    def _tell_range(self) -> None:
+        self.range_changed.emit(*self.x_range)
+
+    @Slot()
+    def _restyle(self) -> None:
+        self.setBackground(self.theme.colors.base)
+        for line in self._lines:
+            line.setPen(_pen(self.theme, "muted", Qt.PenStyle.SolidLine))
+        for strip in self._strips:
+            strip.restyle(self.theme)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        if not hasattr(self, "_strips"):
+            return  # the base class resizes itself while it is built
+        compact = self.height() < COMPACT
+        for strip in self._strips:
+            strip.set_compact(compact)
+        if self._strips:
+            self._strips[-1].item.getAxis("bottom").showLabel(not compact)
+
+    def minimumSizeHint(self) -> QSize:
+        return QSize(160, 120)
+
+
+def place(lines: Sequence[pg.InfiniteLine], values: Sequence[float]) -> None:
+    """Shows dashed lines at these values; those left over, and those at NaN, are hidden."""
+    for i, line in enumerate(lines):
+        known = i < len(values) and np.isfinite(values[i])
+        line.setVisible(bool(known))
+        if known:
+            line.setPos(values[i])
+
+
+def _pen(theme: Theme, role: str, style: Qt.PenStyle) -> Any:
+    return pg.mkPen(getattr(theme.colors, role), width=1, style=style)
+
+
+def _single_shot(owner: Plot, interval: int, call: Callable[[], None]) -> QTimer:
+    timer = QTimer(owner)
+    timer.setSingleShot(True)
+    timer.setInterval(interval)
+    timer.timeout.connect(call)
+    return timer
