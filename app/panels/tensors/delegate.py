@@ -54,15 +54,11 @@ class TensorDelegate(QStyledItemDelegate):
         column = COLUMNS[index.column()]
         line = index.row()
         entry = model.entry(line)
-        selected = bool(option.state & QStyle.StateFlag.State_Selected)
-        group = QPalette.ColorGroup.Active if option.state & QStyle.StateFlag.State_Active else None
-        palette = option.palette
-        role = QPalette.ColorRole.HighlightedText if selected else QPalette.ColorRole.Text
-        text_color = palette.color(group, role) if group is not None else palette.color(role)
+        text_color = option.palette.color(QPalette.ColorRole.Text)
         rect = option.rect.adjusted(PAD, 0, -PAD, 0)
         painter.save()
         painter.setPen(text_color)
-        muted = text_color if selected else self._theme.colors.muted
+        muted = self._theme.colors.muted
         if column.id == "name":
             self._name(painter, rect, model, line, entry)
         elif column.id == "role":
@@ -71,7 +67,7 @@ class TensorDelegate(QStyledItemDelegate):
         elif column.id == "strategy":
             self._strategy(painter, rect, model, line, entry, muted)
         elif column.id in ("size", "sqnr"):
-            self._bar(painter, rect, model, line, entry, column.id, text_color, muted, selected)
+            self._bar(painter, rect, model, line, entry, column.id, muted)
         else:
             painter.setFont(self._numbers if column.number else option.font)
             if entry < 0 or column.id in ("shape", "dtype", "rule"):
@@ -177,9 +173,7 @@ class TensorDelegate(QStyledItemDelegate):
         line: int,
         entry: int,
         column: str,
-        text_color: QColor,
         muted: QColor,
-        selected: bool,
     ) -> None:
         painter.setFont(self._numbers)
         text = model.text(line, column)
@@ -195,7 +189,7 @@ class TensorDelegate(QStyledItemDelegate):
         if width < 1:
             return
         colors = self._theme.colors
-        color = QColor(text_color) if selected else QColor(colors.disabled if column == "size" else colors.original)
+        color = colors.disabled if column == "size" else colors.original
         bar = QRectF(rect.left(), rect.center().y() - 3.0, width, 7)
         if hollow:
             painter.setPen(QPen(color, 1))

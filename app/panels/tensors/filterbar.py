@@ -61,7 +61,7 @@ class FilterBar(QWidget):
 
     def _menu_button(self, text: str, tip: str) -> QToolButton:
         button = QToolButton(self)
-        button.setProperty("kind", "flat")
+        button.setProperty("kind", "menu")
         button.setText(text)
         button.setToolTip(tip)
         button.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)

@@ -51,21 +51,21 @@ class Column:
 
 
 COLUMNS = (
-    Column("name", "tensor", "Name in the output; blocks can be folded", 220),
+    Column("name", "tensor", "Name in the output; blocks can be folded", 200),
     Column("role", "role", "What part of the model it is", 72),
-    Column("shape", "shape", "Rows × columns, leading dimensions first", 92, number=True),
-    Column("dtype", "dtype", "Type in the checkpoint", 52),
-    Column("strategy", "strategy", "Format and method it gets; double-click, F2 or Enter to change", 124),
+    Column("shape", "shape", "Rows × columns, leading dimensions first", 88, number=True),
+    Column("dtype", "dtype", "Type in the checkpoint", 48),
+    Column("strategy", "strategy", "Format and method it gets; double-click, F2 or Enter to change", 108),
     Column("bpw", "bpw", "Stored bits per weight, scales and padding included", 44, number=True),
-    Column("size", "size", "Bytes it takes in the output, bars on one scale", 96, number=True),
+    Column("size", "size", "Bytes it takes in the output, bars on one scale", 84, number=True),
     Column(
         "sqnr",
         "SQNR, dB",
         "Signal to quantization noise of the weights: 10·log₁₀(Σw²/Σ(w−ŵ)²). ≈ is a preview from a sample of rows",
-        104,
+        92,
         number=True,
     ),
-    Column("rule", "rule", "The rule that won", 110),
+    Column("rule", "rule", "The rule that won", 96),
 )
 PLACE = {c.id: i for i, c in enumerate(COLUMNS)}
 
@@ -351,6 +351,9 @@ class TensorModel(QAbstractTableModel):
         if column == "shape":
             count = len(rows) if entry == MODEL else len(rows.members[block])
             return f"{count:,}"
+        if column == "sqnr":
+            worst = self.worst(entry)
+            return f"≥ {worst:.1f}" if math.isfinite(worst) else ""
         if cells is None:
             return ""
         if column == "strategy":
@@ -360,9 +363,6 @@ class TensorModel(QAbstractTableModel):
         if column == "size":
             nbytes = sum(cells.block_bytes) if entry == MODEL else cells.block_bytes[block]
             return size_text(nbytes, cells.unit[1])
-        if column == "sqnr":
-            worst = self.worst(entry)
-            return f"≥ {worst:.1f}" if math.isfinite(worst) else ""
         return ""
 
     def worst(self, entry: int) -> float:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PySide6.QtCore import QItemSelection, QItemSelectionModel, QModelIndex, QPoint, Qt, Signal
+from PySide6.QtCore import QByteArray, QItemSelection, QItemSelectionModel, QModelIndex, QPoint, Qt, Signal
 from PySide6.QtGui import QKeyEvent, QMouseEvent, QResizeEvent
-from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
+from PySide6.QtWidgets import QAbstractItemView, QApplication, QHeaderView, QTableView, QWidget
 
 from app.panels.tensors.delegate import ROW_HEIGHT, TensorDelegate
 from app.panels.tensors.model import COLUMNS, PLACE, TensorModel
 from app.panels.tensors.state import runs
+
+NAME_WIDTHS = (150, 460)
 
 
 class TensorTable(QTableView):
@@ -51,7 +53,37 @@ class TensorTable(QTableView):
         for i, column in enumerate(COLUMNS):
             self.setColumnWidth(i, column.width)
         header.setStretchLastSection(True)
+        self._fitting = False
+        self._fitted = True  # until the user drags a column: then widths are theirs
+        header.sectionResized.connect(self._resized)
         self.verticalScrollBar().valueChanged.connect(self.viewport_changed)
+
+    def fit(self) -> None:
+        """Names take what the other columns leave, the rule's column the last of it."""
+        if not self._fitted:
+            return
+        name, rule = PLACE["name"], PLACE["rule"]
+        others = sum(
+            self.columnWidth(i) for i in range(len(COLUMNS)) if i not in (name, rule) and not self.isColumnHidden(i)
+        )
+        free = self.viewport().width() - others - (0 if self.isColumnHidden(rule) else COLUMNS[rule].width)
+        self._fitting = True
+        self.setColumnWidth(name, min(max(free, NAME_WIDTHS[0]), NAME_WIDTHS[1]))
+        self._fitting = False
+
+    def save_widths(self) -> bytes:
+        """Columns as they are, and whether the user sized them."""
+        return (b"f" if self._fitted else b"u") + bytes(self.horizontalHeader().saveState().data())
+
+    def restore_widths(self, state: bytes) -> None:
+        """What save_widths gave."""
+        if self.horizontalHeader().restoreState(QByteArray(state[1:])):
+            self._fitted = state[:1] == b"f"
+        self.fit()
+
+    def _resized(self, section: int, before: int, after: int) -> None:
+        if not self._fitting and QApplication.mouseButtons() & Qt.MouseButton.LeftButton:
+            self._fitted = False
 
     def visible_lines(self) -> range:
         """Lines on screen."""
@@ -77,6 +109,7 @@ class TensorTable(QTableView):
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
+        self.fit()
         self.viewport_changed.emit()
 
     def mousePressEvent(self, event: QMouseEvent) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from PySide6.QtCore import QByteArray, QItemSelectionModel, QModelIndex, QPoint, QRect, Qt, QTimer, Signal, Slot
+from PySide6.QtCore import QItemSelectionModel, QModelIndex, QPoint, QRect, Qt, QTimer, Signal, Slot
 from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QMenu, QVBoxLayout, QWidget
 
@@ -104,11 +104,12 @@ class TensorsPanel(QWidget):
         self.bar.focus()
 
     def save_state(self) -> bytes:
-        return bytes(self.table.horizontalHeader().saveState().data())
+        """Columns as they are, for restore_state."""
+        return self.table.save_widths()
 
     def restore_state(self, state: bytes) -> None:
         if state:
-            self.table.horizontalHeader().restoreState(QByteArray(state))
+            self.table.restore_widths(state)
             self._sort(*self._indicator())
 
     def selected_names(self) -> tuple[str, ...]:
@@ -427,5 +428,9 @@ class TensorsPanel(QWidget):
             action = menu.addAction(column.title)
             action.setCheckable(True)
             action.setChecked(not header.isSectionHidden(i))
-            action.toggled.connect(lambda shown, i=i: header.setSectionHidden(i, not shown))
+            action.toggled.connect(lambda shown, i=i: self._show_column(i, shown))
         menu.popup(header.mapToGlobal(point))
+
+    def _show_column(self, column: int, shown: bool) -> None:
+        self.table.setColumnHidden(column, not shown)
+        self.table.fit()
