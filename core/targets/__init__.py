@@ -1,1 +1,29 @@
-"""Where codes go: the containers and their registry."""
+"""Where codes go: the containers and their registry. Importing it costs no torch."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+
+from core.errors import TargetError
+from core.targets.base import Target
+from core.targets.compressed_tensors import CompressedTensors
+from core.targets.dense import DenseFolder
+from core.targets.gguf.target import GgufFile
+
+TARGETS: tuple[Target, ...] = (GgufFile(), CompressedTensors(), DenseFolder())
+
+_BY_NAME = {t.name: t for t in TARGETS}
+
+
+def get_target(name: str) -> Target:
+    """The target by name, upper or lower case. Raises TargetError with the closest known name."""
+    wanted = name.strip().lower()
+    found = _BY_NAME.get(wanted)
+    if found is not None:
+        return found
+    close = get_close_matches(wanted, _BY_NAME, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(_BY_NAME)}"
+    raise TargetError(f"unknown target {name!r}", hint)
+
+
+__all__ = ["TARGETS", "Target", "get_target"]

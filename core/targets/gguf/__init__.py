@@ -1,0 +1,1 @@
+"""The GGUF container: Hugging Face models converted, GGUF files quantized anew."""

@@ -1,0 +1,105 @@
+"""The GGUF target: what the container takes, its layout, and the bytes of quantized rows. Converting models is
+convert.py's, taking GGUF files over is passthrough.py's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from core.checkpoints.base import Checkpoint
+from core.checkpoints.gguf import Gguf, Value, ValueType
+from core.formats import get_format
+from core.formats.base import Format, Quantized
+from core.formats.dense import Dense
+from core.formats.ggml.format import GgmlFormat
+from core.formats.ggml.types import GGML_TYPES
+from core.targets.base import (
+    Assignment,
+    FileLayout,
+    Layout,
+    Outline,
+    OutputTensor,
+    Placed,
+    StoredTensor,
+    Target,
+)
+from core.targets.gguf import convert, passthrough
+from core.targets.gguf.filetype import file_type
+from core.targets.gguf.rows import FromGguf
+from core.targets.gguf.writer import DEFAULT_ALIGNMENT, MAX_NAME_BYTES, build
+from core.targets.plain import data_of, real, stored_as
+
+QUANTIZATION_VERSION = 2
+_DELICATE = frozenset({"norm", "bias", "router", "position"})
+_KEPT = {"F64": "f32", "F32": "f32", "F16": "f16", "BF16": "bf16"}
+
+
+class GgufFile(Target):
+    """One GGUF file of version 3, little-endian."""
+
+    name = "gguf"
+    title = "GGUF"
+    help = "One file for llama.cpp and everything built on it."
+    folder = False
+    suffix = ".gguf"
+
+    def outline(self, checkpoint: Checkpoint) -> Outline:
+        if isinstance(checkpoint, Gguf):
+            return passthrough.outline(checkpoint)
+        return convert.outline(checkpoint)
+
+    def refuses(self, format: Format, tensor: OutputTensor) -> str | None:
+        if not real(tensor.dtype):
+            return f"{tensor.dtype} holds no real numbers"
+        if not isinstance(format, Dense | GgmlFormat):
+            return f"GGUF has no type for {format.name}"
+        delicate = len(tensor.shape) < 2 or tensor.role.kind in _DELICATE
+        stays = isinstance(tensor.source, FromGguf) and format.name.upper() == tensor.dtype
+        if delicate and format.name != "f32" and not stays:
+            what = "1-D" if len(tensor.shape) < 2 else tensor.role.kind
+            return f"{what}: llama.cpp needs it in f32"
+        return None
+
+    def keeps(self, tensor: OutputTensor) -> Format:
+        if isinstance(tensor.source, FromGguf):
+            return stored_as(tensor.dtype)
+        if not real(tensor.dtype):
+            return stored_as(tensor.dtype)
+        if len(tensor.shape) < 2 or tensor.role.kind in _DELICATE:
+            return get_format("f32")
+        # 8-bit floats, and integers read back with their scales.
+        return get_format(_KEPT.get(tensor.dtype, "bf16"))
+
+    def stored(self, assignment: Assignment) -> tuple[StoredTensor, ...]:
+        tensor, dtype = assignment.tensor, assignment.format.name.upper()
+        return (StoredTensor(tensor.name, dtype, tensor.shape, GGML_TYPES[dtype].nbytes(tensor.shape)),)
+
+    def layout(
+        self, checkpoint: Checkpoint, outline: Outline, assignments: Sequence[Assignment], label: str = ""
+    ) -> Layout:
+        stored = [self.stored(a)[0] for a in assignments]
+        computed = any(not a.copy for a in assignments)
+        alignment, limit = DEFAULT_ALIGNMENT, None
+        versions: dict[str, Value] = {}
+        if computed or not isinstance(checkpoint, Gguf):
+            versions = {
+                "general.quantization_version": Value.of(ValueType.UINT32, QUANTIZATION_VERSION),
+                "general.file_type": Value.of(ValueType.UINT32, file_type(label, stored)),
+            }
+        if isinstance(checkpoint, Gguf):
+            pairs = passthrough.pairs(checkpoint)
+            alignment = checkpoint.alignment
+        else:
+            pairs, limit = convert.pairs(checkpoint, outline), MAX_NAME_BYTES
+        head, offsets, nbytes = build({**dict(pairs), **versions}.items(), stored, alignment, limit)
+        places = {
+            a.tensor.name: (Placed(s, 0, offset),) for a, s, offset in zip(assignments, stored, offsets, strict=True)
+        }
+        return Layout((FileLayout("", head, nbytes),), places)
+
+    def store(
+        self, assignment: Assignment, quantized: Quantized, start: int, stop: int
+    ) -> Iterator[tuple[str, int, memoryview | bytes]]:
+        tensor, fmt = assignment.tensor, assignment.format
+        row = GGML_TYPES[fmt.name.upper()].row_bytes(tensor.columns)
+        part = quantized.parts["values" if isinstance(fmt, Dense) else "blocks"]
+        yield tensor.name, start * row, data_of(part)
