@@ -167,7 +167,7 @@ def formats(args: argparse.Namespace) -> Answer:
     # A size that every format fits, and a part that every container quantizes.
     shape = (4096, 4096)
     sample = OutputTensor("blk.0.ffn_down.weight", Plain("w"), shape, "BF16", Role("down", 0))
-    listed = [
+    listed: list[dict[str, Any]] = [
         {
             "name": f.name,
             "title": f.title,
