@@ -72,7 +72,9 @@ def quantize(args: argparse.Namespace) -> Answer:
     from core.recipes import load
 
     if args.calibration is not None:
-        raise MissingExtra("--calibration: no method of this version uses calibration data", "leave it out")
+        raise MissingExtra(
+            "--calibration needs the calibration extra, which is not part of this version yet", "leave it out"
+        )
     with open_checkpoint(args.checkpoint) as checkpoint, _progress() as ctx:
         made, why = make_plan_for(checkpoint, load(args.recipe), args.target, ctx)
         out = output_path(args.out, checkpoint, made)

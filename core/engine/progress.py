@@ -36,7 +36,8 @@ class Speed:
 class Meter:
     """Turns a sequence of `done` counts into rate and ETA. Not thread-safe: one caller, or a lock around it.
 
-    Work that was done before the first update (a resumed run) does not count as speed.
+    Speed is measured from the first step of progress on: what was done before (by a resumed run) is no speed, and the
+    first step itself carries the start-up (kernels that are compiled).
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,6 +49,7 @@ class Meter:
         self._last_time = 0.0
         self._last_done = 0
         self._rate: float | None = None
+        self._moving = False
 
     @property
     def elapsed(self) -> float:
@@ -69,9 +71,12 @@ class Meter:
         now = self.elapsed
         if self._first is None or done < self._last_done:
             self._first, self._last_time, self._last_done, self._rate = done, now, done, None
+            self._moving = False
+        elif not self._moving and done > self._first:
+            self._last_time, self._last_done, self._moving = now, done, True
         step = now - self._last_time
         # Updates that come in a burst are taken together: their single steps say nothing about speed.
-        if step >= 0.05 and done > self._last_done:
+        if self._moving and step >= 0.05 and done > self._last_done:
             sample = (done - self._last_done) / step
             if self._rate is None:
                 self._rate = sample

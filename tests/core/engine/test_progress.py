@@ -59,9 +59,23 @@ def test_work_done_before_does_not_count_as_speed(clock: Clock) -> None:
     meter = Meter(clock)
     meter.update(900, 1000)
     clock.now += 2
-    speed = meter.update(920, 1000)
+    meter.update(910, 1000)
+    clock.now += 2
+    speed = meter.update(930, 1000)
     assert speed.rate == pytest.approx(10)
-    assert speed.eta_seconds == pytest.approx(8)
+    assert speed.eta_seconds == pytest.approx(7)
+
+
+def test_the_start_up_does_not_count_as_speed(clock: Clock) -> None:
+    """The first step waits for kernels to be compiled; the ETA must not be that of the first step."""
+    meter = Meter(clock)
+    meter.update(0, 1000)
+    clock.now += 10
+    assert meter.update(10, 1000).rate is None
+    clock.now += 1
+    speed = meter.update(110, 1000)
+    assert speed.rate == pytest.approx(100)
+    assert speed.eta_seconds == pytest.approx(8.9)
 
 
 def test_pauses_do_not_count(clock: Clock) -> None:
