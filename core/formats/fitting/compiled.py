@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+_decorating = threading.Lock()
 
 
 @cache
@@ -67,10 +70,12 @@ def kernel(function: Any) -> Any:
 
     folder = _folder()
     config: Any = numba.config
-    before = config.CACHE_DIR
-    try:
-        if folder is not None:
-            config.CACHE_DIR = str(folder)
-        return numba.njit(nogil=True, error_model="numpy", cache=folder is not None)(function)
-    finally:
-        config.CACHE_DIR = before
+    # numba looks the folder up while decorating; modules of kernels may be imported by several threads at once.
+    with _decorating:
+        before = config.CACHE_DIR
+        try:
+            if folder is not None:
+                config.CACHE_DIR = str(folder)
+            return numba.njit(nogil=True, error_model="numpy", cache=folder is not None)(function)
+        finally:
+            config.CACHE_DIR = before

@@ -35,25 +35,30 @@ def _load(x, imp, first, sub, lanes_x, lanes_w, energy, mean):
     flat = x.reshape(-1)
     for g in range(W // per):
         block = min(first + g, count - 1)
-        start = block * 256
         column = (block % across) * 256
+        source = flat[block * 256 : (block + 1) * 256]
         for k in range(per):
+            run, lane = source[k * sub : (k + 1) * sub], lanes_x[:, g * per + k]
             for i in range(sub):
-                lanes_x[i, g * per + k] = flat[start + k * sub + i]
+                lane[i] = run[i]
         if imp.size:
             if energy > 0:
                 t = F(0)
-                for i in range(256):
-                    t += flat[start + i] * flat[start + i]
-                mean[g] = energy * t / F(256)
+                for v in source:
+                    t += v * v
+                t = energy * t / F(256)
+                for k in range(per):
+                    mean[g * per + k] = t
             for k in range(per):
+                at = column + k * sub
+                run, lane = imp[at : at + sub], lanes_w[:, g * per + k]
                 for i in range(sub):
-                    lanes_w[i, g * per + k] = imp[column + k * sub + i]
+                    lane[i] = run[i]
     if imp.size and energy > 0:
         for i in range(sub):
             for j in range(W):
                 v = lanes_x[i, j]
-                lanes_w[i, j] = lanes_w[i, j] * np.sqrt(mean[j // per] + v * v)
+                lanes_w[i, j] = lanes_w[i, j] * np.sqrt(mean[j] + v * v)
 
 
 @helper
@@ -68,8 +73,8 @@ def _affine_blocks(x, imp, first, sub, nmax, top, rmin, rdelta, steps, absolute,
 
     d uint16 [·, 2] (d and dmin as halves), scales, mins uint8 [·, 16] and codes uint8 [·, 256] are written.
     """
-    lanes_x, lanes_w, s = np.empty((32, W), F), np.empty((32, W), F), np.empty((SCRATCH, W), F)
-    mean, sums, low = np.empty(W, F), np.empty(W, F), np.empty(W, F)
+    lanes_x, lanes_w, lanes_q = np.empty((32, W), F), np.empty((32, W), F), np.empty((32, W), F)
+    s, mean, sums, low = np.empty((SCRATCH, W), F), np.empty(W, F), np.empty(W, F), np.empty(W, F)
     per = 256 // sub
     _load(x, imp, first, sub, lanes_x, lanes_w, energy, mean)
     if imp.size:
@@ -94,7 +99,7 @@ def _affine_blocks(x, imp, first, sub, nmax, top, rmin, rdelta, steps, absolute,
         for i in range(sub):
             for j in range(W):
                 lanes_w[i, j] = sums[j] + abs(lanes_x[i, j])
-    affine(lanes_x, lanes_w, sub, nmax, rmin, rdelta, steps, absolute, s)
+    affine(lanes_x, lanes_w, lanes_q, sub, nmax, rmin, rdelta, steps, absolute, s)
     scale, inverse, origin = s[0], s[2], s[3]
     for j in range(W):
         low[j] = -s[1, j]
@@ -123,15 +128,14 @@ def _affine_blocks(x, imp, first, sub, nmax, top, rmin, rdelta, steps, absolute,
             step = whole * F(scales[g, k])
             shift = whole_min * F(mins[g, k])
             at = k * sub
+            run, code = flat[start + at : start + at + sub], codes[g, at : at + sub]
             if step == 0:
                 inv, base = inverse[a + k], origin[a + k]
                 for i in range(sub):
-                    q = np.rint(inv * (flat[start + at + i] - base))
-                    codes[g, at + i] = np.uint8(max(F(0), min(nmax, q)))
+                    code[i] = np.uint8(np.int32(max(F(0), min(nmax, np.rint(inv * (run[i] - base))))))
             else:
                 for i in range(sub):
-                    q = np.rint((flat[start + at + i] + shift) / step)
-                    codes[g, at + i] = np.uint8(np.int32(max(F(0), min(nmax, q))))
+                    code[i] = np.uint8(np.int32(max(F(0), min(nmax, np.rint((run[i] + shift) / step)))))
 
 
 @helper
@@ -144,22 +148,22 @@ def _six(out, at, scales, mins):
 
 
 @helper
-def _nibbles(out, at, codes):
+def _nibbles(out, codes):
     """256 codes of 4 bits into 128 bytes: per 64, low nibbles first."""
     for k in range(4):
         for i in range(32):
-            out[at + k * 32 + i] = (codes[k * 64 + i] & np.uint8(15)) | np.uint8(
+            out[k * 32 + i] = (codes[k * 64 + i] & np.uint8(15)) | np.uint8(
                 (codes[k * 64 + 32 + i] & np.uint8(15)) << np.uint8(4)
             )
 
 
 @helper
-def _crumbs(out, at, codes):
+def _crumbs(out, codes):
     """256 codes of 2 bits into 64 bytes."""
     for half in range(2):
         for i in range(32):
             c = half * 128 + i
-            out[at + half * 32 + i] = np.uint8(
+            out[half * 32 + i] = np.uint8(
                 (codes[c] & 3) | (codes[c + 32] & 3) << 2 | (codes[c + 64] & 3) << 4 | (codes[c + 96] & 3) << 6
             )
 
@@ -179,7 +183,7 @@ def q4_k(x, imp, out):
             put_half(flat, at, d[g, 0])
             put_half(flat, at + 2, d[g, 1])
             _six(flat, at + 4, scales[g], mins[g])
-            _nibbles(flat, at + 16, codes[g])
+            _nibbles(flat[at + 16 : at + 16 + 128], codes[g])
     return -1
 
 
@@ -203,7 +207,7 @@ def q5_k(x, imp, out):
                 for k in range(8):
                     fifth |= np.uint8((codes[g, k * 32 + i] >> np.uint8(4)) << np.uint8(k))
                 flat[at + 16 + i] = fifth
-            _nibbles(flat, at + 48, codes[g])
+            _nibbles(flat[at + 48 : at + 48 + 128], codes[g])
     return -1
 
 
@@ -221,7 +225,7 @@ def q2_k(x, imp, out):
             at = (first + g) * 84
             for k in range(16):
                 flat[at + k] = scales[g, k] | np.uint8(mins[g, k] << np.uint8(4))
-            _crumbs(flat, at + 16, codes[g])
+            _crumbs(flat[at + 16 : at + 80], codes[g])
             put_half(flat, at + 80, d[g, 0])
             put_half(flat, at + 82, d[g, 1])
     return -1
@@ -278,7 +282,7 @@ def q3_k(x, imp, out):
                 for k in range(8):
                     high |= np.uint8((codes[k * 32 + i] >> np.uint8(2)) << np.uint8(k))
                 flat[at + i] = high
-            _crumbs(flat, at + 32, codes)
+            _crumbs(flat[at + 32 : at + 96], codes)
             for k in range(8):
                 flat[at + 96 + k] = np.uint8((ls[k] + 32) & 15) | np.uint8(((ls[k + 8] + 32) & 15) << 4)
             for k in range(4):
@@ -334,15 +338,16 @@ def q6_k(x, imp, out):
             for k in range(16):
                 step = whole * F(ls[k])
                 c = k * 16
+                run, code = source[start + c : start + c + 16], codes[c : c + 16]
                 if step != 0:
                     for i in range(16):
-                        q = max(F(-32), min(F(31), np.rint(source[start + c + i] / step)))
-                        codes[c + i] = np.uint8(np.int32(q) + 32)
+                        q = max(F(-32), min(F(31), np.rint(run[i] / step)))
+                        code[i] = np.uint8(np.int32(q) + 32)
                 else:
                     live = inverse[a + k] != 0
                     for i in range(16):
-                        q = max(F(-32), min(F(31), np.rint(inverse[a + k] * source[start + c + i])))
-                        codes[c + i] = np.uint8(np.int32(q) + 32) if live else np.uint8(0)
+                        q = max(F(-32), min(F(31), np.rint(inverse[a + k] * run[i])))
+                        code[i] = np.uint8(np.int32(q) + 32) if live else np.uint8(0)
             for half in range(2):
                 for i in range(64):
                     c = half * 128 + i

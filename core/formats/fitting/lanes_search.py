@@ -19,8 +19,8 @@ SCRATCH = 16
 
 
 @inlined
-def affine(x, w, n, nmax, rmin, rdelta, steps, absolute, s):
-    """x ≈ scale·code + low, code = clip(round(inverse·(x − origin)), 0, nmax).
+def affine(x, w, code, n, nmax, rmin, rdelta, steps, absolute, s):
+    """x ≈ scale·code + low, code = clip(round(inverse·(x − origin)), 0, nmax). code: scratch like x.
 
     s[0 … 3] hold scale, low, inverse and origin in the end.
     """
@@ -67,6 +67,7 @@ def affine(x, w, n, nmax, rmin, rdelta, steps, absolute, s):
         for i in range(n):
             for j in range(W):
                 q = max(F(0), min(nmax, np.rint(inv[j] * (x[i, j] - low[j]))))
+                code[i, j] = q
                 v = w[i, j] * q
                 sl[j] += v
                 sl2[j] += v * q
@@ -85,12 +86,10 @@ def affine(x, w, n, nmax, rmin, rdelta, steps, absolute, s):
         for i in range(n):
             if absolute:
                 for j in range(W):
-                    q = max(F(0), min(nmax, np.rint(inv[j] * (x[i, j] - low[j]))))
-                    err[j] += w[i, j] * abs(new[j] * q + base[j] - x[i, j])
+                    err[j] += w[i, j] * abs(new[j] * code[i, j] + base[j] - x[i, j])
             else:
                 for j in range(W):
-                    q = max(F(0), min(nmax, np.rint(inv[j] * (x[i, j] - low[j]))))
-                    e = new[j] * q + base[j] - x[i, j]
+                    e = new[j] * code[i, j] + base[j] - x[i, j]
                     err[j] += w[i, j] * (e * e)
         for j in range(W):
             better = err[j] < best[j]

@@ -18,6 +18,46 @@ def _of_key(key):
     return float_of(np.uint32(key ^ ((key >> np.int32(31)) & MAGNITUDE)))
 
 
+@helper
+def _bounds(bits, most, least):
+    """Smallest and largest of a run, as integers in the numbers' order. most, least: scratch int32 [RUN]."""
+    for j in range(RUN):
+        most[j] = np.int32(-0x80000000)
+        least[j] = np.int32(0x7FFFFFFF)
+    whole = bits.size // RUN * RUN
+    for i in range(0, whole, RUN):
+        for j in range(RUN):
+            b = bits[i + j]
+            key = np.int32(b ^ ((b >> np.int32(31)) & MAGNITUDE))
+            most[j] = max(most[j], key)
+            least[j] = min(least[j], key)
+    for i in range(whole, bits.size):
+        b = bits[i]
+        key = np.int32(b ^ ((b >> np.int32(31)) & MAGNITUDE))
+        most[0] = max(most[0], key)
+        least[0] = min(least[0], key)
+    width = RUN // 2
+    while width >= 1:
+        for j in range(width):
+            most[j] = max(most[j], most[j + width])
+            least[j] = min(least[j], least[j + width])
+        width //= 2
+    return least[0], most[0]
+
+
+@helper
+def _codes(x, scale, zero, bottom, top, codes):
+    for i in range(x.size):
+        q = max(bottom, min(top, np.rint(x[i] / scale + zero)))
+        codes[i] = np.uint8(np.int32(q - bottom))
+
+
+@helper
+def _values(codes, scale, zero, out):
+    for i in range(codes.size):
+        out[i] = (F(codes[i]) + zero) * scale
+
+
 @kernel
 def ranges(bits, group, low, high):
     """Smallest and largest of every group of columns: bits int32 [rows, columns] of float32, low, high [rows, groups].
@@ -26,28 +66,8 @@ def ranges(bits, group, low, high):
     """
     most, least = np.empty(RUN, np.int32), np.empty(RUN, np.int32)
     for r in range(bits.shape[0]):
-        row = bits[r]
         for g in range(low.shape[1]):
-            start = g * group
-            for j in range(RUN):
-                most[j] = np.int32(-0x80000000)
-                least[j] = np.int32(0x7FFFFFFF)
-            whole = group // RUN * RUN
-            for i in range(start, start + whole, RUN):
-                for j in range(RUN):
-                    b = row[i + j]
-                    key = np.int32(b ^ ((b >> np.int32(31)) & MAGNITUDE))
-                    most[j] = max(most[j], key)
-                    least[j] = min(least[j], key)
-            for i in range(start + whole, start + group):
-                b = row[i]
-                key = np.int32(b ^ ((b >> np.int32(31)) & MAGNITUDE))
-                most[0] = max(most[0], key)
-                least[0] = min(least[0], key)
-            top, bottom = most[0], least[0]
-            for j in range(1, RUN):
-                top = max(top, most[j])
-                bottom = min(bottom, least[j])
+            bottom, top = _bounds(bits[r, g * group : (g + 1) * group], most, least)
             low[r, g] = _of_key(bottom)
             high[r, g] = _of_key(top)
 
@@ -57,13 +77,10 @@ def _pack_row(codes, width, words):
     """Little-endian stream of codes uint8 into words int32; codes beyond the columns are 0."""
     if width == 8:
         for k in range(words.size):
-            c = k * 4
-            words[k] = np.int32(
-                np.uint32(codes[c])
-                | np.uint32(codes[c + 1]) << np.uint32(8)
-                | np.uint32(codes[c + 2]) << np.uint32(16)
-                | np.uint32(codes[c + 3]) << np.uint32(24)
-            )
+            word = np.uint32(0)
+            for i in range(4):
+                word |= np.uint32(codes[k * 4 + i]) << np.uint32(8 * i)
+            words[k] = np.int32(word)
     elif width == 4:
         for k in range(words.size):
             word = np.uint32(0)
@@ -102,9 +119,8 @@ def encode(x, scale, zero, group, width, words):
         for g in range(scale.shape[1]):
             s = scale[r, g]
             z = zero[r, g] if shifted else F(0)
-            for i in range(g * group, (g + 1) * group):
-                q = max(bottom, min(top, np.rint(row[i] / s + z)))
-                codes[i] = np.uint8(np.int32(q - bottom))
+            a, b = g * group, (g + 1) * group
+            _codes(row[a:b], s, z, bottom, top, codes[a:b])
         _pack_row(codes, width, words[r])
     return 0
 
@@ -149,5 +165,5 @@ def decode(words, scale, zero, group, width, out):
         for g in range(scale.shape[1]):
             s = scale[r, g]
             z = bottom - (zero[r, g] if shifted else F(0))
-            for i in range(g * group, (g + 1) * group):
-                row[i] = (F(codes[i]) + z) * s
+            a, b = g * group, (g + 1) * group
+            _values(codes[a:b], s, z, row[a:b])
