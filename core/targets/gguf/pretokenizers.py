@@ -54,7 +54,7 @@ _KNOWN: dict[Signature, str] = {
     (
         r"\p{N}{1,3}",
         "[一-龥぀-ゟ゠-ヿ]+",
-        r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+        r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"""
         rf"|{_TAIL}",
         "bytes",
     ): "deepseek-v3",
@@ -100,9 +100,10 @@ def _signature(pre: Any) -> Signature:
         if kind == "Split":
             pattern = step.get("pattern")
             regex = pattern.get("Regex") if isinstance(pattern, dict) else None
-            behaviour = step.get("behavior")
-            odd = not isinstance(regex, str) or step.get("invert") or behaviour not in ("Isolated", "Removed")
-            found.append("a split of another kind" if odd else str(regex))
+            # Two ways of saying that what the pattern matches are the pieces.
+            way = (step.get("behavior"), step.get("invert") is True)
+            pieces = way in (("Isolated", False), ("Removed", True))
+            found.append(regex if isinstance(regex, str) and pieces else "a split of another kind")
         elif kind == "Digits":
             found.append("digits" if step.get("individual_digits") is True else "runs of digits")
         elif kind == "ByteLevel":
