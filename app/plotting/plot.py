@@ -14,7 +14,7 @@ import numpy as np
 import pyqtgraph as pg
 from PySide6.QtCore import QEvent, QPointF, QRectF, QSize, Qt, QTimer, Signal, Slot
 from PySide6.QtGui import QColor, QContextMenuEvent, QGuiApplication, QImage, QPainter, QResizeEvent
-from PySide6.QtWidgets import QFileDialog, QGraphicsSceneMouseEvent, QMenu
+from PySide6.QtWidgets import QFileDialog, QGraphicsSceneMouseEvent, QGraphicsView, QMenu
 
 from app.plotting.axes import ShareAxis, ValueAxis
 from app.theme import Theme, current
@@ -255,7 +255,7 @@ class Plot(pg.GraphicsLayoutWidget):
         menu.addAction(icon("table"), "Copy values", self.copy_values)
         menu.addSeparator()
         menu.addAction(icon("image"), "Export picture…", self.export_picture)
-        menu.addAction(icon("file-csv"), "Export values…", self.export_values)
+        menu.addAction(icon("file-arrow-down"), "Export values…", self.export_values)
         return menu
 
     def picture(self, scale: float = 2.0) -> QImage:
@@ -349,6 +349,10 @@ class Plot(pg.GraphicsLayoutWidget):
             line.setPen(_pen(self.theme, "muted", Qt.PenStyle.SolidLine))
         for strip in self._strips:
             strip.restyle(self.theme)
+
+    def close(self) -> bool:
+        """As of any widget. pyqtgraph's own takes the scene apart, and crashes the second time."""
+        return QGraphicsView.close(self)
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 from PySide6.QtCore import QSize, Qt
@@ -177,3 +178,14 @@ def test_figures_are_tabular(qapp):
     theme = current()
     assert theme is current()
     assert qapp.font().featureTags()
+
+
+def test_every_icon_that_is_named_exists(root: Path):
+    from app.actions import ACTIONS
+    from app.panels import PANELS
+
+    named = {p.icon for p in PANELS} | {a.icon for a in ACTIONS if a.icon}
+    for source in (root / "app").rglob("*.py"):
+        named |= set(re.findall(r"""icon\(\s*"([a-z0-9-]+)\"""", source.read_text(encoding="utf-8")))
+    assert len(named) > 20
+    assert sorted(named - set(icon_names())) == []

@@ -1,0 +1,458 @@
+"""The histogram panel: its texts and arrays without Qt, then the real thing on the demo checkpoint."""
+
+from __future__ import annotations
+
+import csv
+import gc
+import io
+import math
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from app.job_service import JobService
+from app.jobs import Failed
+from app.panels.histogram.state import EMPTY, UNSELECTED, HistogramState, percent, short
+from app.panels.histogram.view import HistogramPanel
+from app.session import Session
+from core.analysis.histogram import GroupRequest, group_view, histogram
+from core.checkpoints import open_checkpoint
+from core.engine.model import PlannedTensor
+from core.formats import get_format
+from core.recipes.model import Strategy
+from core.roles import role_of
+from core.targets.base import Outline, OutputTensor, Plain
+from tests.core.analysis.test_histogram import Memory, gaussian
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+NORM = "model.norm.weight"
+
+
+def planned(checkpoint, name: str, strategy: str) -> PlannedTensor:
+    info = checkpoint.tensors[name]
+    tensor = OutputTensor(name, Plain(name), info.shape, info.dtype, role_of(name))
+    kept = strategy == "keep"
+    stored = get_format(info.dtype.lower() if kept else strategy.partition("+")[0])
+    chosen = Strategy(stored.name if not kept else "keep", strategy.partition("+")[2] or "nearest")
+    return PlannedTensor(tensor, chosen, stored, kept, 0, "all", "", False, stored.nbytes(info.shape))
+
+
+class Plans:
+    """As much of a session as the state asks for."""
+
+    def __init__(self, checkpoint, *tensors: PlannedTensor, outline: Outline | None = None) -> None:
+        self.checkpoint = checkpoint
+        self.by_name = {t.tensor.name: t for t in tensors}
+        self.selection = tuple(self.by_name)
+        self.outline = outline
+
+    def tensor(self, name: str) -> PlannedTensor | None:
+        return self.by_name.get(name)
+
+
+def shown(w: torch.Tensor, strategy: str = "int4-g128", dtype: str = "F32") -> HistogramState:
+    checkpoint = Memory(w, dtype)
+    state = HistogramState()
+    assert state.follow(Plans(checkpoint, planned(checkpoint, "w", strategy)))  # type: ignore[arg-type]
+    state.take(histogram(state.request))
+    return state
+
+
+W = gaussian(64, 512)
+
+
+# --- texts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0 %"),
+        (0.3, "0.3 %"),
+        (0.615, "0.61 %"),
+        (12.34, "12 %"),
+        (99.99, "100 %"),
+        (100, "100 %"),
+        (0.00123, "0.0012 %"),
+        (1e-7, "< 0.0001 %"),
+        (3.0, "3 %"),
+        (10.0, "10 %"),
+    ],
+)
+def test_percent(value: float, text: str):
+    assert percent(value) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (-0.02134, "−0.0213"), (1.2e-7, "1.2e-7"), (-3e-9, "−3e-9")])
+def test_short(value: float, text: str):
+    assert short(value) == text
+
+
+def test_the_title_says_the_finding():
+    state = shown(W)
+    beyond = state.result.reach.share_beyond * 100
+    assert 0.3 < beyond < 1.0
+    assert state.title() == f"{percent(beyond)} of weights beyond the grid · SQNR {state.result.error.sqnr_db:.1f} dB"
+    assert shown(W, "q8_0").title().startswith("No weight beyond the grid · SQNR 45.")
+    assert shown(W, "f16").title().startswith("SQNR ")
+    assert shown(W, "f32").title().startswith("Largest weight 0.0")
+    assert shown(W.bfloat16().float(), "bf16").title() == "Exact: no weight changes"
+    assert shown(torch.zeros(4, 512), "q8_0").title() == "Exact: no weight changes"
+    assert shown(torch.zeros(0, 512), "q8_0").title() == "The tensor is empty"
+    broken = W.clone()
+    broken[0, 0] = torch.nan
+    assert shown(broken).title() == "1 weight is NaN or infinite"
+    assert shown(torch.full((2, 256), 0.5), "keep").title() == "All weights are 0.5"
+
+
+def test_the_subtitle_says_what_and_how_much():
+    state = shown(W)
+    assert state.subtitle() == "w  64×512 F32 → int4-g128"
+    parts: list = []
+    ctx = SimpleNamespace(progress=lambda *a: None, check=lambda: None, partial=parts.append)
+    large = gaussian(640, 512)
+    checkpoint = Memory(large)
+    state.follow(Plans(checkpoint, planned(checkpoint, "w", "q8_0")))  # type: ignore[arg-type]
+    histogram(state.request, ctx)
+    state.take(parts[-1])
+    assert "sample of 131,072 weights" in state.subtitle()
+    assert shown(W, "keep").subtitle() == "w  64×512 F32 → kept as F32"
+
+
+def test_statistics_and_percentiles():
+    state = shown(W)
+    low, *inner, high = state.percentiles().split("   ")
+    assert low == f"min {short(float(W.min()))}"
+    assert high == f"max {short(float(W.max()))}"
+    assert inner[0].startswith("0.1 % −0.06")
+    assert f"σ {short(float(W.std(correction=0)))}" in state.statistics()
+    assert "zeros 0 % → " in state.statistics()
+    assert "largest error" in state.statistics()
+
+
+def test_legend_names_the_group():
+    state = shown(W)
+    group = state.shown_group
+    assert state.legend_levels() == f"16 levels (typical: row {group.row}, columns {group.start}–{group.stop - 1})"
+    assert state.legend_limits() == "widest limits"
+    assert state.limits() == (state.result.reach.lowest, state.result.reach.highest)
+    assert "median span" in state.legend_help()
+    one = shown(W, "int8-tensor")
+    assert one.legend_levels() == "256 levels"
+    assert one.legend_limits() == "limits"
+    assert shown(W, "f16").legend_levels() == shown(W, "f16").legend_limits() == shown(W, "f16").legend_help() == ""
+
+
+def test_one_group_by_hand():
+    state = shown(W)
+    assert state.groups == 4
+    assert state.group_request() is None
+    state.place = (63, 3)
+    request = state.group_request()
+    assert (request.row, request.column) == (63, 384)
+    assert state.limits() == ()
+    state.group = group_view(request)
+    assert state.limits() == (state.group.group.low, state.group.group.high)
+    assert state.legend_levels() == "16 levels (row 63, columns 384–511)"
+    assert isinstance(request, GroupRequest)
+
+
+def test_reading_off_agrees_with_the_weights():
+    state = shown(W)
+    state.picture(*state.home())
+    text = state.read_off(0.0)
+    assert text.startswith("at 0   original ")
+    assert "dequantized" in text
+    below = float(text.rsplit("   ", 1)[1].removesuffix(" % of all below"))
+    assert below == pytest.approx(float((W < 0).float().mean() * 100), abs=0.6)
+    plain = text
+    state.logarithmic = True
+    state.picture(*state.home())
+    assert state.read_off(0.0) == plain
+
+
+# --- arrays ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_curves_are_shares(logarithmic: bool):
+    state = shown(W)
+    state.logarithmic = logarithmic
+    picture = state.picture(*state.bounds())
+    for curve in (picture.original, picture.dequantized, picture.residual):
+        assert curve.edges.size == curve.heights.size + 1
+        assert np.isfinite(curve.heights).all()
+        assert sum(state._shares(curve)) == pytest.approx(100.0, rel=1e-9)
+    assert picture.original.heights.max() < picture.top
+    assert picture.residual.heights.max() < picture.residual_top
+    assert (picture.bottom < 0) == logarithmic
+
+
+def test_zooming_in_shows_more():
+    state = shown(gaussian(512, 512))
+    wide, close = state.picture(*state.bounds()).original, state.picture(-0.002, 0.002).original
+    assert close.edges[1] - close.edges[0] < (wide.edges[1] - wide.edges[0]) / 8
+
+
+def test_an_outlier_is_left_out_of_the_first_view_and_counted():
+    w = W.clone()
+    w[3, 7] = 5.0
+    state = shown(w, "q8_0")
+    low, high = state.home()
+    assert -0.3 < low < high < 0.3
+    assert state.bounds()[1] > 5.0
+    assert state.far_out().endswith("outside this view")
+    assert state.far_out() in state.statistics()
+    assert shown(W).far_out() == ""
+
+
+def test_csv_holds_what_is_drawn():
+    state = shown(W)
+    assert state.csv() == ""
+    picture = state.picture(*state.bounds())
+    rows = list(csv.DictReader(io.StringIO(state.csv())))
+    original = [r for r in rows if r["curve"] == "original"]
+    assert len(original) == picture.original.heights.size
+    assert sum(float(r["percent"]) for r in original) == pytest.approx(100, abs=0.01)
+    assert {r["curve"] for r in rows} == {"original", "dequantized", "residual"}
+    assert float(original[0]["from"]) == picture.original.edges[0]
+
+
+# --- following ------------------------------------------------------------------------------------------------------
+
+
+def test_follows_selection_and_strategy():
+    checkpoint = Memory(W)
+    session = Plans(None)
+    state = HistogramState()
+    assert not state.follow(session)  # type: ignore[arg-type]
+    assert state.empty == EMPTY
+    session.checkpoint = checkpoint
+    assert not state.follow(session)  # type: ignore[arg-type]
+    assert state.empty == UNSELECTED
+    session = Plans(checkpoint, planned(checkpoint, "w", "q4_k"))
+    assert state.follow(session)  # type: ignore[arg-type]
+    state.take(histogram(state.request))
+    state.place = (1, 1)
+    assert not state.follow(session), "nothing changed"  # type: ignore[arg-type]
+    session.by_name["w"] = planned(checkpoint, "w", "q2_k")
+    assert state.follow(session)  # type: ignore[arg-type]
+    # The old picture stays until the new one is there, and so does the chosen group.
+    assert state.result.label == "q4_k"
+    assert state.place == (1, 1)
+    other = Memory(W)
+    assert state.follow(Plans(other, planned(other, "w", "q2_k")))  # type: ignore[arg-type]
+    assert state.result is None
+    assert state.place is None
+
+
+def test_bare_weights_never_replace_a_full_picture_of_the_same_tensor():
+    state = shown(W)
+    bare = replace(state.result, pending=True, dequantized=None)
+    assert not state.take(bare)
+    assert state.result.dequantized is not None
+    assert state.take(replace(bare, name="another"))
+
+
+def test_without_a_plan_only_the_weights():
+    checkpoint = Memory(W)
+    tensor = planned(checkpoint, "w", "q8_0").tensor
+    session = Plans(checkpoint, outline=Outline((tensor,)))
+    session.selection = ("w",)
+    state = HistogramState()
+    assert state.follow(session)  # type: ignore[arg-type]
+    assert state.request.format is None
+
+
+# --- the panel ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench(qtbot, demo: Path):
+    """A session with the demo open, a job service, and the panel, shown."""
+    session, jobs = Session(), JobService()
+    panel = HistogramPanel(session, jobs)
+    qtbot.addWidget(panel)
+    panel.resize(640, 480)
+    panel.show()
+    bench = SimpleNamespace(session=session, jobs=jobs, panel=panel, checkpoint=open_checkpoint(demo))
+    yield bench
+    assert jobs.shutdown() == ()
+    panel.close()
+
+
+def select(bench, qtbot, name: str, strategy: str) -> None:
+    if bench.session.checkpoint is None:
+        bench.session.open(bench.checkpoint)
+    bench.session.set_plan(None, {name: planned(bench.checkpoint, name, strategy)})
+    bench.session.select((name,))
+    qtbot.waitUntil(lambda: drawn(bench, strategy), timeout=20_000)
+
+
+def drawn(bench, strategy: str) -> bool:
+    result = bench.panel.state.result
+    return result is not None and result.exact and not result.pending and strategy in (result.label, "keep")
+
+
+def test_empty_panel_says_what_to_do(bench, qtbot):
+    assert bench.panel.empty.text() == EMPTY
+    assert bench.panel.plot is None, "an empty panel draws nothing"
+    bench.session.open(bench.checkpoint)
+    assert bench.panel.empty.text() == UNSELECTED
+
+
+def test_draws_the_demo(bench, qtbot):
+    select(bench, qtbot, DOWN, "q4_k")
+    panel = bench.panel
+    assert "SQNR 22." in panel.title.text()
+    assert DOWN in panel.subtitle.text()
+    weights = bench.checkpoint.read(DOWN).float()
+    assert panel.percentiles.text().startswith(f"min {short(float(weights.min()))}")
+    edges, heights = panel._original.getData()
+    assert len(edges) == len(heights) + 1
+    assert heights.sum() == pytest.approx(100, abs=0.5)
+    assert panel._dequantized.isVisible()
+    assert panel._residual.isVisible()
+    assert len(panel._levels.xvals) == 16
+    assert all(line.isVisible() for line in panel._limits)
+    image = panel.grab().toImage()
+    colors = {image.pixelColor(x, y).name() for x in range(0, image.width(), 2) for y in range(0, image.height(), 2)}
+    assert panel._theme.colors.dequantized.name() in colors
+    assert "#000000" not in colors or panel._theme.dark
+
+
+def test_a_change_of_strategy_redraws_and_keeps_the_zoom(bench, qtbot):
+    select(bench, qtbot, DOWN, "q4_k")
+    panel = bench.panel
+    panel.plot.show_range(-0.05, 0.05)
+    first = panel._dequantized.getData()[1].copy()
+    select(bench, qtbot, DOWN, "int4-g128")
+    assert panel.plot.x_range == pytest.approx((-0.05, 0.05))
+    qtbot.waitUntil(
+        lambda: (
+            len(first) != len(panel._dequantized.getData()[1]) or bool((first != panel._dequantized.getData()[1]).any())
+        )
+    )
+    assert "SQNR 18." in panel.title.text()
+
+
+def test_another_tensor_goes_home(bench, qtbot):
+    select(bench, qtbot, DOWN, "q4_k")
+    bench.panel.plot.show_range(-0.01, 0.01)
+    select(bench, qtbot, "model.layers.0.mlp.up_proj.weight", "q4_k")
+    assert bench.panel.plot.at_home
+
+
+def test_logarithmic_axis(bench, qtbot):
+    select(bench, qtbot, DOWN, "q4_k")
+    bench.panel.log.click()
+    assert bench.panel._weights.axis.logarithmic
+    assert bench.panel._original.getData()[1].min() < 0
+    bench.panel.log.click()
+    assert bench.panel._original.getData()[1].min() == 0
+
+
+def test_choosing_a_group(bench, qtbot):
+    select(bench, qtbot, DOWN, "int4-g128")
+    panel = bench.panel
+    assert not panel.row.isVisible()
+    panel.scope.setCurrentIndex(1)
+    assert panel.row.isVisible()
+    assert panel.row.maximum() == 255
+    assert panel.group.maximum() == 3
+    panel.row.setValue(200)
+    panel.group.setValue(2)
+    qtbot.waitUntil(
+        lambda: (
+            panel.state.group is not None
+            and panel.state.group.group.row == 200
+            and panel.state.group.group.start == 256
+        )
+    )
+    assert len(panel._rug.xvals) == 128
+    assert "row 200, columns 256–383" in panel.state.legend_levels()
+    # A strategy with other groups: the number stays inside.
+    select(bench, qtbot, DOWN, "int4")
+    qtbot.waitUntil(lambda: panel.state.group is not None and panel.state.group.group.stop == 512)
+    panel.scope.setCurrentIndex(0)
+    assert not panel.row.isVisible()
+    assert panel._rug.xvals == []
+
+
+def test_hovering_reads_off(bench, qtbot):
+    select(bench, qtbot, DOWN, "q4_k")
+    bench.panel._hovered(0.01)
+    assert bench.panel.numbers.text().startswith("at 0.01   original")
+    bench.panel._hovered(None)
+    assert bench.panel.numbers.text().startswith("σ")
+
+
+def test_a_kept_tensor(bench, qtbot):
+    select(bench, qtbot, NORM, "keep")
+    panel = bench.panel
+    assert panel.title.text().startswith("Largest weight")
+    assert panel.subtitle.text().endswith("kept as BF16")
+    assert not panel._dequantized.isVisible()
+    assert not panel.scope.isEnabled()
+
+
+def test_a_hidden_panel_waits(bench, qtbot):
+    select(bench, qtbot, DOWN, "q4_k")
+    bench.panel.hide()
+    asked = []
+    bench.jobs.queued.connect(asked.append)
+    bench.session.set_plan(None, {NORM: planned(bench.checkpoint, NORM, "keep")})
+    bench.session.select((NORM,))
+    assert bench.panel._job is None
+    bench.panel.show()
+    qtbot.waitUntil(lambda: drawn(bench, "keep") and bench.panel.state.result.name == NORM)
+    assert len(asked) == 1
+
+
+def test_a_failure_is_said_and_the_next_tensor_is_shown(bench, qtbot):
+    select(bench, qtbot, DOWN, "q4_k")
+    notices = []
+    bench.session.noticed.connect(notices.append)
+    bench.panel._job = 10**6
+    bench.panel._finished(10**6, Failed("model.safetensors: truncated", "Traceback …"))
+    assert bench.panel.title.text() == "There is no histogram of this tensor"
+    assert "truncated" in bench.panel.notes.text()
+    assert not bench.panel.plot.isVisible()
+    assert "truncated" in notices[0].text
+    select(bench, qtbot, NORM, "keep")
+    assert bench.panel.plot.isVisible()
+    assert bench.panel.notes.text() == ""
+
+
+def test_closing_the_checkpoint_empties_the_panel(bench, qtbot):
+    select(bench, qtbot, DOWN, "q4_k")
+    bench.session.close()
+    assert bench.panel._stack.currentIndex() == 0
+    assert bench.panel.empty.text() == EMPTY
+
+
+def test_a_late_result_of_another_job_is_dropped(bench, qtbot):
+    select(bench, qtbot, DOWN, "q4_k")
+    before = bench.panel.state.result
+    bench.panel._partial(10**6, replace(before, name="late"))
+    assert bench.panel.state.result is before
+    assert math.isfinite(before.error.sqnr_db)
+
+
+def test_a_closed_panel_is_collected(qtbot, demo: Path):
+    session, jobs = Session(), JobService()
+    panel = HistogramPanel(session, jobs)
+    panel.show()
+    bench = SimpleNamespace(session=session, jobs=jobs, panel=panel, checkpoint=open_checkpoint(demo))
+    select(bench, qtbot, DOWN, "q4_k")
+    assert jobs.shutdown() == ()
+    gone = weakref.ref(panel)
+    panel.close()
+    panel.deleteLater()
+    del panel, bench
+    qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=3000)
