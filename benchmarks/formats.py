@@ -4,15 +4,15 @@ Both work on the same float32 rows, alternately, and the best of several turns c
 "error" is RMSE / σ of what each of them wrote, decoded by ggml; equal figures mean equal bytes ("=") for GGML types.
 A second table gives the speed of decoding and of formats that ggml does not have, from bf16 as well.
 
-Expectation, derived from the design's prototype of Q4_K's search alone (110 M weights/s on a quiet core, 8 × the C code)
-and written down together with the first measurement, not before it: the whole of Q4_K 5 × C, the other searches 3 × and
-more, simple types level with C because memory binds them. Q6_K and Q3_K without importance stay below that.
-Floor, set from the figures below, in multiples of the C code on the same core: Q2_K, Q4_K, Q5_K 4 ×; importance 2.5 ×; Q3_K and Q6_K 1.5 ×; Q8_0
-1.5 ×; Q4_0 … Q5_1 0.7 ×. Decoding of GGML types at least 300 M weights/s.
-Measured (2.8 GHz Xeon, 2 cores, shared): Q4_K 82 against 11 M weights/s (7 ×), Q2_K 86 (6.5 ×), Q5_K 87 (6 ×), Q6_K 97
-(3.3 ×), Q3_K 160 (2.1 ×), Q8_0 1200 (4.6 ×), Q4_0 990 (1.7 ×) kernels alone, while the
-machine was quiet; int4 in groups 340; decoding 600 … 2700. Lanes of 64 gain by vectors of 8
-and by not branching; vectors of 16 (AVX-512) brought nothing.
+Expectation, derived from the design's prototype of Q4_K's search alone (110 M weights/s on a quiet core, 8 × the C
+code) and written down together with the first measurement, not before it: the whole of Q4_K 5 × C, the other searches
+3 × and more, simple types level with C because memory binds them. Q6_K and Q3_K without importance stay below that.
+Floor, set from the figures below, in multiples of the C code on the same core: Q2_K, Q4_K, Q5_K 4 ×; importance 2.5
+×; Q3_K and Q6_K 1.5 ×; Q8_0 1.5 ×; Q4_0 … Q5_1 0.7 ×. Decoding of GGML types at least 300 M weights/s.
+Measured (2.8 GHz Xeon, 2 cores, shared): Q4_K 82 against 11 M weights/s (7 ×), Q2_K 86 (6.5 ×), Q5_K 87 (6 ×), Q6_K
+97 (3.3 ×), Q3_K 160 (2.1 ×), Q8_0 1200 (4.6 ×), Q4_0 990 (1.7 ×) kernels alone, while the machine was quiet; int4 in
+groups 340; decoding 600 … 2700. Lanes of 64 gain by vectors of 8 and by not branching; vectors of 16 (AVX-512)
+brought nothing.
 """
 
 from __future__ import annotations
