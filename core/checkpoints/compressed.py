@@ -121,8 +121,8 @@ class CompressedCheckpoint(Checkpoint):
         from core.formats.bitstream import unpack_rows
 
         zero = self.inner.read(module.zero)
-        if not module.packed:
-            return zero.reshape(-1, 1) if zero.dim() < 2 else zero
+        if zero.dtype != torch.int32:  # one per tensor is never packed
+            return zero.reshape(-1, 1) if len(self.inner.tensors[module.zero].shape) < 2 else zero
         unpacked = unpack_rows(zero.t().contiguous(), module.format.width, module.shape[0])
         return unpacked.t().to(torch.int16) + module.format.qmin
 

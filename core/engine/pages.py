@@ -9,6 +9,8 @@ from __future__ import annotations
 import mmap
 from typing import TYPE_CHECKING
 
+from core.errors import UnsupportedFormat
+
 if TYPE_CHECKING:
     from core.checkpoints.base import Checkpoint
     from core.targets.base import RowSource
@@ -21,20 +23,24 @@ def will_read(source: RowSource, checkpoint: Checkpoint, start: int, stop: int) 
     """The kernel may start reading these output rows."""
     name = source.verbatim()
     if name is not None:  # permuted and merged rows lie elsewhere: no hint rather than a wrong one
-        _advise(checkpoint.raw(name, start, stop), _SOON)
+        _advise(checkpoint, name, start, stop, _SOON)
 
 
 def was_read(source: RowSource, checkpoint: Checkpoint, start: int, stop: int) -> None:
     """Pages of these output rows leave this process (the file cache keeps them)."""
     name = source.verbatim()
     if name is not None:
-        _advise(checkpoint.raw(name, start, stop), _NO_MORE)
+        _advise(checkpoint, name, start, stop, _NO_MORE)
         return
     for part in source.names():
-        _advise(checkpoint.raw(part), _NO_MORE)
+        _advise(checkpoint, part, 0, None, _NO_MORE)
 
 
-def _advise(view: memoryview, advice: int | None) -> None:
+def _advise(checkpoint: Checkpoint, name: str, start: int, stop: int | None, advice: int | None) -> None:
+    try:
+        view = checkpoint.raw(name, start, stop)
+    except UnsupportedFormat:
+        return  # read back from several pieces, so without bytes of its own
     # `obj` is the mapping itself when the view was sliced from it. Anything else may be ordinary memory, for which
     # "do not need" would mean to lose its contents.
     owner = view.obj
