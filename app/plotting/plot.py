@@ -26,6 +26,8 @@ RANGE_MS = 40
 AXIS_WIDTH = 52
 # Below this height axes lose their words.
 COMPACT = 260
+# Height of a row of ticks, pixels.
+LANE = 8
 
 
 class _View(pg.ViewBox):
@@ -50,10 +52,12 @@ class _View(pg.ViewBox):
 class Strip:
     """One plot of a stack. The items it hands out keep their colour by role, through every change of theme."""
 
-    def __init__(self, plot: Plot, item: pg.PlotItem, axis: ShareAxis, band: float) -> None:
-        """band: share of the height that stays free under the data."""
+    def __init__(self, plot: Plot, item: pg.PlotItem, axis: ShareAxis, lanes: int) -> None:
+        """lanes: rows of ticks that stay free under the data."""
         self._plot = plot
-        self._band = band
+        self._band = lanes * (LANE + 2) + 2 if lanes else 0
+        self._ticks: list[tuple[pg.VTickGroup, int]] = []
+        self._heights = (0.0, 1.0)
         self.item = item
         self.axis = axis
         self._styles: list[Callable[[Theme], None]] = []
@@ -86,9 +90,10 @@ class Strip:
 
         return self._styled(curve, style)
 
-    def ticks(self, role: str, bottom: float, top: float, opacity: float = 1.0) -> pg.VTickGroup:
-        """Short lines from `bottom` to `top`, shares of the strip's height. setXVals(values)."""
-        ticks = pg.VTickGroup(yrange=[bottom, top])
+    def ticks(self, role: str, lane: int, opacity: float = 1.0) -> pg.VTickGroup:
+        """Short lines in a lane under the data, 0 the upper one. setXVals(values)."""
+        ticks = pg.VTickGroup()
+        self._ticks.append((ticks, lane))
         ticks.setZValue(20)
 
         def style(theme: Theme) -> None:
@@ -113,7 +118,19 @@ class Strip:
         """The y range; it does not follow the data by itself. Under the base a band is left free for ticks."""
         self.axis.base, self.axis.logarithmic = base, logarithmic
         self._baseline.setPos(base)
-        self.item.setYRange(base - self._band / (1 - self._band) * (top - base), top, padding=0)
+        self._heights = (base, top)
+        self.fit()
+
+    def fit(self) -> None:
+        """Gives the band its pixels at the strip's present height."""
+        base, top = self._heights
+        height = max(4.0 * self._band, self.item.vb.height(), 1.0)
+        share = self._band / height
+        self.item.setYRange(base - share / (1 - share) * (top - base), top, padding=0)
+        for ticks, lane in self._ticks:
+            upper = self._band - 2 - lane * (LANE + 2)
+            ticks.setYRange([(upper - LANE) / height, upper / height])
+            ticks.update()
 
     def set_compact(self, compact: bool) -> None:
         """Leaves out the axis' words where there is no room for them."""
@@ -123,6 +140,7 @@ class Strip:
         """A line in the middle of the strip instead of data, or "" for none."""
         self._text = text
         self._message.setText(text, color=self._plot.theme.colors.muted)
+        self.axis.setStyle(showValues=not text)
 
     def restyle(self, theme: Theme) -> None:
         for axis in (self.axis, self.item.getAxis("bottom")):
@@ -175,8 +193,8 @@ class Plot(pg.GraphicsLayoutWidget):
         self.theme.changed.connect(self._restyle)
         self._restyle()
 
-    def strip(self, label: str, stretch: int, band: float = 0.0) -> Strip:
-        """One more strip, below the others. band: see Strip."""
+    def strip(self, label: str, stretch: int, lanes: int = 0) -> Strip:
+        """One more strip, below the others. lanes: see Strip."""
         axis = ShareAxis()
         item = pg.PlotItem(viewBox=_View(self.go_home), axisItems={"left": axis, "bottom": ValueAxis()})
         item.hideButtons()
@@ -203,7 +221,8 @@ class Plot(pg.GraphicsLayoutWidget):
             item.setXLink(self._strips[0].item)
         else:
             item.vb.sigXRangeChanged.connect(self._range_moved)
-        strip = Strip(self, item, axis, band)
+        strip = Strip(self, item, axis, lanes)
+        item.vb.sigResized.connect(strip.fit)
         self._strips.append(strip)
         self._restyle()
         return strip

@@ -69,28 +69,24 @@ W = gaussian(64, 512)
 # --- texts ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0 %"),
-        (0.3, "0.3 %"),
-        (0.615, "0.61 %"),
-        (12.34, "12 %"),
-        (99.99, "100 %"),
-        (100, "100 %"),
-        (0.00123, "0.0012 %"),
-        (1e-7, "< 0.0001 %"),
-        (3.0, "3 %"),
-        (10.0, "10 %"),
-    ],
-)
-def test_percent(value: float, text: str):
-    assert percent(value) == text
+PERCENT = {
+    0: "0 %",
+    0.3: "0.3 %",
+    0.615: "0.61 %",
+    12.34: "12 %",
+    99.99: "100 %",
+    100: "100 %",
+    0.00123: "0.0012 %",
+    1e-7: "< 0.0001 %",
+    3.0: "3 %",
+    10.0: "10 %",
+}
+SHORT = {0.0: "0", -0.02134: "−0.0213", 1.2e-7: "1.2e-7", -3e-9: "−3e-9"}
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (-0.02134, "−0.0213"), (1.2e-7, "1.2e-7"), (-3e-9, "−3e-9")])
-def test_short(value: float, text: str):
-    assert short(value) == text
+def test_numbers_in_words():
+    assert {value: percent(value) for value in PERCENT} == PERCENT
+    assert {value: short(value) for value in SHORT} == SHORT
 
 
 def test_the_title_says_the_finding():
@@ -100,7 +96,7 @@ def test_the_title_says_the_finding():
     assert state.title() == f"{percent(beyond)} of weights beyond the grid · SQNR {state.result.error.sqnr_db:.1f} dB"
     assert shown(W, "q8_0").title().startswith("No weight beyond the grid · SQNR 45.")
     assert shown(W, "f16").title().startswith("SQNR ")
-    assert shown(W, "f32").title().startswith("Largest weight 0.0")
+    assert shown(W, "f32").title().startswith("Farthest weight ")
     assert shown(W.bfloat16().float(), "bf16").title() == "Exact: no weight changes"
     assert shown(torch.zeros(4, 512), "q8_0").title() == "Exact: no weight changes"
     assert shown(torch.zeros(0, 512), "q8_0").title() == "The tensor is empty"
@@ -392,10 +388,19 @@ def test_hovering_reads_off(bench, qtbot):
     assert bench.panel.numbers.text().startswith("σ")
 
 
+def test_a_low_panel_keeps_room_for_the_plot(bench, qtbot):
+    select(bench, qtbot, DOWN, "q4_k")
+    panel = bench.panel
+    assert panel.legend.isVisible()
+    panel.resize(340, 280)
+    qtbot.waitUntil(lambda: not panel.legend.isVisible() and not panel.percentiles.isVisible())
+    qtbot.waitUntil(lambda: panel.plot.height() >= 130)
+
+
 def test_a_kept_tensor(bench, qtbot):
     select(bench, qtbot, NORM, "keep")
     panel = bench.panel
-    assert panel.title.text().startswith("Largest weight")
+    assert panel.title.text().startswith("Farthest weight")
     assert panel.subtitle.text().endswith("kept as BF16")
     assert not panel._dequantized.isVisible()
     assert not panel.scope.isEnabled()

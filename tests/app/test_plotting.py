@@ -15,7 +15,7 @@ from PySide6.QtWidgets import QWidget
 
 from app.plotting.axes import ShareAxis, number
 from app.plotting.colors import DARK, LIGHT
-from app.plotting.plot import COMPACT, Plot, place
+from app.plotting.plot import COMPACT, LANE, Plot, place
 from app.theme import current
 
 
@@ -23,7 +23,7 @@ from app.theme import current
 def plot(qtbot):
     current().set_mode("light")
     made = Plot("weight", lambda: "a,b\n1,2\n", "test")
-    made.upper = made.strip("% of weights", 2, band=0.1)
+    made.upper = made.strip("% of weights", 2, lanes=2)
     made.lower = made.strip("residual, %", 1)
     made.curve = made.upper.fill("original")
     made.curve.setData(x=np.array([-1.0, 0.0, 1.0]), y=np.array([2.0, 4.0]))
@@ -104,6 +104,21 @@ def test_reading_off(plot: Plot, qtbot):
     with qtbot.waitSignal(plot.hovered) as told:
         plot._moved(QPointF(-10.0, -10.0))
     assert told.args == [None]
+
+
+@pytest.mark.parametrize("height", [300, 900])
+def test_ticks_stand_in_a_band_of_their_own_pixels(plot: Plot, qtbot, height: int):
+    ticks = [plot.upper.ticks("text", lane) for lane in (0, 1)]
+    plot.resize(500, height)
+    qtbot.waitUntil(lambda: plot.height() == height)
+    plot.grab()
+    pixels = plot.upper.item.vb.height()
+    base = plot.upper.item.vb.mapViewToScene(QPointF(0, 0)).y()
+    bottom = plot.upper.item.vb.sceneBoundingRect().bottom()
+    assert bottom - base == pytest.approx(2 * (LANE + 2) + 2, abs=1.0)
+    (low0, high0), (low1, high1) = (t.yRange() for t in ticks)
+    assert (high0 - low0) * pixels == pytest.approx(LANE, abs=0.5)
+    assert 0 <= low1 < high1 < low0 < high0 <= (bottom - base) / pixels
 
 
 def test_dashes_hide_what_has_no_place(plot: Plot):
@@ -193,7 +208,7 @@ def test_a_closed_plot_is_collected(qtbot):
     strip.fill("original")
     strip.line("dequantized")
     strip.dashes("text", 2)
-    strip.ticks("text", 0, 0.1)
+    strip.ticks("text", 0)
     plot.setParent(holder)
     gone = weakref.ref(plot)
     del plot, strip

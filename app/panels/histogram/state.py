@@ -381,8 +381,10 @@ def _spread(result: HistogramResult) -> str:
     moments = result.moments
     if moments.minimum == moments.maximum:
         return f"All weights are {short(moments.minimum)}"
-    largest = max(-moments.minimum, moments.maximum)
-    return f"Largest weight {short(largest)}, {largest / moments.std:.1f} σ" if moments.std else ""
+    if not moments.std:
+        return ""
+    farthest = max((moments.minimum, moments.maximum), key=lambda w: abs(w - moments.mean))
+    return f"Farthest weight {short(farthest)}, {abs(farthest - moments.mean) / moments.std:.1f} σ from the mean"
 
 
 def _top(curve: Curve) -> float:

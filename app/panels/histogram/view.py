@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from PySide6.QtCore import Qt, Slot
-from PySide6.QtGui import QColor, QShowEvent
+from PySide6.QtGui import QColor, QResizeEvent, QShowEvent
 from PySide6.QtWidgets import (
     QComboBox,
     QHBoxLayout,
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from app.plotting.plot import Plot
 
 KEY, GROUP_KEY = "histogram", "histogram group"
+# Below these heights the plot needs the room more than its legend, and than the percentiles.
+LEGEND_FROM, PERCENTILES_FROM = 340, 300
 
 
 class HistogramPanel(QWidget):
@@ -130,13 +132,13 @@ class HistogramPanel(QWidget):
         from app.plotting.plot import Plot
 
         self.plot = plot = Plot("weight", self.state.csv, "histogram")
-        self._weights = plot.strip("% of weights", 7, band=0.1)
+        self._weights = plot.strip("% of weights", 7, lanes=2)
         self._residuals = plot.strip("residual, %", 3)
         self._original = self._weights.fill("original")
         self._dequantized = self._weights.line("dequantized")
         self._residual = self._residuals.fill("residual")
-        self._levels = self._weights.ticks("text", 0.05, 0.095)
-        self._rug = self._weights.ticks("original", 0.0, 0.045)
+        self._levels = self._weights.ticks("text", 0)
+        self._rug = self._weights.ticks("original", 1)
         self._limits = self._weights.dashes("text", 2)
         plot.hovered.connect(self._hovered)
         plot.range_changed.connect(self._draw)
@@ -208,6 +210,11 @@ class HistogramPanel(QWidget):
             if isinstance(outcome, Done):
                 self.state.group = cast(GroupView, outcome.result)
                 self._show()
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        self.legend.setVisible(self.height() >= LEGEND_FROM)
+        self.percentiles.setVisible(self.height() >= PERCENTILES_FROM)
 
     # --- showing ------------------------------------------------------------------------------------------------------
 
