@@ -74,6 +74,12 @@ def ends_of(format: Format, grid: Grid, w: Tensor) -> Ends | None:
 
     grid  that of w's rows, or one row for all
     """
+    codes = outermost_codes(format, grid, w)
+    return None if codes is None else _decoded(format, grid, *codes)
+
+
+def outermost_codes(format: Format, grid: Grid, w: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Codes [rows, columns] of the levels farthest up and farthest down, or None as in `ends_of`."""
     import torch
 
     if format.family == "dense" or not w.numel():
@@ -82,10 +88,15 @@ def ends_of(format: Format, grid: Grid, w: Tensor) -> Ends | None:
     bound = min(4 * float(w.abs().max()), 1e38) or 1.0
     far = torch.full(w.shape, bound, dtype=torch.float32)
     try:
-        high = format.decode(format.encode(far, grid), grid)
-        low = format.decode(format.encode(far.neg_(), grid), grid)
+        return format.encode(far, grid), format.encode(-far, grid)
     except UnsupportedFormat:
         return None
+
+
+def _decoded(format: Format, grid: Grid, up: Tensor, down: Tensor) -> Ends | None:
+    import torch
+
+    high, low = format.decode(up, grid), format.decode(down, grid)
     # A negative scale turns the order of levels, not of weights; a scale too small for its type has none.
     if not (low.isfinite().all() and high.isfinite().all()):
         return None
@@ -125,6 +136,8 @@ class ReachTally:
         self._tight_low, self._tight_high = -math.inf, math.inf
         self._beyond = self._seen = self._width = 0
         self._typical: Group | None = None
+        # The two codes that every group has at its ends, once that is known.
+        self._end_codes: tuple[Tensor, ...] = ()
         if sample is not None:
             self.lowest, self.highest = sample.lowest, sample.highest
             self._width, self._typical = sample.width, sample.typical
@@ -138,7 +151,7 @@ class ReachTally:
 
     def add(self, format: Format, grid: Grid, w: Tensor, x: NDArray[np.float32], places: NDArray[np.int64]) -> None:
         """w [rows, columns], the same as float32, and the rows' numbers in the tensor."""
-        ends = ends_of(format, grid, w)
+        ends = self._ends(format, grid, w)
         if ends is None:
             return
         low, high = ends
@@ -163,6 +176,19 @@ class ReachTally:
             row, group = divmod(int(order[(int(alive.sum()) - 1) // 2]), spans.shape[1])
             at = 0 if is_shared(grid) else row
             self._typical = group_at(format, grid, ends, at, group * self._width, self._width, int(places[row]))
+
+    def _ends(self, format: Format, grid: Grid, w: Tensor) -> Ends | None:
+        """As `ends_of`, without a search where all groups of a slice before had the same two codes at their ends."""
+        if len(self._end_codes) == 2:
+            up, down = (code.expand(w.shape).contiguous() for code in self._end_codes)
+            return _decoded(format, grid, up, down)
+        codes = outermost_codes(format, grid, w)
+        if codes is None:
+            return None
+        up, down = codes[0][:1, :1], codes[1][:1, :1]
+        if all(((c == up) | (c == down)).all() for c in codes):
+            self._end_codes = up.clone(), down.clone()
+        return _decoded(format, grid, *codes)
 
     def result(self) -> Reach | None:
         """None where no grid with an end was seen."""

@@ -27,7 +27,7 @@ from core.analysis.histogram import (
 )
 from core.checkpoints.base import Checkpoint
 from core.errors import Cancelled, CorruptFile, RecipeError, UnsupportedFormat
-from core.formats import get_format
+from core.formats import FORMATS, get_format
 from core.methods.nearest import Nearest
 from core.roles import role_of
 from core.targets.base import OutputTensor, Plain
@@ -456,6 +456,43 @@ def test_typical_group_is_one_of_the_tensor(format: str, width: int):
         np.testing.assert_array_equal(group.levels, levels)
         assert (group.low, group.high) == (levels.min(), levels.max())
     assert reach.lowest <= group.low < group.high <= reach.highest
+
+
+@pytest.mark.parametrize(
+    "format", ["q4_k", "q4_0", "q3_k", "nf4", "int4-g128-asym", "int8-tensor", "fp8-e4m3", "llm-int8"]
+)
+def test_reach_does_not_depend_on_slices(format: str, monkeypatch: pytest.MonkeyPatch):
+    w = LARGE.clone()
+    w[300, :256] = 0
+    whole = ask(w, format).reach
+    monkeypatch.setattr("core.analysis.histogram.SLICE_WEIGHTS", 1 << 15)
+    sliced = ask(w, format).reach
+    for name in ("lowest", "highest", "tight_low", "tight_high", "beyond", "seen", "width"):
+        assert getattr(sliced, name) == getattr(whole, name), name
+
+
+def test_every_listed_format_is_shown_or_says_why():
+    w = gaussian(32, 512)
+    for known in FORMATS:
+        result = ask(w, known.name)
+        if result.dequantized is None:
+            assert not known.encodable, known.name
+            assert "not written" in result.notes[0]
+            continue
+        whole = known.quantize(w).dequantize()
+        same_as_numpy(result.dequantized, whole)
+        if known.family == "dense":
+            assert result.reach is None
+        elif result.reach is not None:
+            reach = result.reach
+            assert reach.lowest <= whole.min() < whole.max() <= reach.highest, known.name
+            assert reach.lowest <= reach.tight_low, known.name
+            assert reach.tight_high <= reach.highest, known.name
+            assert 512 % reach.width == 0
+            assert 0 <= reach.share_beyond < 0.25, known.name
+            view = group_view(GroupRequest(request_of(w, known.name), 5, 300))
+            assert view.group.low <= view.dequantized.min(), known.name
+            assert view.dequantized.max() <= view.group.high, known.name
 
 
 def test_groups_of_zeros_are_no_part_of_the_envelope():
