@@ -27,13 +27,18 @@ def out_of_range(row: int, limit: str = "65504, the largest 16-bit float") -> Ou
     return OutOfRange(f"row {row} needs a scale beyond {limit}", "choose a format with wider scales", row=row)
 
 
+def computable(w: Tensor) -> Tensor:
+    """w itself, or float32 of 8-bit floats, for which torch has no arithmetic."""
+    return w.float() if w.element_size() == 1 else w
+
+
 def require_finite(w: Tensor, first: int = 0) -> None:
     """Raises NonFinite naming the first row of [rows, columns] that holds NaN or Inf; w's rows count from `first`."""
     import torch
 
     rows = max(1, PIECE // max(1, w.shape[1]))
     for start in range(0, w.shape[0], rows):
-        piece = w[start : start + rows]
+        piece = computable(w[start : start + rows])
         if not torch.isfinite(piece).all():
             bad = (~torch.isfinite(piece).all(1)).nonzero()[0, 0].item()
             raise non_finite(first + start + int(bad))

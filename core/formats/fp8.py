@@ -18,7 +18,7 @@ from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from core.formats.base import Format, Grid, Parts
-from core.formats.checks import require_finite
+from core.formats.checks import computable, require_finite
 from core.tensors import DTYPES
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def _largest(w: torch.Tensor, dim: int) -> torch.Tensor:
     """float32: the largest magnitude along a dimension; NaN stays NaN."""
     import torch
 
-    low, high = torch.aminmax(w, dim=dim)
+    low, high = torch.aminmax(computable(w), dim=dim)
     return torch.maximum(-low.float(), high.float())
 
 

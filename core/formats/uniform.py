@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from core.errors import RecipeError
 from core.formats.base import Format, Grid, Parts, Quantized
-from core.formats.checks import out_of_range, require_finite
+from core.formats.checks import computable, out_of_range, require_finite
 from core.tensors import DTYPES
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Uniform(Format):
         if w.numel() == 0:
             low = high = torch.zeros(shape, device=w.device)
         else:
-            low, high = torch.aminmax(w.reshape(*shape, -1), dim=-1)
+            low, high = torch.aminmax(computable(w).reshape(*shape, -1), dim=-1)
             low, high = low.float(), high.float()
         if not (low.isfinite().all() and high.isfinite().all()):
             require_finite(w)

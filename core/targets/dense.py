@@ -108,7 +108,7 @@ def refuse_complex(checkpoint: Checkpoint) -> None:
 
 def _stored_dtype(assignment: Assignment) -> str:
     kind = assignment.format
-    return kind.dtype if isinstance(kind, Dense | Verbatim) else float_dtype(assignment.tensor.dtype)
+    return kind.dtype if isinstance(kind, (Dense, Verbatim)) else float_dtype(assignment.tensor.dtype)
 
 
 def _rounded(values: torch.Tensor, dtype: str) -> torch.Tensor:

@@ -97,10 +97,10 @@ def pairs(checkpoint: Checkpoint, outline: Outline) -> list[tuple[str, Value]]:
 
 def size_label(weights: int) -> str:
     """ "8.0B", "135M": at least two digits. source: the naming convention of GGUF files"""
-    for scale, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if weights > scale or suffix == "K":
+    for step, suffix in ((1e-12, "T"), (1e-9, "B"), (1e-6, "M"), (1e-3, "K")):
+        scaled = weights * step
+        if scaled > 1 or suffix == "K":
             break
-    scaled = weights / scale
     digits = len(str(round(scaled)).lstrip("0"))
     return f"{scaled:.{max(2 - digits, 0)}f}{suffix}"
 
