@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks import formats
+from benchmarks import formats, headers
 
 if __name__ == "__main__":
     formats.main()
+    headers.main()

