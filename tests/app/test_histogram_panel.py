@@ -17,7 +17,8 @@ import torch
 
 from app.job_service import JobService
 from app.jobs import Failed
-from app.panels.histogram.state import EMPTY, UNSELECTED, HistogramState, percent, short
+from app.panels.histogram.picture import percent, short
+from app.panels.histogram.state import EMPTY, UNSELECTED, HistogramState
 from app.panels.histogram.view import HistogramPanel
 from app.session import Session
 from core.analysis.histogram import GroupRequest, group_view, histogram
@@ -183,7 +184,7 @@ def test_curves_are_shares(logarithmic: bool):
     for curve in (picture.original, picture.dequantized, picture.residual):
         assert curve.edges.size == curve.heights.size + 1
         assert np.isfinite(curve.heights).all()
-        assert sum(state._shares(curve)) == pytest.approx(100.0, rel=1e-9)
+        assert sum(picture.shares(curve)) == pytest.approx(100.0, rel=1e-9)
     assert picture.original.heights.max() < picture.top
     assert picture.residual.heights.max() < picture.residual_top
     assert (picture.bottom < 0) == logarithmic

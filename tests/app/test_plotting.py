@@ -15,7 +15,8 @@ from PySide6.QtWidgets import QWidget
 
 from app.plotting.axes import ShareAxis, number
 from app.plotting.colors import DARK, LIGHT
-from app.plotting.plot import COMPACT, LANE, Plot, place
+from app.plotting.plot import COMPACT, Plot
+from app.plotting.strip import LANE, place
 from app.theme import current
 
 

@@ -3,20 +3,15 @@ in view.py."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from core.analysis.counts import Counts
-from core.analysis.histogram import BINS, GroupRequest, GroupView, HistogramRequest, HistogramResult
+from app.panels.histogram.picture import Picture, csv_of, percent, picture_of, short
+from core.analysis.histogram import GroupRequest, GroupView, HistogramRequest, HistogramResult
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from app.session import Session
     from core.analysis.reach import Group
     from core.targets.base import OutputTensor
@@ -27,26 +22,6 @@ PERCENTILES = (0.1, 1.0, 99.0, 99.9)
 FAR_OUT = 3.0
 EMPTY = "Open a checkpoint and select a tensor: its weights appear here, with what the strategy makes of them."
 UNSELECTED = "Select a tensor: its weights appear here, with what the strategy makes of them."
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """Steps: edges float64 [n + 1], heights float64 [n] in percent of all weights, or their decimal logarithm."""
-
-    edges: NDArray[np.float64]
-    heights: NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """One view's curves. top, residual_top: the upper end of the y axes; bottom: the lower one (0, or a logarithm)."""
-
-    original: Curve
-    dequantized: Curve | None
-    residual: Curve | None
-    bottom: float
-    top: float
-    residual_top: float
 
 
 class HistogramState:
@@ -243,15 +218,9 @@ class HistogramState:
                 continue
             at = int(np.searchsorted(curve.edges, x, side="right")) - 1
             if 0 <= at < curve.heights.size:
-                parts.append(f"{name} {percent(float(self._shares(curve)[at]))}")
+                parts.append(f"{name} {percent(float(self._drawn.shares(curve)[at]))}")
         parts.append(f"{percent(100 * result.original.share_below(x))} of all below")
         return f"at {short(x)}   " + "   ".join(parts)
-
-    def _shares(self, curve: Curve) -> NDArray[np.float64]:
-        """Percent, whatever the axis."""
-        if not self.logarithmic or self._drawn is None:
-            return curve.heights
-        return np.where(curve.heights > self._drawn.bottom, 10**curve.heights, 0.0)
 
     # --- arrays -------------------------------------------------------------------------------------------------------
 
@@ -291,53 +260,12 @@ class HistogramState:
     def picture(self, low: float, high: float) -> Picture:
         """Curves for a view from low to high."""
         assert self.result is not None
-        result = self.result
-        total = max(1, result.original.total)
-        floor = math.log10(100 / total / 2) if self.logarithmic else 0.0
-        original = self._curve(result.original.rebinned(low, high, BINS), total, floor)
-        dequantized = (
-            self._curve(result.dequantized.rebinned(low, high, BINS), total, floor) if result.dequantized else None
-        )
-        residual = self._curve(result.residual.rebinned(low, high, BINS), total, floor) if result.residual else None
-        top = _top(original)
-        if dequantized is not None:
-            # A grid shared by many weights puts them on few levels: those peaks may leave the picture.
-            peak = _top(dequantized)
-            top = max(top, peak if self.logarithmic else min(peak, 2 * top))
-        self._drawn = Picture(
-            original,
-            dequantized,
-            residual,
-            floor,
-            _headroom(floor, top),
-            _headroom(floor, _top(residual) if residual is not None else floor),
-        )
+        self._drawn = picture_of(self.result, low, high, self.logarithmic)
         return self._drawn
 
-    def _curve(self, counts: Counts, total: int, floor: float) -> Curve:
-        share: NDArray[np.float64] = counts.counts * np.float64(100 / total)
-        if self.logarithmic:
-            share = np.log10(np.maximum(share, 10**floor))
-        return Curve(counts.edges, share)
-
     def csv(self) -> str:
-        """The bins in view, as comma-separated values: from, to, percent of each curve; then the residual's own."""
-        out = io.StringIO()
-        writer = csv.writer(out, lineterminator="\n")
-        picture = self._drawn
-        if self.result is None or picture is None:
-            return ""
-        writer.writerow(["curve", "from", "to", "percent"])
-        for name, curve in (
-            ("original", picture.original),
-            ("dequantized", picture.dequantized),
-            ("residual", picture.residual),
-        ):
-            if curve is None:
-                continue
-            for a, b, value in zip(curve.edges[:-1], curve.edges[1:], self._shares(curve), strict=True):
-                writer.writerow([name, repr(float(a)), repr(float(b)), f"{value:.6g}"])
-        return out.getvalue()
+        """The bins in view, as comma-separated values; see picture.py."""
+        return csv_of(self._drawn) if self._drawn is not None else ""
 
     def _show_nothing(self) -> None:
         self.request, self.result, self.group, self.place, self.failure = None, None, None, None, ""
@@ -385,34 +313,3 @@ def _spread(result: HistogramResult) -> str:
         return ""
     farthest = max((moments.minimum, moments.maximum), key=lambda w: abs(w - moments.mean))
     return f"Farthest weight {short(farthest)}, {abs(farthest - moments.mean) / moments.std:.1f} σ from the mean"
-
-
-def _top(curve: Curve) -> float:
-    return float(curve.heights.max()) if curve.heights.size else 0.0
-
-
-def _headroom(floor: float, top: float) -> float:
-    return top + 0.06 * (top - floor) if top > floor else floor + 1.0
-
-
-def percent(value: float) -> str:
-    """0.3 → "0.3 %", 12.34 → "12 %": two figures; less than a ten-thousandth of a percent says so."""
-    if value == 0:
-        return "0 %"
-    if value < 1e-4:
-        return "< 0.0001 %"
-    if value >= 99.95:
-        return "100 %"
-    digits = max(0, 1 - math.floor(math.log10(value)))
-    return f"{value:.{min(digits, 5)}f}".rstrip("0").rstrip(".") + " %" if digits else f"{value:.0f} %"
-
-
-def short(value: float) -> str:
-    """Three figures, a true minus: 0.0213, −1.2e-05."""
-    if value == 0:
-        return "0"
-    text = f"{value:.3g}"
-    if "e" in text:
-        mantissa, exponent = text.split("e")
-        text = f"{mantissa}e{int(exponent)}"
-    return "−" + text[1:] if text.startswith("-") else text

@@ -273,7 +273,7 @@ class HistogramPanel(QWidget):
         self._levels.setXVals(group.levels.tolist() if group is not None and group.levels is not None else [])
         chosen = state.place is not None and state.group is not None
         self._rug.setXVals(state.group.weights.tolist() if chosen and state.group is not None else [])
-        from app.plotting.plot import place
+        from app.plotting.strip import place
 
         place(self._limits, state.limits())
         self._weights.item.update()

@@ -1,0 +1,122 @@
+"""From counts to curves: the part of a histogram that is in view, as shares, plain or logarithmic; its values as CSV;
+numbers in words. No Qt."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from core.analysis.counts import Counts
+from core.analysis.histogram import BINS, HistogramResult
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Steps: edges float64 [n + 1], heights float64 [n] in percent of all weights, or their decimal logarithm."""
+
+    edges: NDArray[np.float64]
+    heights: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One view's curves. top, residual_top: the upper end of the y axes; bottom: the lower one (0, or a logarithm)."""
+
+    original: Curve
+    dequantized: Curve | None
+    residual: Curve | None
+    bottom: float
+    top: float
+    residual_top: float
+    logarithmic: bool
+
+    def shares(self, curve: Curve) -> NDArray[np.float64]:
+        """Percent, whatever the axis."""
+        if not self.logarithmic:
+            return curve.heights
+        return np.where(curve.heights > self.bottom, 10**curve.heights, 0.0)
+
+
+def picture_of(result: HistogramResult, low: float, high: float, logarithmic: bool) -> Picture:
+    """Curves for a view from low to high."""
+    total = max(1, result.original.total)
+    floor = math.log10(100 / total / 2) if logarithmic else 0.0
+
+    def curve(counts: Counts) -> Curve:
+        part = counts.rebinned(low, high, BINS)
+        share: NDArray[np.float64] = part.counts * np.float64(100 / total)
+        return Curve(part.edges, np.log10(np.maximum(share, 10**floor)) if logarithmic else share)
+
+    original = curve(result.original)
+    dequantized = curve(result.dequantized) if result.dequantized is not None else None
+    residual = curve(result.residual) if result.residual is not None else None
+    top = _top(original)
+    if dequantized is not None:
+        # A grid shared by many weights puts them on few levels: those peaks may leave the picture.
+        peak = _top(dequantized)
+        top = max(top, peak if logarithmic else min(peak, 2 * top))
+    return Picture(
+        original,
+        dequantized,
+        residual,
+        floor,
+        _headroom(floor, top),
+        _headroom(floor, _top(residual) if residual is not None else floor),
+        logarithmic,
+    )
+
+
+def csv_of(picture: Picture) -> str:
+    """The bins as comma-separated values: curve, from, to, percent of all weights."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["curve", "from", "to", "percent"])
+    for name, curve in (
+        ("original", picture.original),
+        ("dequantized", picture.dequantized),
+        ("residual", picture.residual),
+    ):
+        if curve is None:
+            continue
+        for a, b, value in zip(curve.edges[:-1], curve.edges[1:], picture.shares(curve), strict=True):
+            writer.writerow([name, repr(float(a)), repr(float(b)), f"{value:.6g}"])
+    return out.getvalue()
+
+
+def _top(curve: Curve) -> float:
+    return float(curve.heights.max()) if curve.heights.size else 0.0
+
+
+def _headroom(floor: float, top: float) -> float:
+    return top + 0.06 * (top - floor) if top > floor else floor + 1.0
+
+
+def percent(value: float) -> str:
+    """0.3 → "0.3 %", 12.34 → "12 %": two figures; less than a ten-thousandth of a percent says so."""
+    if value == 0:
+        return "0 %"
+    if value < 1e-4:
+        return "< 0.0001 %"
+    if value >= 99.95:
+        return "100 %"
+    digits = max(0, 1 - math.floor(math.log10(value)))
+    return f"{value:.{min(digits, 5)}f}".rstrip("0").rstrip(".") + " %" if digits else f"{value:.0f} %"
+
+
+def short(value: float) -> str:
+    """Three figures, a true minus: 0.0213, −1.2e-05."""
+    if value == 0:
+        return "0"
+    text = f"{value:.3g}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        text = f"{mantissa}e{int(exponent)}"
+    return "−" + text[1:] if text.startswith("-") else text
