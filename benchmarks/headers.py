@@ -13,10 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from core.engine.model import Plan
+from typing import Any
 
 TENSORS = 50_000
 RUNS = 3
