@@ -211,16 +211,18 @@ class Runner:
         device: str = "cpu",
         out: Path | None = None,
     ) -> JobId:
-        """Queues a job. Preview jobs with the same key replace each other; heavy ones wait for their turn."""
+        """Queues a job. Preview jobs with the same key replace each other; heavy ones wait for their turn. After
+        `shutdown`, a job is stopped before it starts."""
         info = JobInfo(next(self._ids), title, lane, key, device, out, time.time())
         job = _Job(info, task, request, self._post)
         track = "heavy" if lane == "heavy" else f"preview {key or info.id}"
         with self._lock:
-            if self._closed:
-                raise RuntimeError("submitted after shutdown")
-            self._jobs[info.id] = job
             # Inside the lock, so that no worker can post Started before this.
             self._post(Queued(info))
+            if self._closed:
+                self._post(Finished(info.id, Stopped()))
+                return info.id
+            self._jobs[info.id] = job
             if lane == "preview":
                 self._replace(track)
             self._waiting.setdefault(track, deque()).append(job)

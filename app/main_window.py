@@ -67,6 +67,7 @@ class MainWindow(QMainWindow):
         self.devices: tuple[Offer, ...] = (Offer("cpu", "CPU"),)
         self._panels: dict[str, QWidget] = {}
         self._closing = False
+        self.stuck: tuple[str, ...] = ()  # jobs that would not stop when the window closed
         theme.set_mode(self.settings.get("theme/mode"))
         self._start_recipe()
         self._build()
@@ -451,7 +452,9 @@ class MainWindow(QMainWindow):
             event.ignore()
             return
         self._remember()
-        self.jobs.shutdown(CLOSE_SECONDS)
+        # Gone for the eye at once; a compiler at work may take its seconds.
+        self.hide()
+        self.stuck = self.jobs.shutdown(CLOSE_SECONDS)
         super().closeEvent(event)
 
     def _close_when_idle(self, seconds: float) -> None:

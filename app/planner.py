@@ -15,6 +15,7 @@ from PySide6.QtCore import QObject, Signal
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome
 from app.session import Changes, Notice, Session
+from app.totals import PlanTotals, Totals
 from core.context import JobContext
 from core.errors import RecipeError, TargetError
 
@@ -48,14 +49,16 @@ class PlanResult:
     by_name: dict[str, PlannedTensor]
     problems: tuple[Problem, ...]
     error: str
+    totals: PlanTotals | None = None
     free_bytes: int | None = None
 
 
-def open_task(path: str, ctx: JobContext) -> Checkpoint:
-    """The opened checkpoint. Reads headers only."""
+def open_task(path: str, ctx: JobContext) -> tuple[Checkpoint, Totals]:
+    """The opened checkpoint and its sums. Reads headers only."""
     from core.checkpoints import open_checkpoint
 
-    return open_checkpoint(path)
+    checkpoint = open_checkpoint(path)
+    return checkpoint, Totals.of(checkpoint)
 
 
 def plan_task(request: PlanRequest, ctx: JobContext) -> PlanResult:
@@ -84,7 +87,8 @@ def plan_task(request: PlanRequest, ctx: JobContext) -> PlanResult:
         free = shutil.disk_usage(request.out.parent).free
     except OSError:
         free = None
-    return PlanResult(plan, {t.tensor.name: t for t in plan.tensors}, problems, "", free)
+    by_name = {t.tensor.name: t for t in plan.tensors}
+    return PlanResult(plan, by_name, problems, "", PlanTotals.of(plan), free)
 
 
 def plain_outline(checkpoint: Checkpoint) -> Outline:
@@ -196,8 +200,9 @@ class Planner(QObject):
 
     def _took_open(self, outcome: Outcome) -> None:
         if isinstance(outcome, Done):
-            self.opened.emit(self._opening, outcome.result)
-            self._session.open(outcome.result, self)
+            checkpoint, totals = outcome.result
+            self.opened.emit(self._opening, checkpoint)
+            self._session.open(checkpoint, self, totals)
         elif isinstance(outcome, Failed):
             self._session.notify(Notice("error", f"Cannot open: {outcome.line}", outcome.details))
 
@@ -208,7 +213,7 @@ class Planner(QObject):
             if result.plan is not None and asked is not None:
                 self._outline_of = (id(asked.checkpoint), asked.target)
             self.free_bytes = result.free_bytes
-            self._session.set_plan(result.plan, result.by_name, result.error)
+            self._session.set_plan(result.plan, result.by_name, result.error, result.totals)
             self._session.set_problems(result.problems)
             if result.error:
                 self._session.notify(Notice("error", result.error))

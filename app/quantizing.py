@@ -12,9 +12,10 @@ from PySide6.QtCore import QObject, QTimer, Signal, Slot
 
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Stopped
+from app.reports import describe
 from app.session import Notice, Session, ShownError
 from core.context import JobContext
-from core.engine.progress import bytes_text, duration_text
+from core.engine.progress import duration_text
 
 if TYPE_CHECKING:
     from core.checkpoints.base import Checkpoint
@@ -41,7 +42,7 @@ def run_task(request: RunRequest, ctx: JobContext) -> Report:
     """The whole run. A stopped one leaves its rest for `resume`."""
     from core.engine.pipeline import run
 
-    return run(
+    report = run(
         request.plan,
         request.checkpoint,
         request.out,
@@ -51,6 +52,8 @@ def run_task(request: RunRequest, ctx: JobContext) -> Report:
         force=request.force,
         keep_partial=True,
     )
+    describe(report)
+    return report
 
 
 def discard_rest(out: Path) -> None:
@@ -154,7 +157,9 @@ class Quantizer(QObject):
             report: Report = outcome.result
             if request.checkpoint is self._session.checkpoint:
                 self._session.set_report(report)
-            self._session.notify(Notice("done", summary(report), details(report), ("open-result", "reveal-result")))
+            text = describe(report)
+            line = f"{report.out.name}: {text.line}, in {duration_text(report.seconds)}"
+            self._session.notify(Notice("done", line, text.details, ("open-result", "reveal-result")))
             self.finished.emit(report)
         elif isinstance(outcome, Failed):
             self._session.notify(Notice("error", f"{request.out.name}: {outcome.line}", outcome.details))
@@ -177,32 +182,6 @@ class Quantizer(QObject):
                 actions=("resume-run", "discard-run"),
             )
         )
-
-
-def summary(report: Report) -> str:
-    """ "model.gguf: 4.1 GiB in 75 s · SQNR mean 31.2 dB, worst 21.9 dB (blk.0.attn_k.weight)"."""
-    text = f"{report.out.name} is written: {bytes_text(report.nbytes)} in {duration_text(report.seconds)}"
-    measured = [t for t in report.tensors if t.sqnr_db is not None and t.sqnr_db < float("inf")]
-    if measured:
-        mean = sum(t.sqnr_db or 0.0 for t in measured) / len(measured)
-        worst = min(measured, key=lambda t: t.sqnr_db or 0.0)
-        text += f" · SQNR mean {mean:.1f} dB, worst {worst.sqnr_db:.1f} dB ({worst.name})"
-    count = len(report.fallbacks)
-    if count:
-        text += f" · {count} fallback{'s' if count != 1 else ''}"
-    return text
-
-
-def details(report: Report) -> str:
-    """The whole story of a run, one line each."""
-    lines = [
-        f"{report.out}",
-        f"{report.nbytes:,} bytes, {report.weights:,} weights, {report.seconds:.2f} s on {report.device}",
-        f"{report.weights_per_second / 1e6:.1f} M weights/s, peak memory {bytes_text(report.peak_rss_bytes)}",
-        *(f"{key}: {value}" for key, value in report.notes.items()),
-        *report.fallbacks,
-    ]
-    return "\n".join(lines)
 
 
 def errors_of(problems: tuple[Problem, ...]) -> tuple[Problem, ...]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PySide6.QtCore import QObject, Signal
 
 from app.edits import Document, Edit
+from app.totals import PlanTotals, Totals
 from core.recipes.model import Match, Recipe, Rule, Strategy
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class Session(QObject):
         self._plan: Plan | None = None
         self._planned: Mapping[str, PlannedTensor] = {}
         self._plan_error = ""
+        self._totals: Totals | None = None
+        self._plan_totals: PlanTotals | None = None
         self._problems: tuple[Problem, ...] = ()
         self._report: Report | None = None
         self._selection: tuple[str, ...] = ()
@@ -134,6 +137,16 @@ class Session(QObject):
         return plan is not None and plan.recipe == self.recipe and plan.target.name == self.target
 
     @property
+    def totals(self) -> Totals | None:
+        """Sums over the checkpoint, None without one."""
+        return self._totals
+
+    @property
+    def plan_totals(self) -> PlanTotals | None:
+        """Sums over `plan`, None without one."""
+        return self._plan_totals
+
+    @property
     def plan_error(self) -> str:
         """Why there is no plan, one line, or ""."""
         return self._plan_error
@@ -174,14 +187,18 @@ class Session(QObject):
         """A copy of all errors known for this checkpoint and target, for a task."""
         return dict(self._errors)
 
-    def open(self, checkpoint: Checkpoint, initiator: Any = None) -> Changes:
-        """Another checkpoint. The preset, target and device stay; assignments by hand and undo history go."""
+    def open(self, checkpoint: Checkpoint, initiator: Any = None, totals: Totals | None = None) -> Changes:
+        """Another checkpoint. The preset, target and device stay; assignments by hand and undo history go.
+
+        totals  its sums, made here if not given
+        """
         from app.edits import is_by_hand
 
         self._checkpoint = checkpoint
         rules = tuple(rule for rule in self.recipe.rules if not is_by_hand(rule))
         self._document = Document(Recipe(self.recipe.name, rules, self.recipe.comment), self.target)
         self._forget()
+        self._totals = totals if totals is not None else Totals.of(checkpoint)
         self._undo.clear()
         self._redo.clear()
         self.select(())
@@ -270,12 +287,19 @@ class Session(QObject):
         self._outline = outline
         return self._tell(Changes(outline=True), None)
 
-    def set_plan(self, plan: Plan | None, by_name: Mapping[str, PlannedTensor], error: str = "") -> Changes:
-        """The outcome of planning: a plan, or None with the reason."""
+    def set_plan(
+        self,
+        plan: Plan | None,
+        by_name: Mapping[str, PlannedTensor],
+        error: str = "",
+        totals: PlanTotals | None = None,
+    ) -> Changes:
+        """The outcome of planning: a plan with its sums (made here if not given), or None with the reason."""
         outline = plan is not None and plan.outline is not self._outline
         if plan is not None:
             self._outline = plan.outline
         self._plan, self._planned, self._plan_error = plan, by_name, error
+        self._plan_totals = PlanTotals.of(plan) if plan is not None and totals is None else totals
         if plan is not None and self.planned and self._undo and self._undo[-1].bytes_after is None:
             self._undo[-1].bytes_after = plan.nbytes
         return self._tell(Changes(plan=True, outline=outline, history=True), None)
@@ -314,7 +338,8 @@ class Session(QObject):
 
     def _forget(self) -> None:
         self._outline, self._plan, self._planned, self._plan_error = None, None, {}, ""
-        self._problems, self._report = (), None
+        self._problems, self._report, self._plan_totals = (), None, None
+        self._totals = None
         self._errors.clear()
 
     def _tell(self, changes: Changes, initiator: Any) -> Changes:

@@ -160,18 +160,18 @@ class Toolbar(QFrame):
     def show_size(self, free: int | None, busy: bool) -> None:
         """Before and after, and whether it fits the disk."""
         session = self._session
-        checkpoint, plan = session.checkpoint, session.plan
-        if checkpoint is None:
+        plan, totals, planned = session.plan, session.totals, session.plan_totals
+        if session.checkpoint is None or totals is None:
             self.size_label.clear()
             self.size_label.setToolTip("")
             return
-        before = bytes_text(checkpoint.nbytes)
-        if plan is None:
+        before = bytes_text(totals.source_bytes)
+        if plan is None or planned is None:
             self.size_label.setText(before if not session.plan_error else f"{before} → no plan")
             self.size_label.setToolTip(session.plan_error)
             return
-        text = f"{before} → {bytes_text(plan.nbytes)} · {plan.bpw:.2f} bpw"
-        tip = f"{checkpoint.nbytes:,} bytes → {plan.nbytes:,} bytes, exact, all files of the output"
+        text = f"{before} → {bytes_text(plan.nbytes)} · {planned.bpw:.2f} bpw"
+        tip = f"{totals.source_bytes:,} bytes → {plan.nbytes:,} bytes, exact, all files of the output"
         if free is not None:
             text += " · fits" if free >= plan.nbytes else " · does not fit"
             tip += f"\n{bytes_text(free)} free on the disk of the output"

@@ -170,7 +170,7 @@ def test_dragging_a_rule_far_is_one_step() -> None:
 def plan_of(session: Session, nbytes: int) -> SimpleNamespace:
     """The few fields of a plan that the session looks at."""
     target = SimpleNamespace(name=session.target)
-    return SimpleNamespace(recipe=session.recipe, target=target, nbytes=nbytes, outline=object())
+    return SimpleNamespace(recipe=session.recipe, target=target, nbytes=nbytes, outline=object(), tensors=(), bpw=4.5)
 
 
 def test_undo_says_the_change_in_bytes() -> None:
@@ -211,7 +211,7 @@ def test_opening_forgets_names_but_not_the_preset() -> None:
     session.begin(BASE)
     session.apply(AssignStrategy(NAMES[:1], Strategy("q4_k")))
     session.select(NAMES[:1])
-    session.open(SimpleNamespace(path=Path("/m")))
+    session.open(SimpleNamespace(path=Path("/m"), nbytes=1, parameters=1))
     assert session.document == BASE
     assert session.selection == ()
     assert not session.undo_label

@@ -13,8 +13,9 @@ from PySide6.QtCore import Qt
 
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobInfo, Progress, Stopped
-from app.panels.jobs.state import STAGES, JobRow, JobsState, report_details, report_line
+from app.panels.jobs.state import STAGES, JobRow, JobsState
 from app.panels.jobs.view import JobsPanel
+from app.reports import report_details, report_line
 from app.session import Session
 from app.theme import icon_names
 from core.engine.model import Report, TensorReport

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from core.context import SILENT, JobContext
 from core.engine.progress import bytes_text
 
 if TYPE_CHECKING:
     from app.session import Session, ShownError
-    from core.engine.model import PlannedTensor
+    from app.totals import Totals
+    from core.checkpoints.base import Checkpoint
+    from core.engine.model import Plan, PlannedTensor
+    from core.recipes.model import Strategy
 
 # More metadata lines than this help nobody.
 _METADATA = 60
-# Errors of more tensors than this are not gone through while the user waits.
-_LOOKED_AT = 5000
+# More selected tensors than this are gone through behind.
+INLINE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +32,47 @@ class Fact:
     heading: bool = False
 
 
-def facts(session: Session) -> tuple[str, list[Fact]]:
-    """Title and lines for what is selected now."""
-    names = session.selection
+@dataclass(frozen=True)
+class FactsRequest:
+    """What the facts are about. errors: by (name, strategy); for one tensor or none they are a few."""
+
+    checkpoint: Checkpoint
+    plan: Plan | None
+    totals: Totals | None
+    names: tuple[str, ...]
+    by_name: Mapping[str, PlannedTensor]
+    errors: Mapping[tuple[str, Strategy], ShownError]
+
+
+def request_of(session: Session) -> FactsRequest | None:
+    """The request for what is selected now, None without a checkpoint."""
     if session.checkpoint is None:
+        return None
+    names = session.selection
+    errors: dict[tuple[str, Strategy], ShownError] = {}
+    if len(names) > INLINE:
+        errors.update(session.known_errors())
+    else:
+        for name in names:
+            planned, error = session.tensor(name), session.error(name)
+            if planned is not None and error is not None:
+                errors[name, planned.strategy] = error
+    return FactsRequest(session.checkpoint, session.plan, session.totals, names, session.planned_tensors, errors)
+
+
+def facts(request: FactsRequest | None, ctx: JobContext = SILENT) -> tuple[str, list[Fact]]:
+    """Title and lines. Takes milliseconds up to INLINE names; beyond that it belongs into a job."""
+    if request is None:
         return "", []
-    chosen = [t for t in map(session.tensor, names) if t is not None]
+    chosen = [t for t in map(request.by_name.get, request.names) if t is not None]
     if len(chosen) == 1:
-        return chosen[0].tensor.name, _of_tensor(chosen[0], session)
+        return chosen[0].tensor.name, _of_tensor(chosen[0], request)
     if chosen:
-        return f"{len(chosen):,} tensors", _of_many(chosen, session)
-    return session.checkpoint.path.name, _of_checkpoint(session)
+        return f"{len(chosen):,} tensors", _of_many(chosen, request)
+    return request.checkpoint.path.name, _of_checkpoint(request)
 
 
-def _of_tensor(planned: PlannedTensor, session: Session) -> list[Fact]:
+def _of_tensor(planned: PlannedTensor, request: FactsRequest) -> list[Fact]:
     t = planned.tensor
     sources = t.source.names()
     lines = [
@@ -68,13 +99,13 @@ def _of_tensor(planned: PlannedTensor, session: Session) -> list[Fact]:
     ]
     if planned.strategy.params:
         lines += [Fact(key, str(value)) for key, value in planned.strategy.params]
-    error = session.error(t.name)
+    error = request.errors.get((t.name, planned.strategy))
     if error is not None and error.sqnr_db is not None:
         lines += [Fact("", _error_title(error), heading=True), *_error_lines(error)]
     return lines
 
 
-def _of_many(chosen: Sequence[PlannedTensor], session: Session) -> list[Fact]:
+def _of_many(chosen: Sequence[PlannedTensor], request: FactsRequest) -> list[Fact]:
     weights = sum(t.tensor.numel for t in chosen)
     nbytes = sum(t.nbytes for t in chosen)
     strategies: dict[str, int] = {}
@@ -88,12 +119,12 @@ def _of_many(chosen: Sequence[PlannedTensor], session: Session) -> list[Fact]:
     ]
     ranked = sorted(strategies.items(), key=lambda item: -item[1])
     lines += [Fact(name, f"{count:,} tensor{'' if count == 1 else 's'}") for name, count in ranked]
-    if len(chosen) > _LOOKED_AT:
-        return lines
     known = [
         (e.sqnr_db, t.tensor.name)
         for t in chosen
-        if (e := session.error(t.tensor.name)) is not None and e.sqnr_db is not None and math.isfinite(e.sqnr_db)
+        if (e := request.errors.get((t.tensor.name, t.strategy))) is not None
+        and e.sqnr_db is not None
+        and math.isfinite(e.sqnr_db)
     ]
     if known:
         worst = min(known)
@@ -106,17 +137,17 @@ def _of_many(chosen: Sequence[PlannedTensor], session: Session) -> list[Fact]:
     return lines
 
 
-def _of_checkpoint(session: Session) -> list[Fact]:
-    checkpoint, plan = session.checkpoint, session.plan
-    assert checkpoint is not None
+def _of_checkpoint(request: FactsRequest) -> list[Fact]:
+    checkpoint, plan, totals = request.checkpoint, request.plan, request.totals
     lines = [
         Fact("path", str(checkpoint.path)),
         Fact("kind", checkpoint.kind),
         Fact("files", f"{len(checkpoint.files):,}"),
         Fact("tensors", f"{len(checkpoint.tensors):,}"),
-        Fact("weights", f"{checkpoint.parameters:,}"),
-        Fact("size", f"{checkpoint.nbytes:,} bytes ({bytes_text(checkpoint.nbytes)})"),
     ]
+    if totals is not None:
+        size = totals.source_bytes
+        lines += [Fact("weights", f"{totals.weights:,}"), Fact("size", f"{size:,} bytes ({bytes_text(size)})")]
     if plan is not None:
         outline = plan.outline
         lines += [Fact("", "Model", heading=True)]

@@ -6,12 +6,14 @@ from PySide6.QtCore import Qt, QTimer, Slot
 from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QScrollArea, QVBoxLayout, QWidget
 
 from app.job_service import JobService
-from app.panels.info.state import facts
+from app.jobs import Done, JobId, Outcome
+from app.panels.info.state import INLINE, Fact, facts, request_of
 from app.session import Changes, Session
 from app.theme import figures
 
 EMPTY = "Open a checkpoint and select a tensor: its shape, strategy, size and error are listed here."
 SETTLE_MS = 60
+KEY = "facts"
 
 
 class InfoPanel(QScrollArea):
@@ -20,29 +22,45 @@ class InfoPanel(QScrollArea):
     def __init__(self, session: Session, jobs: JobService) -> None:
         super().__init__()
         self._session = session
+        self._jobs = jobs
+        self._job: JobId | None = None
         self._shown: object = None
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(SETTLE_MS)
-        self._timer.timeout.connect(self._show)
+        self._timer.timeout.connect(self._look)
         session.changed.connect(self._changed)
         session.selection_changed.connect(self._later)
-        self._show()
+        jobs.finished.connect(self._finished)
+        self._look()
 
     def _changed(self, changes: Changes, initiator: object) -> None:
-        chosen = self._session.selection
-        if changes.plan or changes.checkpoint or (changes.errors and not changes.errors.isdisjoint(chosen)):
+        if changes.plan or changes.checkpoint or changes.errors:
             self._later()
 
     @Slot()
     def _later(self) -> None:
-        self._timer.start()
+        if not self._timer.isActive():
+            self._timer.start()
 
     @Slot()
-    def _show(self) -> None:
-        title, lines = facts(self._session)
+    def _look(self) -> None:
+        request = request_of(self._session)
+        self._job = None
+        if request is not None and len(request.names) > INLINE:
+            self._job = self._jobs.submit(facts, request, title="Facts", lane="preview", key=KEY)
+        else:
+            self._show(*facts(request))
+
+    def _finished(self, job: JobId, outcome: Outcome) -> None:
+        if job == self._job:
+            self._job = None
+            if isinstance(outcome, Done):
+                self._show(*outcome.result)
+
+    def _show(self, title: str, lines: list[Fact]) -> None:
         if (title, lines) == self._shown:
             return
         self._shown = (title, lines)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from app.jobs import Done, Failed, JobId, JobInfo, Outcome, Progress
+from app.reports import describe
 from core.engine.model import Report
 from core.engine.progress import bytes_text, duration_text
 
@@ -22,8 +22,6 @@ STAGES: dict[Stage, tuple[str, str, str]] = {
     "failed": ("x-circle", "failure_text", "Failed"),
     "stopped": ("prohibit", "muted", "Stopped"),
 }
-# Lines of a report that are shown: the worst tensors.
-WORST = 20
 
 
 @dataclass(slots=True)
@@ -102,7 +100,7 @@ class JobRow:
         if isinstance(self.outcome, Failed):
             return self.outcome.line
         if self.report is not None:
-            return report_line(self.report)
+            return describe(self.report).line
         if self.stage == "stopped":
             return "Stopped before the end" if self.progress is not None else "Stopped before it began"
         if self.stage == "done":
@@ -114,7 +112,7 @@ class JobRow:
         """What the disclosure opens: a traceback, or the report."""
         if isinstance(self.outcome, Failed):
             return self.outcome.details
-        return report_details(self.report) if self.report is not None else ""
+        return describe(self.report).details if self.report is not None else ""
 
 
 class JobsState:
@@ -175,34 +173,3 @@ class JobsState:
         if row is not None and not row.over:
             row.stage = stage
         return row
-
-
-def report_line(report: Report) -> str:
-    """ "4.1 GiB written · 31 M weights/s · SQNR mean 31.2 dB, worst 21.9 dB (blk.0.attn_k.weight)"."""
-    parts = [f"{bytes_text(report.nbytes)} written"]
-    if report.weights_per_second >= 1e5:
-        parts.append(f"{report.weights_per_second / 1e6:.3g} M weights/s")
-    measured = [t for t in report.tensors if t.sqnr_db is not None and math.isfinite(t.sqnr_db)]
-    if measured:
-        mean = sum(t.sqnr_db or 0.0 for t in measured) / len(measured)
-        worst = min(measured, key=lambda t: t.sqnr_db or 0.0)
-        parts.append(f"SQNR mean {mean:.1f} dB, worst {worst.sqnr_db:.1f} dB ({worst.name})")
-    count = len(report.fallbacks) + sum(len(t.fallbacks) for t in report.tensors)
-    if count:
-        parts.append(f"{count} fallback{'s' if count != 1 else ''}")
-    return " · ".join(parts)
-
-
-def report_details(report: Report) -> str:
-    """Where the file is, what was not done as asked, and the tensors with the largest error."""
-    lines = [str(report.out), f"{report.nbytes:,} bytes, {report.weights:,} weights, on {report.device}"]
-    lines += [f"{key}: {value}" for key, value in report.notes.items()]
-    lines += report.fallbacks
-    lines += [f"{t.name}: {text}" for t in report.tensors for text in t.fallbacks]
-    measured = sorted(
-        (t for t in report.tensors if t.sqnr_db is not None and math.isfinite(t.sqnr_db)), key=lambda t: t.sqnr_db or 0
-    )
-    if measured:
-        lines += ["", f"SQNR, dB, the worst {min(WORST, len(measured))} of {len(measured)} quantized tensors"]
-        lines += [f"{t.sqnr_db:7.1f}  {t.strategy:<12} {t.name}" for t in measured[:WORST]]
-    return "\n".join(lines)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from app.reports import fallback_lines
+from app.totals import PlanTotals, Totals
 from core.engine.progress import bytes_text
 
 if TYPE_CHECKING:
@@ -94,30 +96,31 @@ class LogState:
         """Lines to copy: these, or all that are shown."""
         return "".join(f"{e.line}\n" for e in (self.shown if entries is None else entries))
 
-    def opened(self, checkpoint: Checkpoint | None) -> None:
+    def opened(self, checkpoint: Checkpoint | None, totals: Totals | None = None) -> None:
         self._problems, self._plan = (), ""
         if checkpoint is None:
             self.add("note", "Closed the checkpoint")
             return
+        sums = totals if totals is not None else Totals.of(checkpoint)
         self.add(
             "note",
             f"Opened {checkpoint.path}: {checkpoint.kind}, {len(checkpoint.tensors):,} tensors, "
-            f"{checkpoint.parameters:,} weights, {bytes_text(checkpoint.nbytes)}",
+            f"{sums.weights:,} weights, {bytes_text(sums.source_bytes)}",
         )
 
-    def planned(self, plan: Plan) -> None:
+    def planned(self, plan: Plan, totals: PlanTotals | None = None) -> None:
         """What a plan came to, where that is new."""
-        kept = sum(1 for t in plan.tensors if not t.quantized)
-        fallen = sum(1 for t in plan.tensors if t.fallback)
+        sums = totals if totals is not None else PlanTotals.of(plan)
+        kept, fallen = sums.kept, len(sums.fallbacks)
         text = (
             f"Planned {plan.recipe.name or 'recipe'} for {plan.target.name}: {len(plan.tensors):,} tensors, "
-            f"{kept:,} kept, {bytes_text(plan.nbytes)}, {plan.bpw:.2f} bpw"
+            f"{kept:,} kept, {bytes_text(plan.nbytes)}, {sums.bpw:.2f} bpw"
         )
         if fallen:
             text += f", {fallen:,} not as asked"
         if text != self._plan:
             self._plan = text
-            self.add("note", text, "\n".join(f"{t.tensor.name}: {t.reason}" for t in plan.tensors if t.fallback))
+            self.add("note", text, "\n".join(sums.fallbacks))
 
     def found(self, problems: tuple[Problem, ...]) -> None:
         """Preflight's findings, those that were not there before."""
@@ -131,7 +134,7 @@ class LogState:
 
     def reported(self, report: Report) -> None:
         """What of a finished run did not go as asked."""
-        lines = [*report.fallbacks, *(f"{t.name}: {text}" for t in report.tensors for text in t.fallbacks)]
+        lines = fallback_lines(report)
         for line in lines[:FINDINGS]:
             self.add("warning", f"Fallback: {line}")
         if len(lines) > FINDINGS:

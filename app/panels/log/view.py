@@ -183,9 +183,9 @@ class LogPanel(QWidget):
     def _changed(self, changes: Changes, initiator: object) -> None:
         session = self._session
         if changes.checkpoint:
-            self.state.opened(session.checkpoint)
+            self.state.opened(session.checkpoint, session.totals)
         if changes.plan and session.plan is not None and session.planned:
-            self.state.planned(session.plan)
+            self.state.planned(session.plan, session.plan_totals)
         if changes.problems:
             self.state.found(session.problems)
         if changes.report and session.report is not None:

@@ -12,6 +12,8 @@ from app.panels.tensors.state import Cells, Filter, Rows, make_cells, make_rows,
 from core.context import JobContext
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from app.session import ShownError
     from core.engine.model import Plan
     from core.targets.base import Outline
@@ -38,7 +40,7 @@ class TableData:
     cells: Cells | None
     errors: Errors
     filter: Filter
-    passing: list[int] | None
+    passing: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,6 @@ def table_task(request: TableRequest, ctx: JobContext) -> TableData:
     return TableData(rows, cells, errors, request.filter, passing)
 
 
-def filter_task(request: FilterRequest, ctx: JobContext) -> list[int] | None:
+def filter_task(request: FilterRequest, ctx: JobContext) -> np.ndarray | None:
     """Rows that pass. Raises RecipeError for a wrong regular expression."""
     return matching(request.rows, request.filter)

@@ -39,6 +39,13 @@ NO_PARENT = QModelIndex()
 UNKNOWN, SAMPLED, EXACT, WRITTEN = 0, 1, 2, 3
 
 
+# Made once: Qt asks for every cell, and combining Qt's enums in Python takes longer than drawing.
+_LEFT = int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
+_RIGHT = int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+_FLAGS = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable | Qt.ItemFlag.ItemNeverHasChildren
+_EDITABLE = _FLAGS | Qt.ItemFlag.ItemIsEditable
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column. number: right-aligned, tabular figures; width in pixels at the start."""
@@ -123,22 +130,22 @@ class TensorModel(QAbstractTableModel):
         self.rows: Rows | None = None
         self.cells: Cells | None = None
         self.errors: Errors | None = None
-        self.passing: Sequence[int] | None = None
+        self.passing: np.ndarray | None = None
         self.filter = Filter()
         self.order = Order()
         self.grouped = True
         self.folded: frozenset[str] = frozenset()
         self.title = ""
         self.source_bytes: Mapping[str, int] = {}
-        self._ordered: Sequence[int] = ()
+        self._ordered: np.ndarray | None = None
         self._lines: list[int] = []
+        # The lines that anyone sees: changes elsewhere are told when they scroll in.
+        self.on_screen = range(0, 1 << 30)
         self._shown = 0
 
     # What is shown
 
-    def show(
-        self, rows: Rows | None, cells: Cells | None, errors: Errors | None, passing: Sequence[int] | None
-    ) -> None:
+    def show(self, rows: Rows | None, cells: Cells | None, errors: Errors | None, passing: np.ndarray | None) -> None:
         """Swaps everything in at once. The filter's answer comes with it."""
         same = rows is self.rows and passing is self.passing and rows is not None
         self.rows, self.cells, self.errors, self.passing = rows, cells, errors, passing
@@ -148,7 +155,7 @@ class TensorModel(QAbstractTableModel):
         else:
             self.rearrange()
 
-    def set_filter(self, wanted: Filter, passing: Sequence[int] | None) -> None:
+    def set_filter(self, wanted: Filter, passing: np.ndarray | None) -> None:
         self.filter, self.passing = wanted, passing
         self.rearrange()
 
@@ -184,18 +191,23 @@ class TensorModel(QAbstractTableModel):
             return
         for i, error in changed.items():
             errors.sqnr[i], errors.mark[i] = error_cell(error)
-        update_worst(rows, errors, {rows.block[i] for i in changed})
+        blocks = {int(rows.block[i]) for i in changed}
+        update_worst(rows, errors, blocks)
+        # Cell by cell for what is on screen: told of a range, Qt repaints everything.
         column = PLACE["sqnr"]
-        if self._lines:
-            self.dataChanged.emit(self.index(0, column), self.index(len(self._lines) - 1, column))
+        for line in range(self.on_screen.start, min(self.on_screen.stop, len(self._lines))):
+            entry = self._lines[line]
+            if entry in changed or entry == MODEL or (entry < 0 and entry_block(entry) in blocks):
+                index = self.index(line, column)
+                self.dataChanged.emit(index, index)
 
-    def _order(self) -> Sequence[int]:
+    def _order(self) -> np.ndarray | None:
         if self.rows is None:
-            return ()
+            return None
         return ordering(self.rows, self.cells, self.errors.sqnr if self.errors else None, self.order)
 
     def _arranged(self) -> Arrangement:
-        if self.rows is None:
+        if self.rows is None or self._ordered is None:
             return Arrangement([], 0)
         backwards = self.order.column == "name" and self.order.descending
         return arrange(self.rows, self._ordered, self.passing, self.grouped, self._open_folds(), backwards)
@@ -251,15 +263,19 @@ class TensorModel(QAbstractTableModel):
         return tensors_of([self._lines[n] for n in lines], self.rows, self.passing)
 
     def names_at(self, lines: Sequence[int]) -> tuple[str, ...]:
-        return tuple(self.rows.names[i] for i in self.rows_at(lines)) if self.rows is not None else ()
+        return tuple(map(self.rows.names.__getitem__, self.rows_at(lines))) if self.rows is not None else ()
 
     def lines_of(self, names: Iterable[str]) -> list[int]:
         """Visible lines of tensors, ascending."""
+        import numpy as np
+
         rows = self.rows
         if rows is None:
             return []
-        wanted = {rows.index[n] for n in names if n in rows.index}
-        return [line for line, entry in enumerate(self._lines) if entry in wanted] if wanted else []
+        wanted = np.zeros(len(rows) + 1, bool)  # the last stands for entries that are no tensors
+        wanted[[rows.index[n] for n in names if n in rows.index]] = True
+        lines = np.array(self._lines, np.int64)
+        return np.flatnonzero(wanted[np.where(lines < 0, len(rows), lines)]).tolist()
 
     # Qt's questions
 
@@ -280,17 +296,13 @@ class TensorModel(QAbstractTableModel):
         if role == Qt.ItemDataRole.ToolTipRole:
             return column.help
         if role == Qt.ItemDataRole.TextAlignmentRole:
-            side = Qt.AlignmentFlag.AlignRight if column.number else Qt.AlignmentFlag.AlignLeft
-            return int(side | Qt.AlignmentFlag.AlignVCenter)
+            return _RIGHT if column.number else _LEFT
         return None
 
     def flags(self, index: Index) -> Qt.ItemFlag:
         if not index.isValid():
             return Qt.ItemFlag.NoItemFlags
-        flags = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable | Qt.ItemFlag.ItemNeverHasChildren
-        if index.column() == PLACE["strategy"] and self.cells is not None:
-            flags |= Qt.ItemFlag.ItemIsEditable
-        return flags
+        return _EDITABLE if index.column() == PLACE["strategy"] and self.cells is not None else _FLAGS
 
     def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
         if not index.isValid() or not 0 <= index.row() < len(self._lines):
@@ -303,8 +315,7 @@ class TensorModel(QAbstractTableModel):
         if role == Qt.ItemDataRole.ToolTipRole:
             return self.tooltip(index.row(), column.id)
         if role == Qt.ItemDataRole.TextAlignmentRole:
-            side = Qt.AlignmentFlag.AlignRight if column.number else Qt.AlignmentFlag.AlignLeft
-            return int(side | Qt.AlignmentFlag.AlignVCenter)
+            return _RIGHT if column.number else _LEFT
         return None
 
     def setData(self, index: Index, value: Any, role: int = Qt.ItemDataRole.EditRole) -> bool:
@@ -350,7 +361,7 @@ class TensorModel(QAbstractTableModel):
             return self.title or "model" if entry == MODEL else rows.blocks[block]
         if column == "shape":
             count = len(rows) if entry == MODEL else len(rows.members[block])
-            return f"{count:,}"
+            return f"{count:,} tensor{'' if count == 1 else 's'}"
         if column == "sqnr":
             worst = self.worst(entry)
             return f"≥ {worst:.1f}" if math.isfinite(worst) else ""
@@ -359,9 +370,9 @@ class TensorModel(QAbstractTableModel):
         if column == "strategy":
             return cells.model_strategy if entry == MODEL else cells.block_strategy[block]
         if column == "bpw":
-            return f"{cells.plan.bpw if entry == MODEL else cells.block_bpw[block]:.2f}"
+            return f"{cells.model_bpw if entry == MODEL else cells.block_bpw[block]:.2f}"
         if column == "size":
-            nbytes = sum(cells.block_bytes) if entry == MODEL else cells.block_bytes[block]
+            nbytes = cells.model_bytes if entry == MODEL else cells.block_bytes[block]
             return size_text(nbytes, cells.unit[1])
         return ""
 

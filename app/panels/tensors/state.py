@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.errors import RecipeError
 from core.tensors import natural_key
@@ -27,11 +27,13 @@ OUTSIDE = "outside the blocks"
 MODEL = -1
 
 
-def block_entry(block: int) -> int:
+def block_entry(block: Any) -> Any:
+    """The entry of a block, or an array of them."""
     return -2 - block
 
 
-def entry_block(entry: int) -> int:
+def entry_block(entry: Any) -> Any:
+    """The block of an entry; the inverse of block_entry."""
     return -2 - entry
 
 
@@ -41,7 +43,7 @@ class Rows:
 
     short     the name inside its block
     lower     what the text filter looks at: container and source name in lower case
-    blocks    labels, in natural order; block: index into it per row
+    blocks    labels, in natural order; block: int64 [rows], index into it
     members   rows of each block, in natural order of their names
     by_name   int64 [rows], rows in natural order of their names
     """
@@ -54,7 +56,7 @@ class Rows:
     dtypes: list[str]
     roles: list[str]
     blocks: list[str]
-    block: list[int]
+    block: np.ndarray
     members: list[list[int]]
     by_name: np.ndarray
     numel: list[int]
@@ -107,7 +109,7 @@ def make_rows(outline: Outline) -> Rows:
         dtypes=[t.dtype for t in outline.tensors],
         roles=[t.role.kind for t in outline.tensors],
         blocks=blocks,
-        block=[place[label] for label in labels],
+        block=np.array([place[label] for label in labels], np.int64),
         members=members,
         by_name=np.array(order, np.int64),
         numel=[t.numel for t in outline.tensors],
@@ -134,6 +136,8 @@ class Cells:
     block_bpw: list[float]
     block_strategy: list[str]
     model_strategy: str
+    model_bytes: int
+    model_bpw: float
     largest: int
 
     @cached_property
@@ -170,6 +174,8 @@ def make_cells(rows: Rows, plan: Plan) -> Cells:
         block_bpw=[8 * b / w if w else 0.0 for b, w in zip(block_bytes, weights, strict=True)],
         block_strategy=[_mix([strategy[i] for i in rows_in]) for rows_in in rows.members],
         model_strategy=_mix(strategy),
+        model_bytes=sum(block_bytes),
+        model_bpw=8 * sum(block_bytes) / sum(weights) if sum(weights) else 0.0,
         largest=max(nbytes, default=0),
     )
 
@@ -206,25 +212,30 @@ class Order:
     descending: bool = False
 
 
-def matching(rows: Rows, wanted: Filter) -> list[int] | None:
-    """Rows that pass the filter, ascending; None for all. Raises RecipeError for a bad regular expression."""
+def matching(rows: Rows, wanted: Filter) -> np.ndarray | None:
+    """bool [rows]: which pass the filter; None for all. Raises RecipeError for a bad regular expression."""
+    import numpy as np
+
     if not wanted:
         return None
-    found: Sequence[int] = range(len(rows))
+    kept = np.ones(len(rows), bool)
     if wanted.dtype:
-        found = [i for i in found if rows.dtypes[i] == wanted.dtype]
+        kept &= np.array([dtype == wanted.dtype for dtype in rows.dtypes], bool)
     if wanted.roles:
-        found = [i for i in found if rows.roles[i] in wanted.roles]
+        kept &= np.array([role in wanted.roles for role in rows.roles], bool)
     text = wanted.text.strip()
     if text.startswith("re:"):
         try:
             search = re.compile(text[3:], re.IGNORECASE).search
         except (re.error, OverflowError, RecursionError) as error:
             raise RecipeError(f"not a regular expression: {error}", "plain words need no re:", text) from None
-        return [i for i in found if search(rows.lower[i])]
+        found = np.zeros(len(rows), bool)
+        left = np.flatnonzero(kept).tolist()
+        found[left] = [search(rows.lower[i]) is not None for i in left]
+        return found
     for word in text.lower().split():
-        found = [i for i in found if word in rows.lower[i]]
-    return list(found)
+        kept &= np.array([word in name for name in rows.lower], bool)
+    return kept
 
 
 @dataclass(frozen=True)
@@ -235,8 +246,8 @@ class Arrangement:
     shown: int
 
 
-def ordering(rows: Rows, cells: Cells | None, sqnr: np.ndarray | None, order: Order) -> list[int]:
-    """All rows in the wanted order, names deciding between equals. Unknown values stay at the end either way.
+def ordering(rows: Rows, cells: Cells | None, sqnr: np.ndarray | None, order: Order) -> np.ndarray:
+    """int64 [rows]: all rows in the wanted order, names deciding between equals. Unknown values stay at the end.
 
     sqnr  float64 [rows], NaN where unknown
     """
@@ -245,12 +256,12 @@ def ordering(rows: Rows, cells: Cells | None, sqnr: np.ndarray | None, order: Or
     by_name = rows.by_name
     values = _values(rows, cells, sqnr, order.column)
     if values is None:
-        return by_name[::-1].tolist() if order.descending else by_name.tolist()
+        return by_name[::-1] if order.descending else by_name
     column = values[by_name]
     if order.descending:
         column = -column
     # NaN sorts last, before and after the change of sign.
-    return by_name[np.argsort(column, kind="stable")].tolist()
+    return by_name[np.argsort(column, kind="stable")]
 
 
 def _values(rows: Rows, cells: Cells | None, sqnr: np.ndarray | None, column: str) -> np.ndarray | None:
@@ -287,8 +298,8 @@ def _codes(words: Sequence[str]) -> np.ndarray:
 
 def arrange(
     rows: Rows,
-    ordered: Sequence[int],
-    passing: Sequence[int] | None,
+    ordered: np.ndarray,
+    passing: np.ndarray | None,
     grouped: bool,
     folded: frozenset[str],
     reverse_blocks: bool = False,
@@ -299,39 +310,39 @@ def arrange(
     passing  from `matching`
     folded   labels of blocks that are closed; "" is the model
     """
-    count = len(rows) if passing is None else len(passing)
-    keep = None if passing is None else set(passing)
-    chosen = ordered if keep is None else [i for i in ordered if i in keep]
+    import numpy as np
+
+    chosen = ordered if passing is None else ordered[passing[ordered]]
+    count = len(chosen)
     if not grouped:
-        return Arrangement(list(chosen), count)
+        return Arrangement(chosen.tolist(), count)
     if "" in folded:
         return Arrangement([MODEL], count)
-    inside: list[list[int]] = [[] for _ in rows.blocks]
-    block_of = rows.block
-    for i in chosen:
-        inside[block_of[i]].append(i)
-    entries = [MODEL]
-    blocks = range(len(rows.blocks))
-    for block in reversed(blocks) if reverse_blocks else blocks:
-        if not inside[block]:
-            continue
-        entries.append(block_entry(block))
-        if rows.blocks[block] not in folded:
-            entries.extend(inside[block])
-    return Arrangement(entries, count)
+    blocks = rows.block[chosen]
+    by_block = np.argsort(-blocks if reverse_blocks else blocks, kind="stable")
+    chosen, blocks = chosen[by_block], blocks[by_block]
+    first = np.flatnonzero(np.diff(blocks, prepend=-1))
+    entries = np.insert(chosen, first, block_entry(0) - blocks[first])
+    if folded:
+        closed = np.array([label in folded for label in rows.blocks], bool)
+        entries = entries[(entries < 0) | ~closed[np.insert(blocks, first, blocks[first])]]
+    return Arrangement([MODEL, *entries.tolist()], count)
 
 
-def tensors_of(entries: Sequence[int], rows: Rows, passing: Sequence[int] | None) -> list[int]:
+def tensors_of(entries: Sequence[int], rows: Rows, passing: np.ndarray | None) -> list[int]:
     """Rows that lines stand for: a block stands for its tensors that pass the filter. In the container's order."""
+    import numpy as np
+
+    lines = np.asarray(entries, np.int64)
+    chosen = np.zeros(len(rows), bool)
     if MODEL in entries:
-        return list(range(len(rows)) if passing is None else passing)
-    chosen = {e for e in entries if e >= 0}
-    closed = [entry_block(e) for e in entries if e < MODEL]
-    if closed:
-        keep = None if passing is None else set(passing)
-        for block in closed:
-            chosen.update(i for i in rows.members[block] if keep is None or i in keep)
-    return sorted(chosen)
+        chosen[:] = True
+    else:
+        chosen |= np.isin(rows.block, entry_block(lines[lines < MODEL]))
+    if passing is not None:
+        chosen &= passing
+    chosen[lines[lines >= 0]] = True
+    return np.flatnonzero(chosen).tolist()
 
 
 def runs(positions: Sequence[int]) -> list[tuple[int, int]]:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PySide6.QtCore import QByteArray, QItemSelection, QItemSelectionModel, QModelIndex, QPoint, Qt, Signal
-from PySide6.QtGui import QKeyEvent, QMouseEvent, QResizeEvent
+from PySide6.QtCore import (
+    QByteArray,
+    QEvent,
+    QItemSelection,
+    QItemSelectionModel,
+    QModelIndex,
+    QPoint,
+    QRect,
+    Qt,
+    Signal,
+)
+from PySide6.QtGui import QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import QAbstractItemView, QApplication, QHeaderView, QTableView, QWidget
 
-from app.panels.tensors.delegate import ROW_HEIGHT, TensorDelegate
 from app.panels.tensors.model import COLUMNS, PLACE, TensorModel
+from app.panels.tensors.painting import FOLD, INDENT, PAD, ROW_HEIGHT, LinePainter
 from app.panels.tensors.state import runs
+from app.theme import Theme
 
 NAME_WIDTHS = (150, 460)
 
@@ -22,9 +33,12 @@ class TensorTable(QTableView):
     fold_asked = Signal(list, bool)
     viewport_changed = Signal()
 
-    def __init__(self, model: TensorModel, parent: QWidget) -> None:
+    def __init__(self, model: TensorModel, theme: Theme, parent: QWidget) -> None:
         super().__init__(parent)
         self._tensors = model
+        self._theme = theme
+        self._lines = LinePainter(theme, self)
+        theme.changed.connect(self.viewport().update)
         self.setModel(model)
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
@@ -44,6 +58,10 @@ class TensorTable(QTableView):
         rows.setDefaultSectionSize(ROW_HEIGHT)
         header = self.horizontalHeader()
         header.setHighlightSections(False)
+        # Headers ask whether whole columns are selected, which asks the model about every row. They get a selection
+        # of their own that stays empty.
+        header.setSelectionModel(QItemSelectionModel(model, self))
+        rows.setSelectionModel(QItemSelectionModel(model, self))
         header.setSectionsMovable(True)
         header.setSortIndicator(0, Qt.SortOrder.AscendingOrder)
         header.setSortIndicatorShown(True)
@@ -57,6 +75,46 @@ class TensorTable(QTableView):
         self._fitted = True  # until the user drags a column: then widths are theirs
         header.sectionResized.connect(self._resized)
         self.verticalScrollBar().valueChanged.connect(self.viewport_changed)
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        """All lines that the event touches."""
+        painter = QPainter(self.viewport())
+        try:
+            painter.fillRect(event.rect(), self._theme.colors.base)
+            painter.setFont(self._lines.font)
+            self._paint_lines(painter, event.rect())
+            if self.hasFocus() and self.currentIndex().isValid():
+                painter.setPen(self._theme.colors.accent)
+                painter.drawRect(self.visualRect(self.currentIndex()).adjusted(0, 0, -1, -1))
+        finally:
+            painter.end()
+
+    def _paint_lines(self, painter: QPainter, dirty: QRect) -> None:
+        header = self.horizontalHeader()
+        columns = []
+        for visual in range(header.count()):
+            section = header.logicalIndex(visual)
+            left, width = header.sectionViewportPosition(section), header.sectionSize(section)
+            if width and left <= dirty.right() and left + width > dirty.left():
+                columns.append((COLUMNS[section].id, left, width))
+        count = self._tensors.rowCount()
+        first, last = self.rowAt(dirty.top()), self.rowAt(dirty.bottom())
+        if not columns or not count or first < 0:
+            return
+        chosen = [(part.top(), part.bottom()) for part in self.selectionModel().selection()]  # type: ignore[attr-defined]
+        for line in range(first, count if last < 0 else min(count, last + 1)):
+            selected = any(top <= line <= bottom for top, bottom in chosen)
+            self._lines.paint(painter, self._tensors, line, self.rowViewportPosition(line), columns, selected)
+
+    def changeEvent(self, event: QEvent) -> None:
+        super().changeEvent(event)
+        if event.type() in (QEvent.Type.FontChange, QEvent.Type.DevicePixelRatioChange):
+            self._lines = LinePainter(self._theme, self)
+
+    def fold_rect(self, line: int) -> QRect:
+        """Where the fold mark of a line is."""
+        cell = self.visualRect(self._tensors.index(line, PLACE["name"]))
+        return QRect(cell.left() + PAD + self._tensors.depth(line) * INDENT, cell.top(), FOLD, cell.height())
 
     def fit(self) -> None:
         """Names take what the other columns leave, the rule's column the last of it."""
@@ -161,6 +219,4 @@ class TensorTable(QTableView):
     def _on_fold_mark(self, index: QModelIndex, point: QPoint) -> bool:
         if not index.isValid() or index.column() != PLACE["name"] or self._tensors.is_folded(index.row()) is None:
             return False
-        delegate = self.itemDelegate()
-        assert isinstance(delegate, TensorDelegate)
-        return delegate.fold_rect(self.visualRect(index), self._tensors.depth(index.row())).contains(point)
+        return self.fold_rect(index.row()).contains(point)

@@ -4,6 +4,7 @@ What is shown is in model.py and state.py, how it is painted in delegate.py."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QItemSelectionModel, QModelIndex, QPoint, QRect, Qt, QTimer, Signal, Slot
 from PySide6.QtGui import QGuiApplication
@@ -26,6 +27,9 @@ from core.context import SILENT
 from core.errors import WorkbenchError
 from core.recipes.model import KEEP, Match, Rule, Strategy
 
+if TYPE_CHECKING:
+    import numpy as np
+
 # A regular expression over more names than this is answered behind.
 INLINE_REGEX = 4000
 # While many rows are selected, the other panels follow this long after the last change.
@@ -47,6 +51,7 @@ class TensorsPanel(QWidget):
         self._filter_job: JobId | None = None
         self._late: set[str] = set()  # tensors whose error came while a table was being built
         self._following = False  # the selection is being restored, nobody chose anything
+        self._handing = False  # the session is being told what was selected here
         self._picker: StrategyPicker | None = None
         self._build()
         session.changed.connect(self._changed)
@@ -57,8 +62,8 @@ class TensorsPanel(QWidget):
 
     def _build(self) -> None:
         self.bar = FilterBar(self._theme, self)
-        self.table = TensorTable(self.model, self)
-        self.delegate = TensorDelegate(self._theme, self.table)
+        self.table = TensorTable(self.model, self._theme, self)
+        self.delegate = TensorDelegate(self.table)
         self.table.setItemDelegate(self.delegate)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -83,7 +88,6 @@ class TensorsPanel(QWidget):
         header.sortIndicatorChanged.connect(self._sort)
         header.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
         header.customContextMenuRequested.connect(self._header_menu)
-        self._theme.changed.connect(self.table.viewport().update)
 
     # Called by the window
 
@@ -229,6 +233,7 @@ class TensorsPanel(QWidget):
         rows = self.model.rows
         if rows is None or not names:
             return
+        self.model.on_screen = self.table.visible_lines()
         changed: dict[int, ShownError] = {}
         for name in names:
             error = self._session.error(name)
@@ -254,7 +259,7 @@ class TensorsPanel(QWidget):
         except WorkbenchError as error:
             self.bar.show_wrong(str(error))
 
-    def _filtered(self, passing: list[int] | None) -> None:
+    def _filtered(self, passing: np.ndarray | None) -> None:
         self.bar.show_wrong("")
         self._keeping_selection(lambda: self.model.set_filter(self.bar.filter(), passing))
         self._count()
@@ -333,11 +338,15 @@ class TensorsPanel(QWidget):
 
     @Slot()
     def _hand_on_selection(self) -> None:
-        self._session.select(self.selected_names(), self)
+        self._handing = True
+        try:
+            self._session.select(self.selected_names(), self)
+        finally:
+            self._handing = False
 
     @Slot(object)
     def _follow_selection(self, names: tuple[str, ...]) -> None:
-        if names != self.selected_names() and self.model.rows is not None:
+        if not self._handing and self.model.rows is not None and names != self.selected_names():
             self._restore_selection(names)
             lines = self.model.lines_of(names[:1])
             if lines:
