@@ -77,13 +77,15 @@ def show(out: Path, no_window: bool) -> int:
     sys.stdout.flush()
     if has_display() and not no_window:
         print("opening the window …", flush=True)
-        return subprocess.call([sys.executable, "main.py", str(DEMO)])
-    code = subprocess.call(
+        if subprocess.call([sys.executable, "main.py", str(DEMO)]) == 0:
+            return 0
+        print("the window did not open (see above; the README names what Linux needs); saving its picture", flush=True)
+    code = subprocess.call(  # app.screenshot prints where its pictures are
         [sys.executable, "-m", "app.screenshot", "--out", str(out), str(DEMO)],
         env={**os.environ, "QT_QPA_PLATFORM": "offscreen"},
     )
     if code == 0:
-        print(f"no display here: the window's picture is in {out}")
+        print(f"the window's pictures are in {out}")
     return code
 
 
