@@ -75,7 +75,7 @@ class CompressedTensors(Target):
             return None
         if tensor.role.kind == "embedding":
             return "an embedding: only Linear weights are quantized here"
-        if len(tensor.shape) == 3:
+        if len(tensor.shape) == 3 and "expert" in tensor.name:
             return "stacked experts: clients want one Linear weight per expert"
         if len(tensor.shape) < 2:
             return "1-D: only Linear weights are quantized here"

@@ -30,7 +30,7 @@ _NEVER = frozenset({"embedding", "norm", "bias", "position"})
 def own_outline(checkpoint: Checkpoint, notes: tuple[str, ...] = ()) -> Outline:
     """All tensors under their own names, in natural order."""
     config = text_config(checkpoint.config or {})
-    conv1d = config.get("model_type") in _CONV1D
+    conv1d = _text(config, "model_type") in _CONV1D
     tied = is_tied(checkpoint)
     tensors = []
     for info in checkpoint.tensors.values():

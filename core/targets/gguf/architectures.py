@@ -5,9 +5,11 @@ Adding one is a record in ARCHITECTURES; what all of them share is in convert.py
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from core.checkpoints.gguf import Value, ValueType
 from core.targets.base import RowSource
@@ -131,10 +133,19 @@ def _check_llama(hyper: Hyper) -> Sequence[str]:
         notes.append(
             "dynamic rope scaling is not carried over: beyond the trained context llama.cpp computes otherwise"
         )
+    if kind == "yarn":
+        notes += _yarn_notes(hyper.rope.settings)
     window = hyper.config.get("sliding_window")
     if isinstance(window, int) and window < hyper.whole("max_position_embeddings"):
         notes.append(f"the sliding window of {window:,} is not carried over: llama.cpp attends to the whole context")
     return notes
+
+
+def _yarn_notes(settings: Mapping[str, Any]) -> list[str]:
+    """Settings of YaRN that llama.cpp takes from no file of this architecture."""
+    usual = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+    odd = [key for key, value in usual.items() if settings.get(key, value) not in (value, None)]
+    return [f"yarn's {', '.join(odd)} not carried over: llama.cpp computes slightly otherwise"] if odd else []
 
 
 def _llama_pairs(hyper: Hyper, vocabulary: int) -> Pairs:
@@ -160,13 +171,26 @@ def _rope_scaling(hyper: Hyper) -> Pairs:
     rope = hyper.rope
     if rope.kind not in ("linear", "yarn"):
         return []
-    found = [("rope.scaling.type", text(rope.kind)), ("rope.scaling.factor", f32(_factor(hyper)))]
-    if rope.kind == "yarn":
-        original = hyper.number(
-            "original_max_position_embeddings", hyper.whole("max_position_embeddings"), rope.settings
-        )
-        found.append(("rope.scaling.original_context_length", u32(int(original))))
+    factor = _factor(hyper)
+    found = [("rope.scaling.type", text(rope.kind)), ("rope.scaling.factor", f32(factor))]
+    if rope.kind == "linear":
+        return found
+    settings = rope.settings
+    original = hyper.number("original_max_position_embeddings", hyper.whole("max_position_embeddings"), settings)
+    found.append(("rope.scaling.original_context_length", u32(int(original))))
+    # llama.cpp multiplies YaRN's usual stretch of the attention by a factor; transformers is told the product.
+    usual = _stretch(factor, 1.0)
+    product = hyper.number("attention_factor", usual, settings)
+    if settings.get("attention_factor") is None and settings.get("mscale") and settings.get("mscale_all_dim"):
+        part, whole = (hyper.number(key, within=settings) for key in ("mscale", "mscale_all_dim"))
+        product = _stretch(factor, part) / _stretch(factor, whole)
+    if product != usual:
+        found.append(("rope.scaling.attn_factor", f32(product / usual)))
     return found
+
+
+def _stretch(factor: float, scale: float) -> float:
+    return 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def _factor(hyper: Hyper) -> float:

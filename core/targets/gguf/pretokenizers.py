@@ -18,6 +18,9 @@ _MARKS_SLASH = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
 _WORD = r"[^\r\n\p{L}\p{N}]?"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
+# Real tokenizers nest once.
+_MAX_DEPTH = 8
+
 # Rules as pieces of the steps; see `_signature`.
 Signature = tuple[str, ...]
 
@@ -77,19 +80,15 @@ def pre_name(tokenizer: Mapping[str, Any]) -> tuple[str, str]:
     return name, "a space is put before every text by this tokenizer, and not by llama.cpp" if prefix else ""
 
 
-def steps(part: Any) -> list[dict[str, Any]]:
+def steps(part: Any, depth: int = 0) -> list[dict[str, Any]]:
     """A pre-tokenizer, decoder or normalizer as the list of its steps, sequences unrolled; [] for none."""
     if not isinstance(part, dict):
         return []
     for key in ("pretokenizers", "decoders", "normalizers"):
         inner = part.get(key)
-        if part.get("type") == "Sequence" and isinstance(inner, list):
-            return [step for entry in inner if isinstance(entry, dict) for step in ([entry] if _plain(entry) else [])]
+        if part.get("type") == "Sequence" and isinstance(inner, list) and depth < _MAX_DEPTH:
+            return [step for entry in inner for step in steps(entry, depth + 1)]
     return [part]
-
-
-def _plain(step: Mapping[str, Any]) -> bool:
-    return step.get("type") != "Sequence"
 
 
 def _signature(pre: Any) -> Signature:

@@ -33,13 +33,13 @@ class TokenizerFiles:
 
     tokenizer  tokenizer.json
     settings   tokenizer_config.json
-    config     config.json's entries that end in _token_id
+    ids        config.json's entries that end in _token_id, the first of several
     """
 
     folder: Path
     tokenizer: Mapping[str, Any]
     settings: Mapping[str, Any]
-    config: Mapping[str, Any]
+    ids: Mapping[str, int | None]
 
 
 def pairs(files: TokenizerFiles, tokens: Tokens, notes: list[str]) -> list[tuple[str, Value]]:
@@ -62,11 +62,10 @@ def _ids(files: TokenizerFiles, tokens: Tokens, notes: list[str]) -> dict[str, i
     for kind in _KEYS:
         entry = files.settings.get(f"{kind}_token")
         text = entry.get("content") if isinstance(entry, dict) else entry
-        number: Any = by_text.get(text) if isinstance(text, str) else None
+        number = by_text.get(text) if isinstance(text, str) else None
         if number is None:
-            given = files.config.get(f"{kind}_token_id")
-            number = given[0] if isinstance(given, list) and given else given
-        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            number = files.ids.get(f"{kind}_token_id")
+        if number is None or number < 0:
             number = tokens.ids.get(kind)
         if number is None:
             continue

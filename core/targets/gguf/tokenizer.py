@@ -47,19 +47,25 @@ def vocabulary(folder: Path, size: int, config: Mapping[str, Any]) -> Vocabulary
     raises  CheckpointError or CorruptFile for a tokenizer that is there and cannot be read
     """
     stamps = tuple((name, stamp(folder / name)) for name in _READ if (folder / name).exists())
-    ids = tuple((key, config.get(key)) for key in sorted(config) if key.endswith("_token_id"))
-    return _vocabulary(folder, size, repr(ids), stamps)
+    ids = tuple((key, _first_id(config[key])) for key in sorted(config) if key.endswith("_token_id"))
+    return _vocabulary(folder, size, ids, stamps)
+
+
+def _first_id(value: Any) -> int | None:
+    """Of an id, or of several."""
+    first = value[0] if isinstance(value, list) and value else value
+    return first if isinstance(first, int) and not isinstance(first, bool) else None
 
 
 @lru_cache(maxsize=4)
-def _vocabulary(folder: Path, size: int, ids: str, stamps: tuple[object, ...]) -> Vocabulary:
-    import ast
-
+def _vocabulary(
+    folder: Path, size: int, ids: tuple[tuple[str, int | None], ...], stamps: tuple[object, ...]
+) -> Vocabulary:
     files = special.TokenizerFiles(
         folder,
         tokenizer=side_json(folder, "tokenizer.json"),
         settings=side_json(folder, "tokenizer_config.json"),
-        config=dict(ast.literal_eval(ids)),
+        ids=dict(ids),
     )
     notes: list[str] = []
     tokens = _tokens(files, notes)

@@ -264,7 +264,7 @@ def test_a_bare_file_gets_a_config_with_the_quantization_only(tmp_path) -> None:
         ("transformer.wte.weight", (64, 64), "embedding"),
         ("model.layers.0.input_layernorm.weight", (64,), "1-D"),
         ("model.layers.0.mlp.experts.gate_up_proj", (4, 64, 64), "expert"),
-        ("model.layers.0.conv.weight", (64, 4, 3), "expert"),
+        ("model.layers.0.conv.weight", (64, 4, 3), "Linear"),
         ("model.layers.0.some_table", (64, 64), "Linear"),
         ("lm_head.weight", (64, 64), ""),
         ("model.layers.0.mlp.up_proj.weight", (64, 64), ""),

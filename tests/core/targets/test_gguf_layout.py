@@ -116,6 +116,7 @@ def test_what_llama_cpp_could_not_load_is_refused(model, tmp_path, config, weigh
     ("config", "said"),
     [
         ({"sliding_window": 128}, "sliding window of 128"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "beta_fast": 16}}, "beta_fast"),
         ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
     ],
 )

@@ -24,11 +24,19 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 128,
+    "attention_factor": 1.5,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "grouped heads": {},
     "tied": {"tie_word_embeddings": True},
     "llama 3 rope": {"rope_parameters": LLAMA3_ROPE, "head_dim": 32},
     "linear rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
+    "yarn rope": {"rope_parameters": YARN_ROPE, "head_dim": 32},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "wide heads": {"head_dim": 48, "num_key_value_heads": 4},
 }
@@ -161,7 +169,7 @@ def test_rope_factors_are_llama_cpps(files) -> None:
 
 
 def test_both_spellings_of_the_rope_settings_give_the_same_file(folders, tmp_path) -> None:
-    for name in ("llama 3 rope", "linear rope"):
+    for name in ("llama 3 rope", "linear rope", "yarn rope"):
         new = folders[name]
         config = json.loads((new / "config.json").read_text())
         rope = config.pop("rope_parameters")
