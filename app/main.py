@@ -65,7 +65,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"quantbench: not finished when the window closed: {', '.join(window.stuck)}\n")
         sys.stderr.flush()
         os._exit(status)
+    sys.excepthook = sys.__excepthook__
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    dispose(window)
     return status
+
+
+def dispose(window: MainWindow) -> None:
+    """Takes a closed window apart while Qt and the interpreter are both whole. Left to the interpreter's end, widgets
+    and plots go in any order, and some of those orders end in a crash after all work is done."""
+    from PySide6.QtCore import QCoreApplication, QEvent
+
+    window.deleteLater()
+    QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+    QCoreApplication.processEvents()
+    gc.collect()
 
 
 def make_application() -> QApplication:

@@ -61,6 +61,8 @@ class _Session:
         self.window.load_panels()
 
     def take(self, checkpoint: str | None, select: str, no_run: bool) -> int:
+        from app.main import dispose
+
         window = self.window
         try:
             if checkpoint is None:
@@ -89,6 +91,7 @@ class _Session:
             window.close()
             self.wait(lambda: not window.isVisible(), 10.0)
             self.scratch.cleanup()
+            dispose(window)
 
     def save(self, name: str) -> None:
         self.pause(0.3)
