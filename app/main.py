@@ -60,11 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         window.commands.open_path(args[0])
     status = app.exec()
     beat.stop()
-    if window.stuck:
-        # A thread inside a library cannot be stopped, and the interpreter must not tear things down under it.
-        sys.stderr.write(f"quantbench: not finished when the window closed: {', '.join(window.stuck)}\n")
-        sys.stderr.flush()
-        os._exit(status)
+    leave_if_stuck(window, status)
     sys.excepthook = sys.__excepthook__
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     dispose(window)
@@ -80,6 +76,16 @@ def dispose(window: MainWindow) -> None:
     QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
     QCoreApplication.processEvents()
     gc.collect()
+
+
+def leave_if_stuck(window: MainWindow, status: int) -> None:
+    """Ends the process here when a job would not stop: a thread inside a library cannot be ended, and the interpreter
+    must not tear things down under it."""
+    if window.stuck:
+        sys.stderr.write(f"quantbench: not finished when the window closed: {', '.join(window.stuck)}\n")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def make_application() -> QApplication:

@@ -74,6 +74,7 @@ class MainWindow(QMainWindow):
         self._connect()
         self._restore()
         self._retitle()
+        self._refresh_toolbar()
         self.refresh_actions()
 
     # Building
@@ -261,6 +262,8 @@ class MainWindow(QMainWindow):
             self._retitle()
             self.pages.setCurrentWidget(self.rows if self.session.checkpoint is not None else self.empty)
             self.empty.show_recent(self.settings.get("files/recent"))
+            if self.session.checkpoint is not None:
+                self.commands.tensors.table.setFocus()
         if changes.recipe or changes.target or changes.device:
             self._remember_work()
         if changes.errors and not (changes.plan or changes.history):
@@ -434,7 +437,7 @@ class MainWindow(QMainWindow):
     def showEvent(self, event: QShowEvent) -> None:
         super().showEvent(event)
         for tabs in (self.inspector, self.bottom):
-            QTimer.singleShot(0, self, lambda t=tabs: self._fill_tab(t))
+            QTimer.singleShot(20, self, lambda t=tabs: self._fill_tab(t))
 
     def closeEvent(self, event: QCloseEvent) -> None:
         running = self.jobs.running()

@@ -33,7 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY") and sys.platform.startswith("linux"):
         os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
     args.out.mkdir(parents=True, exist_ok=True)
-    return _Session(args.out, args.theme, (int(width), int(height))).take(args.checkpoint, args.select, args.no_run)
+    from app.main import leave_if_stuck
+
+    session = _Session(args.out, args.theme, (int(width), int(height)))
+    status = session.take(args.checkpoint, args.select, args.no_run)
+    leave_if_stuck(session.window, status)
+    return status
 
 
 class _Session:

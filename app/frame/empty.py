@@ -29,6 +29,7 @@ class EmptyPage(QWidget):
         )
         about.setProperty("kind", "muted")
         self.button = QPushButton("Open …", self)
+        self.button.setProperty("kind", "outline")
         self.button.setIcon(theme.icon("folder-open"))
         self.button.clicked.connect(lambda: self.open_asked.emit(""))
         self._recent = QVBoxLayout()

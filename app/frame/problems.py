@@ -40,8 +40,8 @@ def counts_text(problems: Sequence[Problem]) -> tuple[str, str]:
         return ", ".join(words), worst
     notes = sum(p.severity == "note" for p in problems)
     if notes:
-        return f"OK, {notes} note{'' if notes == 1 else 's'}", "done"
-    return "OK", "done"
+        return f"Preflight OK, {notes} note{'' if notes == 1 else 's'}", "done"
+    return "Preflight OK", "done"
 
 
 class ProblemsPopover(QFrame):

@@ -241,7 +241,7 @@ def test_the_picker_knows_sizes_and_misfits(opened) -> None:
     assert all("iq4" in c.text for c in narrowed(choices.values(), "iq4"))
 
 
-def test_many_at_once_and_back_to_the_rules(opened, settled) -> None:
+def test_many_at_once_and_back_to_the_rules(opened, settled, qtbot) -> None:
     panel, session = opened.commands.tensors, opened.session
     names = tuple(t.tensor.name for t in session.plan.tensors if t.tensor.role.kind in ("q", "k"))
     before = {n: session.tensor(n).strategy for n in names}
@@ -250,6 +250,7 @@ def test_many_at_once_and_back_to_the_rules(opened, settled) -> None:
     settled()
     assert {session.tensor(n).strategy for n in names} == {Strategy("q8_0")}
     assert len(session.recipe.rules) == 2
+    qtbot.waitUntil(opened.actions_by_id["by-rules"].isEnabled)
     opened.actions_by_id["by-rules"].trigger()
     settled()
     assert {n: session.tensor(n).strategy for n in names} == before

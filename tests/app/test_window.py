@@ -189,7 +189,7 @@ class Gate:
         self.reached, self.open = threading.Event(), threading.Event()
         inner = pipeline.run
 
-        def run(plan, checkpoint, out, *, ctx, **kwargs):
+        def run(plan, checkpoint, out, *, ctx, workers=None, **kwargs):
             gate = self
 
             class Held:

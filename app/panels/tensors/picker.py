@@ -9,6 +9,7 @@ from PySide6.QtCore import QAbstractListModel, QEvent, QModelIndex, QObject, QPo
 from PySide6.QtGui import QFontMetrics, QKeyEvent, QPainter
 from PySide6.QtWidgets import (
     QFrame,
+    QHBoxLayout,
     QLabel,
     QLineEdit,
     QListView,
@@ -25,7 +26,7 @@ from core.engine.progress import bytes_text
 from core.errors import RecipeError
 from core.recipes.model import Strategy
 
-WIDTH = 460
+WIDTH = 520
 ROW = 24
 VISIBLE_ROWS = 12
 CHOICE = Qt.ItemDataRole.UserRole
@@ -140,7 +141,14 @@ class StrategyPicker(QFrame):
         self.note = QLabel(self)
         self.note.setProperty("kind", "muted")
         self.note.setWordWrap(True)
-        for widget in (title, self.edit, self.list, self.note):
+        units = QLabel("bpw" + 12 * " " + "size", self)
+        units.setProperty("kind", "muted")
+        head = QHBoxLayout()
+        head.setContentsMargins(0, 0, 24, 0)
+        head.addWidget(title, 1)
+        head.addWidget(units)
+        layout.addLayout(head)
+        for widget in (self.edit, self.list, self.note):
             layout.addWidget(widget)
         self.edit.textEdited.connect(self._narrow)
         self.edit.installEventFilter(self)

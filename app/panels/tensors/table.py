@@ -23,7 +23,8 @@ from app.panels.tensors.painting import FOLD, INDENT, PAD, ROW_HEIGHT, LinePaint
 from app.panels.tensors.state import runs
 from app.theme import Theme
 
-NAME_WIDTHS = (150, 460)
+# Of the room that is over: which part a column takes, and how many pixels at most.
+SHARES = {"name": (0.5, 280), "strategy": (0.1, 40), "size": (0.15, 80), "sqnr": (0.15, 80)}
 
 
 class TensorTable(QTableView):
@@ -117,16 +118,15 @@ class TensorTable(QTableView):
         return QRect(cell.left() + PAD + self._tensors.depth(line) * INDENT, cell.top(), FOLD, cell.height())
 
     def fit(self) -> None:
-        """Names take what the other columns leave, the rule's column the last of it."""
+        """Shares the room out: names take half of what is over, bars some, the rule's column the rest."""
         if not self._fitted:
             return
-        name, rule = PLACE["name"], PLACE["rule"]
-        others = sum(
-            self.columnWidth(i) for i in range(len(COLUMNS)) if i not in (name, rule) and not self.isColumnHidden(i)
-        )
-        free = self.viewport().width() - others - (0 if self.isColumnHidden(rule) else COLUMNS[rule].width)
+        shown = [c for i, c in enumerate(COLUMNS) if not self.isColumnHidden(i)]
+        over = max(0, self.viewport().width() - sum(c.width for c in shown))
         self._fitting = True
-        self.setColumnWidth(name, min(max(free, NAME_WIDTHS[0]), NAME_WIDTHS[1]))
+        for column in shown:
+            share, most = SHARES.get(column.id, (0.0, 0))
+            self.setColumnWidth(PLACE[column.id], column.width + min(int(over * share), most))
         self._fitting = False
 
     def save_widths(self) -> bytes:

@@ -198,6 +198,7 @@ class TensorsPanel(QWidget):
                 self.bar.show_wrong(outcome.line)
 
     def _show(self, data: TableData) -> None:
+        self._settle_selection()
         new = data.rows is not self.model.rows
         selected = () if new else self._session.selection
         scroll = self.table.verticalScrollBar().value()
@@ -303,6 +304,7 @@ class TensorsPanel(QWidget):
 
     def _keeping_selection(self, change: Callable[[], None]) -> None:
         """Does something that resets the model, then selects again what is still there."""
+        self._settle_selection()
         self._following = True
         try:
             change()
@@ -335,6 +337,12 @@ class TensorsPanel(QWidget):
     def _selected(self) -> None:
         if not self._following:
             self._select_timer.start()
+
+    def _settle_selection(self) -> None:
+        """Before lines change: the session must know what was selected last."""
+        if self._select_timer.isActive():
+            self._select_timer.stop()
+            self._hand_on_selection()
 
     @Slot()
     def _hand_on_selection(self) -> None:
@@ -393,6 +401,7 @@ class TensorsPanel(QWidget):
         self._try(lambda: self._session.apply(AssignStrategy(names, parse_strategy(text)), self))
 
     def _apply(self, names: tuple[str, ...], strategy: Strategy | None) -> None:
+        self._settle_selection()
         self._try(lambda: self._session.apply(AssignStrategy(names, strategy), self))
 
     def _try(self, change: Callable[[], object]) -> None:
