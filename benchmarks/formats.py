@@ -25,7 +25,7 @@ import torch
 
 from core.formats import FORMATS, Format, get_format
 from core.formats.fitting import warm
-from core.formats.ggml.format import WRITTEN
+from core.formats.ggml.format import UNWEIGHTED, WRITTEN
 from tests.core.formats import llama
 
 ROWS, COLUMNS = 512, 4096
@@ -94,7 +94,7 @@ def main() -> None:
     for name in WRITTEN:
         warm(get_format(name.lower()))
         print(against_llama(name, w, None))
-        if name != "Q8_0":
+        if name not in UNWEIGHTED:
             print(against_llama(name, w, importance))
     print(f"\n{'':18} {'quantize':>8} {'of bf16':>8} {'decode':>8}   error   bits per weight")
     for f in FORMATS:

@@ -17,6 +17,7 @@ FLOOR = 1e-10
 # No block of 16-bit scales reaches a weight of this size (65504 · 128 · 127 is the most); well above it the sums of the
 # searches themselves would overflow.
 BLOCK_LIMIT = 2.0**31
+FLOAT32_LARGEST = 3.4028234663852886e38
 
 
 def non_finite(row: int) -> NonFinite:

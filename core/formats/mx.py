@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from core.errors import RecipeError
 from core.formats.base import Format, Grid, Parts, Quantized
-from core.formats.checks import require_finite
+from core.formats.checks import FLOAT32_LARGEST, require_finite
 from core.formats.codebook import dequantize_runs, e2m1, largest_of_runs, pack_pairs, quantize_runs, unpack_pairs
 from core.formats.fp8 import byte_values, finite_values, row_pieces
 
@@ -35,7 +35,6 @@ E4M3_SMALLEST = 2.0**-9
 E2M1_LARGEST = 6.0
 # From this scale byte on, 2^120, the value after 240 would be decoded to infinity.
 HUGE = 247
-FLOAT32_LARGEST = 3.4028234663852886e38
 
 
 def _spread(part: torch.Tensor, run: int, start: int, columns: int) -> torch.Tensor:

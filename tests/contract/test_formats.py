@@ -51,6 +51,10 @@ ANCHORS = {
     "iq3_s": 0.170,
     "iq2_s": 0.263,
     "q2_k": 0.296,
+    # Three levels at the largest of 256 or 64 weights: llama.cpp's bytes of 4 M weights. Signs: √(1 − 2/π).
+    **dict.fromkeys(("tq1_0", "tq2_0"), 0.806),
+    "q2_0": 0.717,
+    "q1_0": 0.6028,
 }
 WINDOW = 0.03
 
@@ -244,7 +248,7 @@ def test_huge_weights_are_stored_or_refused_by_row(f: Format) -> None:
     w = gaussian(5, COLUMNS, seed=10)
     w[2] *= 1e36
     back, refused = stored_or_refused(f, w)
-    if f.family == "ggml" or f.name == "f16" or getattr(f, "scale_dtype", "") == "F16":
+    if (f.family == "ggml" and f.name != "mxfp4") or f.name == "f16" or getattr(f, "scale_dtype", "") == "F16":
         assert refused is not None
     if refused is not None:
         assert "row" in str(refused)
@@ -297,7 +301,7 @@ def test_columns_without_importance_are_not_erased(f: Format) -> None:
     importance = torch.ones(COLUMNS)
     importance[:256] = 0
     back = f.quantize(w, importance).dequantize()
-    assert rmse(w[:, :256], back[:, :256]) < 0.8
+    assert rmse(w[:, :256], back[:, :256]) < 0.85
     nothing = f.quantize(w, torch.zeros(COLUMNS)).dequantize()
     assert torch.equal(nothing, f.quantize(w, torch.ones(COLUMNS)).dequantize())
 

@@ -18,8 +18,22 @@ PIECE = 1 << 17
 _QUANTIZE = {
     **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), "lanes_legacy"),
     **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), "lanes_kquants"),
+    **dict.fromkeys(("IQ4_NL", "IQ4_XS"), "lanes_iq4"),
+    **dict.fromkeys(("TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "MXFP4"), "lanes_few"),
 }
-_DECODE = frozenset(_QUANTIZE)
+# Modules whose kernels want the bits of the weights as well.
+_BITS = ("lanes_legacy", "lanes_few")
+_DECODE = frozenset(
+    ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4")
+)
+
+
+def _limit(type_name: str) -> float:
+    """The largest weight whose blocks are worth trying."""
+    from core.formats.checks import BLOCK_LIMIT, FLOAT32_LARGEST
+
+    # Scales that are powers of two reach as far as the weights.
+    return FLOAT32_LARGEST if type_name == "MXFP4" else BLOCK_LIMIT
 
 
 @cache
@@ -77,19 +91,19 @@ def quantize_blocks(type_name: str, w: Tensor, importance: Tensor | None = None)
 def _on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: int) -> None:
     import numpy as np
 
-    from core.formats.checks import BLOCK_LIMIT, non_finite, out_of_range
+    from core.formats.checks import non_finite, out_of_range
 
     source = x.numpy()
     weights = np.zeros(0, np.float32) if imp is None else imp.numpy()
     bits = source.view(np.int32)
-    bad, beyond = _kernel("lanes_bits", "first_bad_rows")(bits, np.float32(BLOCK_LIMIT).view(np.int32))
+    bad, beyond = _kernel("lanes_bits", "first_bad_rows")(bits, np.float32(_limit(type_name)).view(np.int32))
     if bad >= 0:
         raise non_finite(start + int(bad))
     if beyond >= 0:
         raise out_of_range(start + int(beyond))
     module = _QUANTIZE[type_name]
     kernel = _kernel(module, type_name.lower())
-    if module == "lanes_legacy":
+    if module in _BITS:
         bad = kernel(source, bits, weights, out.numpy())
     else:
         bad = kernel(source, weights, out.numpy())
@@ -100,13 +114,13 @@ def _on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: i
 def _reference(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: int) -> None:
     import torch
 
-    from core.formats.checks import BLOCK_LIMIT, non_finite, out_of_range
+    from core.formats.checks import non_finite, out_of_range
     from core.formats.fitting import reference
 
     finite = torch.isfinite(x).all(1)
     if not finite.all():
         raise non_finite(start + int((~finite).nonzero()[0, 0].item()))
-    within = (x.abs() <= BLOCK_LIMIT).all(1)
+    within = (x.abs() <= _limit(type_name)).all(1)
     if not within.all():
         raise out_of_range(start + int((~within).nonzero()[0, 0].item()))
     blocks, sound = reference.quantize(type_name, x, imp)

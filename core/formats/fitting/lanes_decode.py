@@ -8,7 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from core.formats.fitting.compiled import helper, kernel
-from core.formats.fitting.lanes_bits import from_half
+from core.formats.fitting.lanes_bits import float_of, from_half
+from core.formats.ggml.codebook import LEVELS
+from core.formats.ggml.fp4 import DOUBLED
 
 F = np.float32
 
@@ -173,3 +175,41 @@ def q6_k(data, out):
                 q = np.int32(data[source + i] >> nibble & np.uint8(15))
                 h = np.int32(data[top + i] >> shift & np.uint8(3))
                 out[to + k * 16 + i] = step * F(np.int32(q + 16 * h) - 32)
+
+
+@helper
+def _sixteen(data, at, step, levels, out):
+    """32 values: 16 bytes, low nibbles first."""
+    for i in range(16):
+        byte = data[at + i]
+        out[i] = step * levels[byte & np.uint8(15)]
+        out[i + 16] = step * levels[byte >> np.uint8(4)]
+
+
+@kernel
+def iq4_nl(data, out):
+    levels = np.array(LEVELS, np.float32)
+    for b in range(out.size // 32):
+        _sixteen(data, b * 18 + 2, _half(data, b * 18), levels, out[b * 32 : (b + 1) * 32])
+
+
+@kernel
+def iq4_xs(data, out):
+    levels = np.array(LEVELS, np.float32)
+    for b in range(out.size // 256):
+        at = b * 136
+        d = _half(data, at)
+        for k in range(8):
+            low = np.int32(data[at + 4 + k // 2] >> np.uint8(k % 2 * 4) & np.uint8(15))
+            high = np.int32(data[at + 2 + k // 4] >> np.uint8(k % 4 * 2) & np.uint8(3))
+            to = b * 256 + k * 32
+            _sixteen(data, at + 8 + k * 16, d * F(np.int32(low + high * 16) - 32), levels, out[to : to + 32])
+
+
+@kernel
+def mxfp4(data, out):
+    levels = np.array(DOUBLED, np.float32)
+    for b in range(out.size // 32):
+        e = np.int64(data[b * 17])
+        step = float_of(np.uint32((1 << 21) << e if e < 2 else (e - 1) << 23))
+        _sixteen(data, b * 17 + 1, step, levels, out[b * 32 : (b + 1) * 32])

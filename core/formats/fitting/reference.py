@@ -15,7 +15,9 @@ from torch import Tensor
 from core.formats.fitting.searches import (
     EPS,
     affine,
+    codebook,
     divide,
+    nearest_code,
     positive,
     quotient,
     root,
@@ -24,6 +26,8 @@ from core.formats.fitting.searches import (
     symmetric_sweeps,
     total,
 )
+from core.formats.ggml.codebook import LEVELS
+from core.formats.ggml.fp4 import half_e8m0
 from core.formats.ggml.layout import Fields, layout
 from core.formats.ggml.types import GGML_TYPES
 
@@ -196,6 +200,59 @@ def _recode(x: Tensor, fields: Fields, code: Tensor, zero: int) -> Tensor:
     return torch.where(step == 0, code.t().reshape(n, 16, 16), again).reshape(n, 256).to(torch.uint8)
 
 
+# --- codebooks --------------------------------------------------------------------------------------------------------
+
+
+def _iq4_scales(x: Tensor, imp: Tensor | None, levels: Tensor) -> Tensor:
+    """[n, sub-blocks of 32]"""
+    w = x * x if imp is None else imp * root(_mean_square(x, 2.0)[:, None] + x * x)
+    return codebook(x.reshape(-1, 32).t(), w.reshape(-1, 32).t(), levels).view(len(x), -1)
+
+
+def _iq4_codes(x: Tensor, scales: Tensor, levels: Tensor) -> Tensor:
+    inverse = quotient(1.0, scales)
+    return nearest_code(inverse[:, :, None] * x.view(len(x), -1, 32), levels).to(torch.uint8).view(x.shape)
+
+
+def _iq4_nl(x: Tensor, imp: Tensor | None, rows: int) -> Fields:
+    levels = torch.tensor(LEVELS, device=x.device)
+    d = _iq4_scales(x, imp, levels)
+    return {"d": d.half(), "codes": _iq4_codes(x, d, levels)}
+
+
+def _iq4_xs(x: Tensor, imp: Tensor | None, rows: int) -> Fields:
+    levels = torch.tensor(LEVELS, device=x.device)
+    scales = _iq4_scales(x, imp, levels)
+    d = divide(-signed_largest(scales.t()), 32)[:, None]
+    ls = (quotient(1.0, d) * scales).round().clamp(-32, 31)
+    return {"d": d.half(), "scales": ls.to(torch.int8), "codes": _iq4_codes(x, d * ls, levels)}
+
+
+# --- few levels, no search --------------------------------------------------------------------------------------------
+
+
+def _ternary(x: Tensor, imp: Tensor | None, rows: int) -> Fields:
+    """TQ1_0, TQ2_0 and Q2_0: codes 0, 1, 2 for −d, 0, d."""
+    d = x.abs().amax(1, keepdim=True)
+    inverse = torch.where(d > 2.0**-127, quotient(1.0, d), torch.zeros_like(d))
+    return {"d": d.half(), "codes": (_half_away(x * inverse) + 1).to(torch.uint8)}
+
+
+def _q1_0(x: Tensor, imp: Tensor | None, rows: int) -> Fields:
+    d = divide(total(x.abs().t()), 128)
+    return {"d": d.half()[:, None], "codes": (x >= 0).to(torch.uint8)}
+
+
+def _mxfp4(x: Tensor, imp: Tensor | None, rows: int) -> Fields:
+    """llama.cpp's scale: the logarithm rounded to float32 before its integer part is taken. Below 2^-125 llama.cpp's
+    scale byte wraps around, even to NaN; ours stays 0."""
+    peak = x.abs().amax(1, keepdim=True)
+    e = (peak.double().log2().float().floor() + 125).clamp(min=0).to(torch.uint8)
+    middles = torch.tensor((0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0), device=x.device)
+    code = (x.abs()[:, :, None] > half_e8m0(e)[:, :, None] * middles).sum(2)
+    return {"e": e, "codes": torch.where((x < 0) & (code > 0), code + 8, code).to(torch.uint8)}
+
+
 FITS: dict[str, Callable[[Tensor, Tensor | None, int], Fields]] = {
     "Q4_0": _signed(8),
     "Q5_0": _signed(16),
@@ -207,4 +264,11 @@ FITS: dict[str, Callable[[Tensor, Tensor | None, int], Fields]] = {
     "Q4_K": _Affine(32, 15, 63, -1.0, 0.1, 20, False, 2.0),
     "Q5_K": _Affine(32, 31, 63, -0.5, 0.1, 15, False, 2.0),
     "Q6_K": _q6_k,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
+    "TQ1_0": _ternary,
+    "TQ2_0": _ternary,
+    "Q1_0": _q1_0,
+    "Q2_0": _ternary,
+    "MXFP4": _mxfp4,
 }

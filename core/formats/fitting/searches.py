@@ -139,6 +139,33 @@ def symmetric(x: Tensor, w: Tensor, nmax: int) -> tuple[Tensor, Tensor]:
     return torch.where(dead, zero, code + nmax), torch.where(dead, zero, scale)
 
 
+def codebook(x: Tensor, w: Tensor, levels: Tensor) -> Tensor:
+    """Scale [n] with x ≈ scale·level, for levels from a table in ascending order (ggml: quantize_row_iq4_nl_impl)."""
+    peak = signed_largest(x)
+    dead = peak.abs() < EPS
+    peak = torch.where(dead, torch.ones_like(peak), peak)
+
+    def attempt(inverse: Tensor) -> tuple[Tensor, Tensor]:
+        level = levels[nearest_code(inverse * x, levels)]
+        return total(w * level * x), total(w * level * level)
+
+    # The first attempt lays the largest value on the positive side, the others on the negative one.
+    a, b = attempt(divide(1.0, -peak / levels[0]))
+    scale = quotient(a, b)
+    best = scale * a
+    for step in range(-7, 8):
+        a, b = attempt((levels[0] + step) / peak)
+        better = (b > 0) & (a * a > best * b)
+        scale = torch.where(better, quotient(a, b), scale)
+        best = torch.where(better, scale * a, best)
+    return torch.where(dead, torch.zeros_like(scale), scale)
+
+
+def nearest_code(target: Tensor, levels: Tensor) -> Tensor:
+    """Places of the levels nearest to target, the upper one of two equally near; levels ascend."""
+    return torch.searchsorted((levels[1:] + levels[:-1]) / 2, target.contiguous(), right=True)
+
+
 def symmetric_sweeps(x: Tensor, nmax: int) -> tuple[Tensor, Tensor]:
     """As `symmetric` with weights x², refined one code at a time (ggml: make_q3_quants with rmse)."""
     peak = signed_largest(x)

@@ -172,7 +172,12 @@ def _row_pieces(rows: int, columns: int) -> list[slice]:
 
 
 # Types with a search in core/formats/fitting.
-WRITTEN = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+WRITTEN = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"),
+    *("TQ1_0", "TQ2_0", "MXFP4", "Q1_0", "Q2_0"),
+)
+# Of these, the types whose bytes do not depend on importance.
+UNWEIGHTED = ("Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "Q1_0", "Q2_0")
 _IN_MEMORY = ("Q8_1", "Q8_K")
 
 GGML = tuple(

@@ -11,7 +11,7 @@ from core.errors import CalibrationError, OutOfRange
 from core.formats import get_format
 from core.formats.checks import checked_importance
 from core.formats.fitting import reference
-from core.formats.ggml.format import WRITTEN
+from core.formats.ggml.format import UNWEIGHTED, WRITTEN
 from core.formats.ggml.types import GGML_TYPES
 from tests.core.formats import llama
 
@@ -99,7 +99,7 @@ def test_any_number_of_blocks(name: str, rows: int) -> None:
         assert np.array_equal(ours(name, w, given), llama.quantize(name, w, given))
 
 
-@TYPES
+@pytest.mark.parametrize("name", [n for n in WRITTEN if n != "MXFP4"])
 def test_pieces_make_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     w = weights("student", 30)
     whole = ours(name, w, importance())
@@ -129,7 +129,7 @@ def test_scales_at_the_edge_of_a_half(name: str, monkeypatch: pytest.MonkeyPatch
         monkeypatch.undo()
 
 
-@pytest.mark.parametrize("name", [n for n in WRITTEN if n != "Q8_0"])
+@pytest.mark.parametrize("name", [n for n in WRITTEN if n not in UNWEIGHTED])
 def test_importance_lowers_the_weighted_error(name: str) -> None:
     w = weights("student", 64)
     given = importance()
@@ -139,6 +139,49 @@ def test_importance_lowers_the_weighted_error(name: str) -> None:
         return float((given.astype(np.float64) * e.astype(np.float64) ** 2).sum())
 
     assert weighted(ours(name, w, given)) < weighted(ours(name, w))
+
+
+@pytest.mark.parametrize("name", UNWEIGHTED)
+def test_importance_changes_nothing_where_it_is_not_used(name: str) -> None:
+    w = weights("student")
+    assert np.array_equal(ours(name, w, importance()), ours(name, w))
+
+
+@pytest.mark.parametrize("lanes", [True, False])
+def test_mxfp4_scales_next_to_powers_of_two(lanes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Just below a power of two the logarithm rounds up to it, and llama.cpp's scale is twice as large."""
+    if not lanes:
+        monkeypatch.setattr(fitting, "on_lanes", lambda tensor: False)
+    powers = 2.0 ** np.arange(-124, 128)
+    below = powers[:, None] * (1 - np.arange(1, 100) * 2.0**-24)
+    peaks = np.concatenate([powers, powers * (1 + 2.0**-23), below.ravel()]).astype(np.float32)
+    w = weights("gaussian", peaks.size, 32)
+    w *= (peaks / np.abs(w).max(1))[:, None] * np.float32(0.99)
+    w[:, 7] = -peaks
+    assert np.array_equal(ours("MXFP4", w), llama.quantize("MXFP4", w))
+
+
+@pytest.mark.parametrize("lanes", [True, False])
+def test_mxfp4_below_the_smallest_scale(lanes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp's scale byte wraps around there, to NaN at first; ours stops at 2^-128, and values stay close."""
+    if not lanes:
+        monkeypatch.setattr(fitting, "on_lanes", lambda tensor: False)
+    w = weights("gaussian", 4, 32) * np.float32(2.0**-130)
+    blocks = ours("MXFP4", w)
+    assert (blocks[:, 0] == 0).all()
+    assert np.abs(llama.dequantize("MXFP4", blocks, 32) - w).max() <= 2.0**-129
+
+
+@pytest.mark.parametrize("name", ["TQ1_0", "TQ2_0", "Q2_0"])
+@pytest.mark.parametrize("lanes", [True, False])
+def test_scales_without_a_reciprocal_decode_to_zero(name: str, lanes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not lanes:
+        monkeypatch.setattr(fitting, "on_lanes", lambda tensor: False)
+    w = np.full((2, 256), 1e-40, np.float32)
+    w[:, ::3] = 0
+    blocks = ours(name, w)
+    assert (llama.dequantize(name, blocks, 256) == 0).all()
+    assert get_format(name).unpack({"blocks": torch.from_numpy(blocks)}, (2, 256))[0].max() <= 2
 
 
 def test_importance_is_checked_and_floored() -> None:
@@ -158,7 +201,7 @@ def test_importance_is_checked_and_floored() -> None:
     assert 0.25 < small.mean() < 4
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q4_0"])
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q4_0", "IQ4_XS"])
 def test_tiny_importance_gives_the_bytes_of_ordinary_importance(name: str) -> None:
     w = weights("student", 8)
     given = importance()
