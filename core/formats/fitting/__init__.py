@@ -93,20 +93,22 @@ def _on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: i
 
     from core.formats.checks import non_finite, out_of_range
 
-    source = x.numpy()
+    source, target = x.numpy(), out.numpy()
     weights = np.zeros(0, np.float32) if imp is None else imp.numpy()
     bits = source.view(np.int32)
-    bad, beyond = _kernel("lanes_bits", "first_bad_rows")(bits, np.float32(_limit(type_name)).view(np.int32))
-    if bad >= 0:
-        raise non_finite(start + int(bad))
-    if beyond >= 0:
-        raise out_of_range(start + int(beyond))
     module = _QUANTIZE[type_name]
     kernel = _kernel(module, type_name.lower())
-    if module in _BITS:
-        bad = kernel(source, bits, weights, out.numpy())
-    else:
-        bad = kernel(source, weights, out.numpy())
+    # Without a search, a weight that must be refused shows in its block's scale; so these look for it only afterwards.
+    searches = module not in _BITS or (module == "lanes_legacy" and imp is not None)
+    bad = -1 if searches else kernel(source, bits, weights, target)
+    if searches or bad >= 0:
+        broken, beyond = _kernel("lanes_bits", "first_bad_rows")(bits, np.float32(_limit(type_name)).view(np.int32))
+        if broken >= 0:
+            raise non_finite(start + int(broken))
+        if beyond >= 0:
+            raise out_of_range(start + int(beyond))
+    if searches:
+        bad = kernel(source, bits, weights, target) if module in _BITS else kernel(source, weights, target)
     if bad >= 0:
         raise out_of_range(start + int(bad))
 

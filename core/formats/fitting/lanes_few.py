@@ -1,7 +1,7 @@
 """Codes without a search on one CPU core: TQ1_0, TQ2_0, Q2_0 (three levels), Q1_0 (signs) and MXFP4.
 
 Kernels: (x float32 [rows, columns], bits int32 of the same memory, importance, which none of them looks at, out uint8
-[rows, bytes]) → the first row whose scale is beyond a half, or −1.
+[rows, bytes]) → the first row whose scale is beyond a half, or that holds NaN or Inf, or −1.
 """
 
 from __future__ import annotations
@@ -154,7 +154,10 @@ def mxfp4(x, bits, imp, out):
     flat, ints, target = x.reshape(-1), bits.reshape(-1), out.reshape(-1)
     codes = np.empty(32, np.uint8)
     for b in range(flat.size // 32):
-        e = _exponent(_largest(ints[b * 32 : (b + 1) * 32]))
+        d = _largest(ints[b * 32 : (b + 1) * 32])
+        if not d < F(np.inf):
+            return b * 32 // x.shape[1]
+        e = _exponent(d)
         step = float_of(np.uint32((1 << 21) << e if e < 2 else (e - 1) << 23))
         source = flat[b * 32 : (b + 1) * 32]
         # Middles of the doubled levels 0 1 2 3 4 6 8 12; of two equally near levels the smaller one.

@@ -2,7 +2,8 @@
 comparing bits as integers, the rest vectorises by itself. With importance the searches in lanes.
 
 Kernels: (x float32 [rows, columns], bits int32 of the same memory, importance float32 [columns] or [0], out uint8
-[rows, bytes]) → the first row whose scale is beyond a half, or −1.
+[rows, bytes]) → the first row whose scale is beyond a half, or −1. Without importance weights need not be finite: the
+first row with NaN or Inf is found likewise.
 """
 
 from __future__ import annotations
@@ -50,8 +51,9 @@ def _sides(bits, up, down):
 def _signed_peaks(x, up, down, peak):
     """Per block: the value with the largest magnitude, the first among equals; 0 is +0."""
     for b in range(peak.size):
-        high, low = float_of(np.uint32(max(up[b], np.int32(0)))), float_of(np.uint32(max(down[b], np.int32(0))))
-        peak[b] = -low if low > high else high
+        high, low = max(up[b], np.int32(0)), max(down[b], np.int32(0))
+        # As integers NaN is the largest of all: it must reach the scale, where it is found.
+        peak[b] = -float_of(np.uint32(low)) if low > high else float_of(np.uint32(high))
     for b in range(peak.size):
         if up[b] == down[b] and up[b] > 0:
             for v in x[b * BLOCK : (b + 1) * BLOCK]:

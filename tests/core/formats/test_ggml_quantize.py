@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import core.formats.fitting as fitting
-from core.errors import CalibrationError, OutOfRange
+from core.errors import CalibrationError, NonFinite, OutOfRange
 from core.formats import get_format
 from core.formats.checks import checked_importance
 from core.formats.fitting import reference
@@ -109,6 +109,19 @@ def test_pieces_make_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(OutOfRange) as caught:
         ours(name, w)
     assert caught.value.row == 17
+
+
+@TYPES
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000, 0x7F800001, 0xFF800001, 0x7F800000, 0xFF800000], ids=hex)
+def test_not_a_number_is_found_wherever_it_is(name: str, bits: int) -> None:
+    """Of either sign, beside any weights, at any place of a block."""
+    for kind in ("gaussian", "zeros", "one-sided"):
+        for at in (0, 15, 16, 31, 700, COLUMNS - 1):
+            w = weights(kind, 9)
+            w.view(np.uint32)[8, at] = bits
+            with pytest.raises(NonFinite) as caught:
+                ours(name, w)
+            assert caught.value.row == 8
 
 
 @TYPES
