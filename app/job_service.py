@@ -66,6 +66,7 @@ class JobService(QObject):
         self._alive: set[JobId] = set()  # submitted, and its `finished` not yet emitted
         self._stale: set[JobId] = set()
         self._newest: dict[str, JobId] = {}
+        self._closed = False
         self._rss = 0
         self._rss_at = 0.0
         self._wake.connect(self._deliver, Qt.ConnectionType.QueuedConnection)
@@ -133,6 +134,7 @@ class JobService(QObject):
     def shutdown(self, timeout: float = 5.0) -> tuple[str, ...]:
         """Cancels all jobs and waits. Returns the titles of those that would not stop."""
         stuck = self._runner.shutdown(timeout)
+        self._closed = True
         self._ticker.stop()
         self._next_turn.stop()
         self._events.clear()
@@ -140,6 +142,8 @@ class JobService(QObject):
 
     def _post(self, event: Event) -> None:
         """From any thread."""
+        if self._closed:
+            return  # a job that would not stop in time; this object may be gone already
         if isinstance(event, Advanced):
             self._advanced[event.id] = event  # the ticker looks at the latest only
             return

@@ -164,3 +164,20 @@ def test_inline_delivers_from_the_event_loop_too(qapp, qtbot) -> None:
         job = jobs.submit(lambda r, c: r, 7, title="t")
     assert done.args == [job, Done(7)]
     assert jobs.shutdown() == ()
+
+
+def test_what_a_stubborn_job_says_after_the_end_is_nobodys_business(qapp) -> None:
+    jobs = JobService()
+    gate, over = threading.Event(), threading.Event()
+
+    def task(request, ctx):
+        gate.wait(5)
+        ctx.partial("late")
+        over.set()
+
+    jobs.submit(task, None, title="stubborn")
+    assert jobs.shutdown(0.05) == ("stubborn",)
+    jobs.deleteLater()
+    qapp.sendPostedEvents(jobs, 52)  # DeferredDelete
+    gate.set()
+    assert over.wait(5)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PySide6.QtCore import QModelIndex, Qt
 
-from app.panels.tensors.model import COLUMNS, PLACE, Errors, TensorModel
+from app.panels.tensors.columns import COLUMNS, PLACE
+from app.panels.tensors.errors import Errors
+from app.panels.tensors.model import TensorModel
 from app.panels.tensors.state import MODEL, Filter, Order, Rows, make_rows, matching
 from app.session import ShownError
 from core.recipes.model import Strategy
@@ -197,10 +199,10 @@ def test_strategy_is_edited_in_place_with_type_ahead(opened, settled, qtbot) -> 
     select(panel, name)
     index = panel.model.index(tensor_line(panel, name), PLACE["strategy"])
     panel.table.setCurrentIndex(index)
-    panel._picker = None
+    panel.assigner.picker = None
     qtbot.keyClick(panel.table, Qt.Key.Key_F2)
-    qtbot.waitUntil(lambda: panel._picker is not None)
-    picker = panel._picker
+    qtbot.waitUntil(lambda: panel.assigner.picker is not None)
+    picker = panel.assigner.picker
     picker.edit.clear()
     qtbot.keyClicks(picker.edit, "q8")
     assert picker._model.choices[0].text == "q8_0"
@@ -216,7 +218,7 @@ def test_a_typed_strategy_that_is_none_is_refused_in_the_picker(opened, qtbot) -
     name = next(t.tensor.name for t in opened.session.plan.tensors if t.tensor.role.kind == "q")
     select(panel, name)
     panel.open_picker()
-    picker = panel._picker
+    picker = panel.assigner.picker
     picker.edit.clear()
     qtbot.keyClicks(picker.edit, "q4_k+magic")
     qtbot.keyClick(picker.edit, Qt.Key.Key_Return)

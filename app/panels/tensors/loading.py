@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from app.panels.tensors.model import Errors, make_errors
+from app.panels.tensors.errors import Errors, make_errors
 from app.panels.tensors.state import Cells, Filter, Rows, make_cells, make_rows, matching
 from core.context import JobContext
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPersistentModelIndex, Qt, Signal
 
+from app.panels.tensors.columns import COLUMNS, PLACE
+from app.panels.tensors.errors import EXACT, SAMPLED, UNKNOWN, WRITTEN, Errors, error_cell, update_worst
 from app.panels.tensors.state import (
     MODEL,
     Arrangement,
@@ -35,89 +36,12 @@ if TYPE_CHECKING:
 Index = QModelIndex | QPersistentModelIndex
 NO_PARENT = QModelIndex()
 
-# What a known error is worth: nothing, a sample of rows, all rows before the run, measured by a run.
-UNKNOWN, SAMPLED, EXACT, WRITTEN = 0, 1, 2, 3
-
 
 # Made once: Qt asks for every cell, and combining Qt's enums in Python takes longer than drawing.
 _LEFT = int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
 _RIGHT = int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
 _FLAGS = Qt.ItemFlag.ItemIsEnabled | Qt.ItemFlag.ItemIsSelectable | Qt.ItemFlag.ItemNeverHasChildren
 _EDITABLE = _FLAGS | Qt.ItemFlag.ItemIsEditable
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column. number: right-aligned, tabular figures; width: the least, in pixels, before the user drags it."""
-
-    id: str
-    title: str
-    help: str
-    width: int
-    number: bool = False
-
-
-COLUMNS = (
-    Column("name", "tensor", "Name in the output; blocks can be folded", 168),
-    Column("role", "role", "What part of the model it is", 70),
-    Column("shape", "shape", "Rows × columns, leading dimensions first", 84, number=True),
-    Column("dtype", "dtype", "Type in the checkpoint", 48),
-    Column("strategy", "strategy", "Format and method it gets; double-click, F2 or Enter to change", 104),
-    Column("bpw", "bpw", "Stored bits per weight, scales and padding included", 44, number=True),
-    Column("size", "size", "Bytes it takes in the output, bars on one scale", 84, number=True),
-    Column(
-        "sqnr",
-        "SQNR, dB",
-        "Signal to quantization noise of the weights: 10·log₁₀(Σw²/Σ(w−ŵ)²). ≈ is a preview from a sample of rows",
-        84,
-        number=True,
-    ),
-    Column("rule", "rule", "The rule that won", 72),
-)
-PLACE = {c.id: i for i, c in enumerate(COLUMNS)}
-
-
-@dataclass(frozen=True)
-class Errors:
-    """SQNR per row: float64 [rows], NaN unknown; mark: what it is worth; block: the worst of each block."""
-
-    sqnr: np.ndarray
-    mark: np.ndarray
-    worst: list[float]
-
-
-def make_errors(rows: Rows, cells: Cells | None, known: Mapping[Any, ShownError]) -> Errors:
-    """Lays known errors out beside the rows."""
-    import numpy as np
-
-    sqnr = np.full(len(rows), np.nan)
-    mark = np.zeros(len(rows), np.int8)
-    if cells is not None:
-        for i, t in enumerate(cells.plan.tensors):
-            if not known:
-                break
-            error = known.get((t.tensor.name, t.strategy))
-            if error is not None:
-                sqnr[i], mark[i] = error_cell(error)
-    errors = Errors(sqnr, mark, [math.nan] * len(rows.blocks))
-    update_worst(rows, errors, range(len(rows.blocks)))
-    return errors
-
-
-def error_cell(error: ShownError) -> tuple[float, int]:
-    if error.sqnr_db is None:
-        return math.nan, UNKNOWN
-    return error.sqnr_db, WRITTEN if error.written else EXACT if error.exact else SAMPLED
-
-
-def update_worst(rows: Rows, errors: Errors, blocks: Iterable[int]) -> None:
-    """Looks the worst tensor of these blocks up again."""
-    import numpy as np
-
-    for block in blocks:
-        values = errors.sqnr[rows.members[block]]
-        values = values[~np.isnan(values)]
-        errors.worst[block] = float(values.min()) if values.size else math.nan
 
 
 class TensorModel(QAbstractTableModel):

@@ -14,7 +14,9 @@ from PySide6.QtCore import QPointF, QRectF, Qt
 from PySide6.QtGui import QColor, QFont, QFontMetrics, QPainter, QPen, QPixmap, QPolygonF
 from PySide6.QtWidgets import QWidget
 
-from app.panels.tensors.model import COLUMNS, SAMPLED, TensorModel
+from app.panels.tensors.columns import COLUMNS
+from app.panels.tensors.errors import SAMPLED
+from app.panels.tensors.model import TensorModel
 from app.theme import Theme, figures
 
 ROW_HEIGHT = 24

@@ -18,7 +18,8 @@ from PySide6.QtCore import (
 from PySide6.QtGui import QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import QAbstractItemView, QApplication, QHeaderView, QTableView, QWidget
 
-from app.panels.tensors.model import COLUMNS, PLACE, TensorModel
+from app.panels.tensors.columns import COLUMNS, PLACE
+from app.panels.tensors.model import TensorModel
 from app.panels.tensors.painting import FOLD, INDENT, PAD, ROW_HEIGHT, LinePainter
 from app.panels.tensors.state import runs
 from app.theme import Theme
@@ -36,7 +37,7 @@ class TensorTable(QTableView):
 
     def __init__(self, model: TensorModel, theme: Theme, parent: QWidget) -> None:
         super().__init__(parent)
-        self._tensors = model
+        self.tensors = model
         self._theme = theme
         self._lines = LinePainter(theme, self)
         theme.changed.connect(self.viewport().update)
@@ -98,14 +99,14 @@ class TensorTable(QTableView):
             left, width = header.sectionViewportPosition(section), header.sectionSize(section)
             if width and left <= dirty.right() and left + width > dirty.left():
                 columns.append((COLUMNS[section].id, left, width))
-        count = self._tensors.rowCount()
+        count = self.tensors.rowCount()
         first, last = self.rowAt(dirty.top()), self.rowAt(dirty.bottom())
         if not columns or not count or first < 0:
             return
         chosen = [(part.top(), part.bottom()) for part in self.selectionModel().selection()]  # type: ignore[attr-defined]
         for line in range(first, count if last < 0 else min(count, last + 1)):
             selected = any(top <= line <= bottom for top, bottom in chosen)
-            self._lines.paint(painter, self._tensors, line, self.rowViewportPosition(line), columns, selected)
+            self._lines.paint(painter, self.tensors, line, self.rowViewportPosition(line), columns, selected)
 
     def changeEvent(self, event: QEvent) -> None:
         super().changeEvent(event)
@@ -114,8 +115,8 @@ class TensorTable(QTableView):
 
     def fold_rect(self, line: int) -> QRect:
         """Where the fold mark of a line is."""
-        cell = self.visualRect(self._tensors.index(line, PLACE["name"]))
-        return QRect(cell.left() + PAD + self._tensors.depth(line) * INDENT, cell.top(), FOLD, cell.height())
+        cell = self.visualRect(self.tensors.index(line, PLACE["name"]))
+        return QRect(cell.left() + PAD + self.tensors.depth(line) * INDENT, cell.top(), FOLD, cell.height())
 
     def fit(self) -> None:
         """Shares the room out: names take half of what is over, bars some, the rule's column the rest."""
@@ -128,6 +129,10 @@ class TensorTable(QTableView):
             share, most = SHARES.get(column.id, (0.0, 0))
             self.setColumnWidth(PLACE[column.id], column.width + min(int(over * share), most))
         self._fitting = False
+
+    def show_column(self, column: int, shown: bool) -> None:
+        self.setColumnHidden(column, not shown)
+        self.fit()
 
     def save_widths(self) -> bytes:
         """Columns as they are, and whether the user sized them."""
@@ -145,7 +150,7 @@ class TensorTable(QTableView):
 
     def visible_lines(self) -> range:
         """Lines on screen."""
-        count = self._tensors.rowCount()
+        count = self.tensors.rowCount()
         first = max(0, self.rowAt(0))
         last = self.rowAt(self.viewport().height() - 1)
         return range(first, count if last < 0 else last + 1)
@@ -158,7 +163,7 @@ class TensorTable(QTableView):
         return sorted(found)
 
     def select_lines(self, lines: Sequence[int]) -> None:
-        model = self._tensors
+        model = self.tensors
         selection = QItemSelection()
         last = len(COLUMNS) - 1
         for first, end in runs(lines):
@@ -174,15 +179,15 @@ class TensorTable(QTableView):
         index = self.indexAt(event.position().toPoint())
         if self._on_fold_mark(index, event.position().toPoint()):
             line = index.row()
-            self.fold_asked.emit([line], not self._tensors.is_folded(line))
+            self.fold_asked.emit([line], not self.tensors.is_folded(line))
             return
         super().mousePressEvent(event)
 
     def mouseDoubleClickEvent(self, event: QMouseEvent) -> None:
         index = self.indexAt(event.position().toPoint())
-        if index.isValid() and index.column() == PLACE["name"] and self._tensors.is_folded(index.row()) is not None:
+        if index.isValid() and index.column() == PLACE["name"] and self.tensors.is_folded(index.row()) is not None:
             if not self._on_fold_mark(index, event.position().toPoint()):
-                self.fold_asked.emit([index.row()], not self._tensors.is_folded(index.row()))
+                self.fold_asked.emit([index.row()], not self.tensors.is_folded(index.row()))
             return
         super().mouseDoubleClickEvent(event)
 
@@ -204,19 +209,19 @@ class TensorTable(QTableView):
     def _fold_by_key(self, index: QModelIndex, left: bool) -> bool:
         """Left closes a block or goes to its line, right opens it."""
         line = index.row()
-        folded = self._tensors.is_folded(line)
+        folded = self.tensors.is_folded(line)
         if folded is None:
-            if not left or not self._tensors.grouped:
+            if not left or not self.tensors.grouped:
                 return False
-            while line > 0 and self._tensors.is_folded(line) is None:
+            while line > 0 and self.tensors.is_folded(line) is None:
                 line -= 1
-            self.setCurrentIndex(self._tensors.index(line, index.column()))
+            self.setCurrentIndex(self.tensors.index(line, index.column()))
             return True
         if folded != left:
             self.fold_asked.emit([line], left)
         return True
 
     def _on_fold_mark(self, index: QModelIndex, point: QPoint) -> bool:
-        if not index.isValid() or index.column() != PLACE["name"] or self._tensors.is_folded(index.row()) is None:
+        if not index.isValid() or index.column() != PLACE["name"] or self.tensors.is_folded(index.row()) is None:
             return False
         return self.fold_rect(index.row()).contains(point)

@@ -6,26 +6,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import QItemSelectionModel, QModelIndex, QPoint, QRect, Qt, QTimer, Signal, Slot
-from PySide6.QtGui import QGuiApplication
-from PySide6.QtWidgets import QMenu, QVBoxLayout, QWidget
+from PySide6.QtCore import QItemSelectionModel, QPoint, Qt, QTimer, Signal, Slot
+from PySide6.QtWidgets import QVBoxLayout, QWidget
 
-from app.edits import AddRule, AssignStrategy
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome
-from app.panels.tensors.choices import strategy_choices
+from app.panels.tensors.assigning import Assigner
+from app.panels.tensors.columns import COLUMNS, PLACE
 from app.panels.tensors.delegate import TensorDelegate
 from app.panels.tensors.filterbar import FilterBar
 from app.panels.tensors.loading import FILTER, TABLE, FilterRequest, TableData, TableRequest, filter_task, table_task
-from app.panels.tensors.model import COLUMNS, PLACE, TensorModel
-from app.panels.tensors.picker import StrategyPicker, picker_title
+from app.panels.tensors.menus import column_menu, tensor_menu
+from app.panels.tensors.model import TensorModel
 from app.panels.tensors.state import Order
 from app.panels.tensors.table import TensorTable
 from app.session import Changes, Notice, Session, ShownError
 from app.theme import current
 from core.context import SILENT
 from core.errors import WorkbenchError
-from core.recipes.model import KEEP, Match, Rule, Strategy
+from core.recipes.model import Strategy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +51,6 @@ class TensorsPanel(QWidget):
         self._late: set[str] = set()  # tensors whose error came while a table was being built
         self._following = False  # the selection is being restored, nobody chose anything
         self._handing = False  # the session is being told what was selected here
-        self._picker: StrategyPicker | None = None
         self._build()
         session.changed.connect(self._changed)
         session.selection_changed.connect(self._follow_selection)
@@ -82,8 +80,9 @@ class TensorsPanel(QWidget):
         self.table.viewport_changed.connect(self.viewport_changed)
         self.table.customContextMenuRequested.connect(self._menu)
         self.table.selectionModel().selectionChanged.connect(self._selected)
-        self.delegate.edit_requested.connect(self._edit)
-        self.model.assigned.connect(self._assign_text)
+        self.assigner = Assigner(self._session, self._theme, self.table, self._settle_selection)
+        self.delegate.edit_requested.connect(self.assigner.edit)
+        self.model.assigned.connect(self.assigner.assign_text)
         header = self.table.horizontalHeader()
         header.sortIndicatorChanged.connect(self._sort)
         header.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
@@ -122,32 +121,24 @@ class TensorsPanel(QWidget):
 
     def open_picker(self) -> None:
         """The popover, for the selection."""
-        names = self.selected_names()
-        if not names:
-            self._session.notify(Notice("note", "Select one or more tensors first, then assign a strategy"))
-            return
-        current = self.table.currentIndex()
-        if not current.isValid():
-            current = self.model.index(self.table.selected_lines()[0], PLACE["strategy"])
-        self.table.scrollTo(current)
-        self._pick(names, current.siblingAtColumn(PLACE["strategy"]))
+        self.assigner.open_picker()
 
     def assign(self, strategy: Strategy | None) -> None:
         """Gives the selection a strategy; None lets the rules decide."""
-        names = self.selected_names()
-        if names:
-            self._apply(names, strategy)
+        self.assigner.assign(self.selected_names(), strategy)
 
     def add_rule_like_selection(self) -> None:
         """A rule for all tensors of the selected roles, in front of the other rules."""
+        self.assigner.add_rule_for_roles(self.selected_names())
+
+    def select_alike(self) -> None:
+        """All tensors of the selected roles, in all blocks."""
         rows = self.model.rows
-        names = self.selected_names()
-        if rows is None or not names:
+        if rows is None:
             return
-        roles = tuple(dict.fromkeys(rows.roles[rows.index[n]] for n in names))
-        planned = self._session.tensor(names[0])
-        strategy = planned.strategy if planned is not None else Strategy(KEEP)
-        self._try(lambda: self._session.apply(AddRule(0, Rule(Match(role=roles), Strategy(strategy.format))), self))
+        roles = {rows.roles[rows.index[n]] for n in self.selected_names()}
+        self.fold_all(False)
+        self.table.select_lines([i for i, e in enumerate(self.model.lines) if e >= 0 and rows.roles[e] in roles])
 
     # Following the session
 
@@ -360,95 +351,10 @@ class TensorsPanel(QWidget):
             if lines:
                 self.table.scrollTo(self.model.index(lines[0], 0))
 
-    # Assigning
-
-    @Slot(QModelIndex)
-    def _edit(self, index: QModelIndex) -> None:
-        """In place: the edited line, or the whole selection when it is part of it."""
-        lines = self.table.selected_lines()
-        names = self.model.names_at(lines if index.row() in lines else [index.row()])
-        # Qt is still inside the key or mouse event that asked for an editor.
-        QTimer.singleShot(0, self, lambda: self._pick(names, index))
-
-    def _pick(self, names: tuple[str, ...], index: QModelIndex) -> None:
-        session, rows = self._session, self.model.rows
-        if rows is None or not names or session.outline is not rows.outline or self.model.cells is None:
-            return
-        tensors = [rows.outline.tensors[rows.index[n]] for n in names]
-        choices = strategy_choices(rows.outline, session.target, tensors)
-        strategies = {self.model.cells.strategy[rows.index[n]] for n in names}
-        picker = StrategyPicker(
-            self._theme,
-            picker_title(names, self.fontMetrics()),
-            strategies.pop() if len(strategies) == 1 else "",
-            choices,
-            len(names),
-            self.window(),
-            by_hand=bool(session.recipe.rules),
-        )
-        picker.chosen.connect(lambda strategy: self._apply(names, strategy))
-        cell = self.table.visualRect(index)
-        corner = self.table.viewport().mapToGlobal(cell.topLeft())
-        self._picker = picker
-        picker.open_at(QRect(corner, cell.size()))
-
-    def _assign_text(self, rows: list[int], text: str) -> None:
-        from core.recipes import parse_strategy
-
-        if self.model.rows is None:
-            return
-        names = tuple(self.model.rows.names[i] for i in rows)
-        self._try(lambda: self._session.apply(AssignStrategy(names, parse_strategy(text)), self))
-
-    def _apply(self, names: tuple[str, ...], strategy: Strategy | None) -> None:
-        self._settle_selection()
-        self._try(lambda: self._session.apply(AssignStrategy(names, strategy), self))
-
-    def _try(self, change: Callable[[], object]) -> None:
-        try:
-            change()
-        except WorkbenchError as error:
-            self._session.notify(Notice("error", str(error)))
-
     # Menus
 
     def _menu(self, point: QPoint) -> None:
-        names = self.selected_names()
-        menu = QMenu(self)
-        menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-        assign = menu.addAction("Assign strategy …", self.open_picker)
-        keep = menu.addAction("Keep unquantized", lambda: self.assign(Strategy(KEEP)))
-        rules = menu.addAction("Let the rules decide", lambda: self.assign(None))
-        rule = menu.addAction("Add rule for these roles", self.add_rule_like_selection)
-        menu.addSeparator()
-        alike = menu.addAction("Select all of the same role", self._select_alike)
-        copy = menu.addAction("Copy names", lambda: QGuiApplication.clipboard().setText("\n".join(names)))
-        for action in (assign, keep, rules, rule, alike, copy):
-            action.setEnabled(bool(names))
-        menu.addSeparator()
-        menu.addAction("Fold all blocks", lambda: self.fold_all(True))
-        menu.addAction("Unfold all blocks", lambda: self.fold_all(False))
-        menu.popup(self.table.viewport().mapToGlobal(point))
-
-    def _select_alike(self) -> None:
-        rows = self.model.rows
-        if rows is None:
-            return
-        roles = {rows.roles[rows.index[n]] for n in self.selected_names()}
-        self.fold_all(False)
-        self.table.select_lines([i for i, e in enumerate(self.model.lines) if e >= 0 and rows.roles[e] in roles])
+        tensor_menu(self).popup(self.table.viewport().mapToGlobal(point))
 
     def _header_menu(self, point: QPoint) -> None:
-        header = self.table.horizontalHeader()
-        menu = QMenu(self)
-        menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-        for i, column in enumerate(COLUMNS[1:], 1):
-            action = menu.addAction(column.title)
-            action.setCheckable(True)
-            action.setChecked(not header.isSectionHidden(i))
-            action.toggled.connect(lambda shown, i=i: self._show_column(i, shown))
-        menu.popup(header.mapToGlobal(point))
-
-    def _show_column(self, column: int, shown: bool) -> None:
-        self.table.setColumnHidden(column, not shown)
-        self.table.fit()
+        column_menu(self.table).popup(self.table.horizontalHeader().mapToGlobal(point))
