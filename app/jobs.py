@@ -8,7 +8,10 @@ one before, whose results are then never delivered.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
+import sys
 import threading
 import time
 import traceback
@@ -22,6 +25,8 @@ from core.context import JobContext
 from core.errors import Cancelled, one_line
 
 JobId = int
+# Of 19 steps: work still goes on at a fair pace beside other programs.
+BACKGROUND_NICENESS = 5
 Lane = Literal["heavy", "preview"]
 Task = Callable[[Any, JobContext], Any]
 
@@ -287,6 +292,8 @@ class Runner:
 
     def _work(self, track: str) -> None:
         """Runs a track's jobs until none waits."""
+        if not self._inline:
+            _yield_to_the_window()
         while True:
             with self._lock:
                 queue = self._waiting.get(track)
@@ -302,3 +309,11 @@ class Runner:
                 with self._lock:
                     self._current.pop(track, None)
                     self._jobs.pop(job.info.id, None)
+
+
+def _yield_to_the_window() -> None:
+    """Lets the GUI thread go first when all cores are busy. On Linux a priority belongs to the thread, and threads that
+    it starts inherit it; elsewhere it belongs to the whole process, and is left alone."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)

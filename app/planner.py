@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import QObject, Signal
 
+from app.collector import without_collections
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome
 from app.session import Changes, Notice, Session
@@ -53,6 +54,7 @@ class PlanResult:
     free_bytes: int | None = None
 
 
+@without_collections
 def open_task(path: str, ctx: JobContext) -> tuple[Checkpoint, Totals]:
     """The opened checkpoint and its sums. Reads headers only."""
     from core.checkpoints import open_checkpoint
@@ -61,6 +63,7 @@ def open_task(path: str, ctx: JobContext) -> tuple[Checkpoint, Totals]:
     return checkpoint, Totals.of(checkpoint)
 
 
+@without_collections
 def plan_task(request: PlanRequest, ctx: JobContext) -> PlanResult:
     """Plans and looks ahead. Hands over the outline as a partial result as soon as it is known."""
     from core.engine.plan import make_plan

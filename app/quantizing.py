@@ -40,6 +40,7 @@ class RunRequest:
 
 def run_task(request: RunRequest, ctx: JobContext) -> Report:
     """The whole run. A stopped one leaves its rest for `resume`."""
+    from core.engine.devices import usable_cores
     from core.engine.pipeline import run
 
     report = run(
@@ -47,6 +48,8 @@ def run_task(request: RunRequest, ctx: JobContext) -> Report:
         request.checkpoint,
         request.out,
         device=request.device,
+        # One core is the window's: a table that stutters makes a run feel longer than it is.
+        workers=max(1, usable_cores() - 1) if request.device == "cpu" else None,
         ctx=ctx,
         resume=request.resume,
         force=request.force,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from core.formats.base import Format
@@ -74,7 +75,7 @@ class Plan:
     def nbytes(self) -> int:
         return self.layout.nbytes
 
-    @property
+    @cached_property
     def bpw(self) -> float:
         """Stored bits per weight over all tensors (headers and side files left out)."""
         count = sum(t.tensor.numel for t in self.tensors)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from app.collector import without_collections
 from app.panels.tensors.errors import Errors, make_errors
 from app.panels.tensors.state import Cells, Filter, Rows, make_cells, make_rows, matching
 from core.context import JobContext
@@ -49,6 +50,7 @@ class FilterRequest:
     filter: Filter
 
 
+@without_collections
 def table_task(request: TableRequest, ctx: JobContext) -> TableData:
     """All that the table needs of a plan."""
     from core.errors import RecipeError
