@@ -99,18 +99,30 @@ class Commands:
         absolute = Path(os.path.abspath(path))
         self._window.planner.open(absolute)
 
+    def drop(self, paths: list[str]) -> None:
+        """Opens what was dropped onto the window: a recipe, or a checkpoint; several shards stand for their folder."""
+        first = Path(paths[0])
+        if first.suffix.lower() == ".toml":
+            self._guard(lambda: self._take_recipe(first))
+            return
+        together = len(paths) > 1 and len({Path(p).parent for p in paths}) == 1
+        self.open_path(first.parent if together or first.name == "config.json" else first)
+
+    def _take_recipe(self, path: Path) -> None:
+        from core.recipes import load_file
+
+        self.session.apply(SetRecipe(load_file(path)), self)
+
     def close_checkpoint(self) -> None:
         self.session.close()
 
     def open_recipe(self) -> None:
-        from core.recipes import load_file
-
         settings = self._window.settings
         path = self._window.dialogs.open_recipe(self._window, settings.get("files/recipe_folder"))
         if path is None:
             return
         settings.set("files/recipe_folder", str(path.parent))
-        self.session.apply(SetRecipe(load_file(path)), self)
+        self._take_recipe(path)
         self.show_panel("rules")
 
     def save_recipe(self) -> None:

@@ -4,10 +4,9 @@ is in commands.py, what is shown in panels/.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from PySide6.QtCore import QByteArray, QEvent, Qt, QTimer, Slot
+from PySide6.QtCore import QEvent, Qt, QTimer, Slot
 from PySide6.QtGui import QAction, QCloseEvent, QDragEnterEvent, QDropEvent, QKeySequence, QShowEvent
 from PySide6.QtWidgets import (
     QMainWindow,
@@ -25,6 +24,7 @@ from app.commands import Commands
 from app.dialogs import Dialogs, NativeDialogs
 from app.edits import Document
 from app.frame.empty import EmptyPage
+from app.frame.memory import local_paths, remember, restore
 from app.frame.notices import NoticeBar
 from app.frame.palette import CommandPalette
 from app.frame.problems import ProblemsPopover
@@ -35,7 +35,7 @@ from app.panels import PANELS, PanelRecord
 from app.planner import Planner
 from app.previews import ErrorPreviews
 from app.quantizing import Quantizer
-from app.session import Changes, Notice, Session
+from app.session import Changes, Session
 from app.settings import Settings
 from app.theme import Theme
 
@@ -72,7 +72,7 @@ class MainWindow(QMainWindow):
         self._start_recipe()
         self._build()
         self._connect()
-        self._restore()
+        restore(self)
         self._retitle()
         self._refresh_toolbar()
         self.refresh_actions()
@@ -364,75 +364,16 @@ class MainWindow(QMainWindow):
     # Dropping
 
     def dragEnterEvent(self, event: QDragEnterEvent) -> None:
-        if any(url.isLocalFile() for url in event.mimeData().urls()):
+        if local_paths(event.mimeData()):
             event.acceptProposedAction()
 
     def dropEvent(self, event: QDropEvent) -> None:
-        paths = [url.toLocalFile() for url in event.mimeData().urls() if url.isLocalFile()]
+        paths = local_paths(event.mimeData())
         if paths:
             event.acceptProposedAction()
-            self.drop(paths)
-
-    def drop(self, paths: list[str]) -> None:
-        """Opens what was dropped: a recipe, or the first checkpoint."""
-        first = Path(paths[0])
-        if first.suffix.lower() == ".toml":
-            self._guarded(lambda: self._take_recipe(first))
-        else:
-            # Several shards of one checkpoint: the folder that holds them.
-            together = len(paths) > 1 and len({Path(p).parent for p in paths}) == 1
-            self.commands.open_path(first.parent if together or first.name == "config.json" else first)
-
-    def _take_recipe(self, path: Path) -> None:
-        from app.edits import SetRecipe
-        from core.recipes import load_file
-
-        self.session.apply(SetRecipe(load_file(path)), self)
-
-    def _guarded(self, change: Callable[[], object]) -> None:
-        from core.errors import WorkbenchError
-
-        try:
-            change()
-        except WorkbenchError as error:
-            self.session.notify(Notice("error", str(error)))
+            self.commands.drop(paths)
 
     # Coming and going
-
-    def _restore(self) -> None:
-        get = self.settings.get
-        for key, restore in (
-            ("window/geometry", self.restoreGeometry),
-            ("window/columns", self.columns.restoreState),
-            ("window/rows", self.rows.restoreState),
-        ):
-            state = get(key)
-            if state:
-                restore(QByteArray(state))
-        for key, tabs, area in (
-            ("window/inspector", self.inspector, "inspector"),
-            ("window/bottom", self.bottom, "bottom"),
-        ):
-            ids = [r.id for r in PANELS if r.area == area]
-            if get(key) in ids:
-                tabs.setCurrentIndex(ids.index(get(key)))
-        self.commands.tensors.restore_state(get("tensors/header"))
-        self.commands.tensors.bar.group_button.setChecked(get("tensors/grouped"))
-
-    def _remember(self) -> None:
-        put = self.settings.set
-        put("window/geometry", self.saveGeometry().data())
-        put("window/columns", self.columns.saveState().data())
-        put("window/rows", self.rows.saveState().data())
-        for key, tabs, area in (
-            ("window/inspector", self.inspector, "inspector"),
-            ("window/bottom", self.bottom, "bottom"),
-        ):
-            ids = [r.id for r in PANELS if r.area == area]
-            put(key, ids[tabs.currentIndex()])
-        put("tensors/header", self.commands.tensors.save_state())
-        put("tensors/grouped", self.commands.grouped)
-        self.settings.sync()
 
     def showEvent(self, event: QShowEvent) -> None:
         super().showEvent(event)
@@ -454,7 +395,7 @@ class MainWindow(QMainWindow):
             self._close_when_idle(CLOSE_SECONDS)
             event.ignore()
             return
-        self._remember()
+        remember(self)
         # Gone for the eye at once; a compiler at work may take its seconds.
         self.hide()
         self.stuck = self.jobs.shutdown(CLOSE_SECONDS)

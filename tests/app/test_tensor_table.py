@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PySide6.QtCore import QModelIndex, Qt
 
+from app.frame.memory import remember, restore
 from app.panels.tensors.columns import COLUMNS, PLACE
 from app.panels.tensors.errors import Errors
 from app.panels.tensors.model import TensorModel
@@ -262,9 +263,9 @@ def test_columns_and_grouping_are_remembered(opened, settings) -> None:
     panel = opened.commands.tensors
     panel.table.horizontalHeader().setSectionHidden(PLACE["dtype"], True)
     panel.bar.group_button.setChecked(False)
-    opened._remember()
+    remember(opened)
     panel.table.horizontalHeader().setSectionHidden(PLACE["dtype"], False)
     panel.bar.group_button.setChecked(True)
-    opened._restore()
+    restore(opened)
     assert panel.table.isColumnHidden(PLACE["dtype"])
     assert not panel.model.grouped
