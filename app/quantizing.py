@@ -4,6 +4,7 @@ a stopped run.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from core.recipes.model import Strategy
 
 FLUSH_MS = 100
+SHOWN_FIRST_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ def run_task(request: RunRequest, ctx: JobContext) -> Report:
     from core.engine.devices import usable_cores
     from core.engine.pipeline import run
 
+    # The window draws the job's row first; both at once would make it stumble at the very moment of the click.
+    time.sleep(SHOWN_FIRST_SECONDS)
+    ctx.check()
     report = run(
         request.plan,
         request.checkpoint,
