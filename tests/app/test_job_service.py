@@ -168,14 +168,16 @@ def test_inline_delivers_from_the_event_loop_too(qapp, qtbot) -> None:
 
 def test_what_a_stubborn_job_says_after_the_end_is_nobodys_business(qapp) -> None:
     jobs = JobService()
-    gate, over = threading.Event(), threading.Event()
+    began, gate, over = threading.Event(), threading.Event(), threading.Event()
 
     def task(request, ctx):
+        began.set()
         gate.wait(5)
         ctx.partial("late")
         over.set()
 
     jobs.submit(task, None, title="stubborn")
+    assert began.wait(5)  # one that has not begun is simply taken back
     assert jobs.shutdown(0.05) == ("stubborn",)
     jobs.deleteLater()
     qapp.sendPostedEvents(jobs, 52)  # DeferredDelete
