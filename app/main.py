@@ -126,6 +126,9 @@ def finish_loading(window: MainWindow, timing: Timing) -> threading.Thread:
         import torch
 
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
+        import core.engine.pipeline  # the click on Quantize should not wait for it
+        import core.engine.plan
+        import core.engine.preflight  # noqa: F401
         from core.engine.devices import list_devices
 
         window.devices = tuple(Offer(d.name, f"{d.name}    {d.title}") for d in list_devices())
