@@ -3,7 +3,8 @@ into 32-bit words ("pack-quantized", the dense packing of compressed-tensors 0.2
 
 Per Linear `X`: X.weight_packed int32 [out, ⌈in·b/32⌉], X.weight_scale [out, groups] ([1] per tensor),
 X.weight_shape int64 [2], and with zero points X.weight_zero_point int32 [⌈out·b/32⌉, groups], packed along out
-(int8 [1] per tensor). Everything else is copied as it is.
+(int8 [1] per tensor). int8 with one scale per row or tensor is stored as it is ("int-quantized"): X.weight int8
+[out, in], X.weight_scale, and X.weight_zero_point int8 shaped like the scale. Everything else is copied.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 # Files of at most this size, as transformers splits them.
 SHARD_BYTES = 5_000_000_000
-PACKED = "pack-quantized"
+PACKED, PLAIN, MIXED = "pack-quantized", "int-quantized", "mixed-precision"
 _STRATEGY = {"tensor": "tensor", "row": "channel", "group": "group"}
 _BARE_NOTE = (
     "there is no config.json beside the weights: the new one holds the quantization_config only, so add the model's own"
@@ -98,6 +99,16 @@ class CompressedTensors(Target):
         whole = fmt.granularity == "tensor"
         scale_shape = (1,) if whole else scales
         count = scales[0] * scales[1]
+        if not _packed(fmt):
+            found = [
+                StoredTensor(tensor.name, "I8", (rows, columns), rows * columns),
+                StoredTensor(
+                    f"{tensor.name}_scale", fmt.scale_dtype, scale_shape, count * DTYPES[fmt.scale_dtype].bits // 8
+                ),
+            ]
+            if not fmt.symmetric:
+                found.append(StoredTensor(f"{tensor.name}_zero_point", "I8", scale_shape, count))
+            return tuple(found)
         found = [
             StoredTensor(f"{tensor.name}_packed", "I32", (rows, words), rows * words * 4),
             StoredTensor(
@@ -135,17 +146,20 @@ class CompressedTensors(Target):
             yield tensor.name, start * tensor.columns * width, data_of(parts["values"])
             return
         name = tensor.name
-        yield f"{name}_packed", start * _words(tensor.columns * fmt.width) * 4, data_of(parts["codes"])
+        if _packed(fmt):
+            yield f"{name}_packed", start * _words(tensor.columns * fmt.width) * 4, data_of(parts["codes"])
+        else:
+            yield name, start * tensor.columns, data_of(quantized.codes)
         groups = fmt.scales_shape(tensor.shape)[1]
         whole = fmt.granularity == "tensor"
         at = 0 if whole else start * groups
         yield f"{name}_scale", at * DTYPES[fmt.scale_dtype].bits // 8, data_of(parts["scale"])
-        if not fmt.symmetric and whole:
-            yield f"{name}_zero_point", 0, data_of(parts["zero_point"])
+        if not fmt.symmetric and (whole or not _packed(fmt)):
+            yield f"{name}_zero_point", at, data_of(parts["zero_point"])
         elif not fmt.symmetric:
             offset = start * fmt.width // 32 * groups * 4
             yield f"{name}_zero_point", offset, data_of(_packed_along_rows(parts["zero_point"], fmt))
-        if start == 0:
+        if start == 0 and _packed(fmt):
             shape = b"".join(n.to_bytes(8, "little") for n in (tensor.rows, tensor.columns))
             yield f"{name}_shape", 0, shape
 
@@ -177,12 +191,14 @@ def quantization_config(assignments: Sequence[Assignment]) -> dict[str, Any]:
             "weights": _weights(*scheme),
             "input_activations": None,
             "output_activations": None,
+            "format": _dialect(scheme[0], scheme[1]),
         }
         for n, (scheme, modules) in enumerate(schemes.items())
     }
+    dialects = {_dialect(scheme[0], scheme[1]) for scheme in schemes}
     return {
         "quant_method": "compressed-tensors",
-        "format": PACKED,
+        "format": dialects.pop() if len(dialects) == 1 else MIXED,
         "quantization_status": "compressed",
         "global_compression_ratio": None,
         "kv_cache_scheme": None,
@@ -200,6 +216,15 @@ def _weights(width: int, granularity: str, group: int, symmetric: bool) -> dict[
         "group_size": group or None,
         "dynamic": False,
     }
+
+
+def _dialect(width: int, granularity: str) -> str:
+    """int8 with one scale per row or tensor is stored as it is; everything else packed into words."""
+    return PLAIN if width == 8 and granularity != "group" else PACKED
+
+
+def _packed(format: Uniform) -> bool:
+    return _dialect(format.width, format.granularity) == PACKED
 
 
 def _words(bits: int) -> int:

@@ -141,6 +141,29 @@ def test_several_schemes_name_their_modules(model, tmp_path) -> None:
             torch.testing.assert_close(theirs.state_dict()[tensor.name].float(), w, rtol=2**-8, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "dialect", "codes"),
+    [
+        ("int8", "int-quantized", ("weight", torch.int8)),
+        ("int8-tensor-asym", "int-quantized", ("weight", torch.int8)),
+        ("int8-g32", "pack-quantized", ("weight_packed", torch.int32)),
+        ("int4", "pack-quantized", ("weight_packed", torch.int32)),
+    ],
+)
+def test_int8_rows_are_stored_as_they_are(model, tmp_path, name, dialect, codes) -> None:
+    from core.checkpoints.compressed import CompressedCheckpoint
+
+    assemble(model, "compressed-tensors", tmp_path / "m", matrices(name, head=False))
+    config = json.loads((tmp_path / "m" / "config.json").read_text())["quantization_config"]
+    assert config["format"] == dialect
+    stored = load_file(tmp_path / "m" / "model.safetensors")
+    assert stored[f"model.layers.0.self_attn.q_proj.{codes[0]}"].dtype == codes[1]
+    with open_checkpoint(tmp_path / "m") as again:
+        assert isinstance(again, CompressedCheckpoint)
+        for key, w in dequantized(model, name).items():
+            assert torch.equal(again.read(key).float().reshape(w.shape), w), key
+
+
 def test_the_config_says_what_the_package_would_say(model, tmp_path) -> None:
     from compressed_tensors.quantization import QuantizationConfig
 
