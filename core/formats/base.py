@@ -46,6 +46,11 @@ class Format(ABC):
     encodable: ClassVar[bool] = True  # False: we read it, and do not write it (yet)
 
     @property
+    def needs_importance(self) -> bool:
+        """True: without importance of the columns the format cannot be written, and `fit` raises CalibrationError."""
+        return False
+
+    @property
     @abstractmethod
     def title(self) -> str:
         """A few words for a menu: "4-bit, super-blocks of 256"."""
@@ -89,7 +94,7 @@ class Format(ABC):
 
         w           floating [rows, columns], any dtype (half precision is widened in pieces, never as a whole copy)
         importance  float32 [columns], weight of each column's squared error, or None
-        raises      NonFinite when w holds NaN or Inf
+        raises      NonFinite when w holds NaN or Inf; CalibrationError without importance where it is needed
         """
 
     @abstractmethod

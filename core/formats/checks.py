@@ -28,6 +28,13 @@ def out_of_range(row: int, limit: str = "65504, the largest 16-bit float") -> Ou
     return OutOfRange(f"row {row} needs a scale beyond {limit}", "choose a format with wider scales", row=row)
 
 
+def needs_importance(name: str) -> CalibrationError:
+    return CalibrationError(
+        f"{name} needs importance of the columns: its search is not defined without",
+        "give an importance matrix (imatrix), or choose a format that does without",
+    )
+
+
 def computable(w: Tensor) -> Tensor:
     """w itself, or float32 of 8-bit floats, for which torch has no arithmetic."""
     return w.float() if w.element_size() == 1 else w

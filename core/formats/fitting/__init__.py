@@ -155,7 +155,8 @@ def warm(format: Format) -> None:
     if not format.encodable:
         return
     w = torch.zeros(1, format.columns_per_grid)
-    error_sums(w, format.quantize(w).dequantize())
+    importance = torch.ones(w.shape[1]) if format.needs_importance else None
+    error_sums(w, format.quantize(w, importance).dequantize())
 
 
 def is_compiled(format: Format) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from core.formats.base import Format, Grid, Parts, Quantized
+from core.formats.checks import needs_importance
 from core.formats.ggml.types import GGML_TYPES, GgmlType
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ class GgmlFormat(Format):
     def columns_per_grid(self) -> int:
         return self.type.block
 
+    @property
+    def needs_importance(self) -> bool:
+        return self.type_name in NEED_IMPORTANCE
+
     def nbytes(self, shape: tuple[int, ...]) -> int:
         return self.type.nbytes(shape)
 
@@ -69,6 +74,8 @@ class GgmlFormat(Format):
         """llama.cpp's bytes for these rows. importance below 1e-10 of its mean is raised to that (checks.py)."""
         from core.formats.fitting import quantize_blocks
 
+        if importance is None and self.needs_importance:
+            raise needs_importance(self.name)
         blocks = quantize_blocks(self.type_name, w, importance)
         return Quantized(self, (w.shape[0], w.shape[1]), parts={"blocks": blocks})
 
@@ -178,6 +185,8 @@ WRITTEN = (
 )
 # Of these, the types whose bytes do not depend on importance.
 UNWEIGHTED = ("Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "Q1_0", "Q2_0")
+# Of all types, those that llama.cpp's own search refuses without importance.
+NEED_IMPORTANCE = ("IQ2_XXS", "IQ2_XS", "IQ1_S")
 _IN_MEMORY = ("Q8_1", "Q8_K")
 
 GGML = tuple(
