@@ -11,7 +11,7 @@ from pathlib import Path
 
 from core.checkpoints import gguf, safetensors, torch_archive
 from core.checkpoints.base import Checkpoint
-from core.checkpoints.compressed import decompressed
+from core.checkpoints.dialects import as_weights
 from core.checkpoints.huggingface import HuggingFaceFolder
 from core.checkpoints.mapped import read_bytes, regular_size
 from core.checkpoints.strangers import refuse_stranger, unknown
@@ -54,7 +54,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     except (OSError, ValueError) as exc:  # a name with a NUL in it, a name too long
         raise CheckpointError(f"cannot be opened ({exc})", where=ascii(str(path))) from exc
     if folder:
-        return decompressed(HuggingFaceFolder(path))
+        return as_weights(HuggingFaceFolder(path))
     regular_size(path)
     head = read_bytes(path, _HEAD_BYTES)
     refuse_stranger(path, head)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from core.checkpoints.compressed import unread_quantization
+from core.checkpoints.dialects import unread_quantization
 from core.context import SILENT, JobContext
 from core.engine.model import Plan, PlannedTensor, Problem
 from core.errors import RecipeError
@@ -17,6 +17,7 @@ from core.formats.ggml.types import GGML_TYPES
 from core.recipes.model import KEEP, Recipe, Resolved, Strategy
 from core.recipes.resolving import MISFIT, REFUSED, resolve
 from core.targets.base import Assignment, Layout, Outline, OutputTensor, Target
+from core.tensors import DTYPES
 
 if TYPE_CHECKING:
     from core.checkpoints.base import Checkpoint
@@ -255,4 +256,5 @@ def _again(t: PlannedTensor) -> bool:
     if not t.quantized or t.copy or t.format.family == "dense":
         return False
     known = GGML_TYPES.get(t.tensor.dtype)
-    return t.tensor.dtype.startswith(("F8_", "F4", "INT")) or (known is not None and known.quantized)
+    stored = known.quantized if known is not None else t.tensor.dtype not in DTYPES
+    return stored or t.tensor.dtype.startswith(("F8_", "F4"))

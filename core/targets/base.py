@@ -198,9 +198,18 @@ class Target(ABC):
 
     @abstractmethod
     def layout(
-        self, checkpoint: Checkpoint, outline: Outline, assignments: Sequence[Assignment], label: str = ""
+        self,
+        checkpoint: Checkpoint,
+        outline: Outline,
+        assignments: Sequence[Assignment],
+        label: str = "",
+        shard_bytes: int | None = None,
     ) -> Layout:
-        """Headers, offsets and side files. label: the preset or recipe's name, for the container's metadata."""
+        """Headers, offsets and side files.
+
+        label        the preset or recipe's name, for the container's metadata
+        shard_bytes  files hold at most this many bytes of tensors; None for the container's custom
+        """
 
     @abstractmethod
     def store(

@@ -60,12 +60,19 @@ class DenseFolder(Target):
         return (StoredTensor(tensor.name, dtype, tensor.shape, stored_as(dtype).nbytes(tensor.shape)),)
 
     def layout(
-        self, checkpoint: Checkpoint, outline: Outline, assignments: Sequence[Assignment], label: str = ""
+        self,
+        checkpoint: Checkpoint,
+        outline: Outline,
+        assignments: Sequence[Assignment],
+        label: str = "",
+        shard_bytes: int | None = None,
     ) -> Layout:
         tensors = [(a.tensor.name, self.stored(a)) for a in assignments]
         sides = carried(checkpoint)
         if checkpoint.config is not None:
             sides["config.json"] = _config(checkpoint, assignments)
+        if shard_bytes:
+            return safetensors.lay_out(tensors, safetensors.shards(tensors, shard_bytes), sides)
         return safetensors.lay_out(tensors, _source_shards(checkpoint, assignments), sides)
 
     def store(

@@ -44,11 +44,13 @@ def lay_out(
     tensors: Sequence[tuple[str, tuple[StoredTensor, ...]]],
     file_of: Mapping[str, str],
     sides: Mapping[str, bytes],
+    metadata: Mapping[str, str] = METADATA,
 ) -> Layout:
     """Places every stored tensor.
 
     tensors  output tensor name → its stored tensors, in order
     file_of  output tensor name → file name; files appear in the order of their first tensor
+    metadata `__metadata__` of every file
 
     Inside a file wide element types come first, so that each tensor begins at a multiple of its element's size. With
     several files an index is added to the sides.
@@ -62,7 +64,7 @@ def lay_out(
     offset_of: dict[str, int] = {}
     for file, entries in zip(names, held, strict=True):
         entries.sort(key=lambda entry: -DTYPES[entry.dtype].bits)
-        head, offsets = header(entries)
+        head, offsets = header(entries, metadata)
         offset_of.update(zip((entry.name for entry in entries), offsets, strict=True))
         files.append(FileLayout(file, head, offsets[-1] + entries[-1].nbytes if entries else len(head)))
     if len(offset_of) < sum(map(len, held)):

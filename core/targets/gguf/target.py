@@ -74,7 +74,12 @@ class GgufFile(Target):
         return (StoredTensor(tensor.name, dtype, tensor.shape, GGML_TYPES[dtype].nbytes(tensor.shape)),)
 
     def layout(
-        self, checkpoint: Checkpoint, outline: Outline, assignments: Sequence[Assignment], label: str = ""
+        self,
+        checkpoint: Checkpoint,
+        outline: Outline,
+        assignments: Sequence[Assignment],
+        label: str = "",
+        shard_bytes: int | None = None,
     ) -> Layout:
         stored = [self.stored(a)[0] for a in assignments]
         computed = any(not a.copy for a in assignments)

@@ -16,7 +16,8 @@ from core.checkpoints import open_checkpoint
 from core.errors import TargetError
 from core.formats import FORMATS, get_format
 from core.formats.uniform import Uniform
-from core.targets import compressed_tensors, get_target
+from core.targets import folder as folders
+from core.targets import get_target
 from tests.core.targets.build import assemble, gpt2_like, matrices, save_model, save_tokenizer, size_of
 
 SHAPES = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 300}
@@ -151,7 +152,7 @@ def test_several_schemes_name_their_modules(model, tmp_path) -> None:
     ],
 )
 def test_int8_rows_are_stored_as_they_are(model, tmp_path, name, dialect, codes) -> None:
-    from core.checkpoints.compressed import CompressedCheckpoint
+    from core.checkpoints.dialects import QuantizedCheckpoint
 
     assemble(model, "compressed-tensors", tmp_path / "m", matrices(name, head=False))
     config = json.loads((tmp_path / "m" / "config.json").read_text())["quantization_config"]
@@ -159,7 +160,7 @@ def test_int8_rows_are_stored_as_they_are(model, tmp_path, name, dialect, codes)
     stored = load_file(tmp_path / "m" / "model.safetensors")
     assert stored[f"model.layers.0.self_attn.q_proj.{codes[0]}"].dtype == codes[1]
     with open_checkpoint(tmp_path / "m") as again:
-        assert isinstance(again, CompressedCheckpoint)
+        assert isinstance(again, QuantizedCheckpoint)
         for key, w in dequantized(model, name).items():
             assert torch.equal(again.read(key).float().reshape(w.shape), w), key
 
@@ -240,7 +241,7 @@ def test_our_own_reader_finds_the_weights_again(model, tmp_path) -> None:
 
 
 def test_large_models_are_split(model, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(compressed_tensors, "SHARD_BYTES", 40_000)
+    monkeypatch.setattr(folders, "SHARD_BYTES", 40_000)
     layout = assemble(model, "compressed-tensors", tmp_path / "m", matrices("int4-g32", head=False))
     count = len(layout.files)
     assert count > 2

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.checkpoints import open_checkpoint
-from core.checkpoints.compressed import CompressedCheckpoint, unread_quantization
+from core.checkpoints.dialects import QuantizedCheckpoint, unread_quantization
 from core.errors import CorruptFile, UnsupportedFormat
 
 STEM = "model.layers.0.mlp.up_proj"
@@ -55,7 +55,7 @@ def folder(path: Path, bits: int, strategy: str, symmetric: bool) -> torch.Tenso
 def test_reads_what_the_package_wrote(tmp_path: Path, bits: int, strategy: str, symmetric: bool) -> None:
     expected = folder(tmp_path / "m", bits, strategy, symmetric)
     with open_checkpoint(tmp_path / "m") as checkpoint:
-        assert isinstance(checkpoint, CompressedCheckpoint)
+        assert isinstance(checkpoint, QuantizedCheckpoint)
         assert list(checkpoint.tensors) == [f"{STEM}.weight"]
         info = checkpoint.tensors[f"{STEM}.weight"]
         assert (info.shape, info.dtype) == ((64, 96), f"INT{bits}")

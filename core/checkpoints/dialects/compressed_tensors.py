@@ -1,0 +1,157 @@
+"""compressed-tensors: `X.weight_packed` (or an int8 `X.weight`) with its scales and zero points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from core.checkpoints.base import Checkpoint
+from core.checkpoints.dialects.base import Dialect, QuantizedWeight, quantization_of
+from core.errors import CorruptFile, UnsupportedFormat
+from core.tensors import TensorInfo
+
+if TYPE_CHECKING:
+    import torch
+
+    from core.formats.uniform import Uniform
+
+_INTEGER = ("pack-quantized", "int-quantized", "mixed-precision")
+
+
+class CompressedTensorsDialect(Dialect):
+    """Integers of 2 to 8 bits."""
+
+    name: ClassVar[str] = "compressed-tensors"
+
+    def speaks(self, config: Mapping[str, Any]) -> bool:
+        found = quantization_of(config)
+        return found.get("quant_method") == "compressed-tensors" and found.get("format") in _INTEGER
+
+    def weights(self, checkpoint: Checkpoint) -> Mapping[str, QuantizedWeight]:
+        config = quantization_of(checkpoint.config)
+        return {f"{stem}.weight": _weight(checkpoint, stem, config) for stem in _stems(checkpoint.tensors)}
+
+
+@dataclass(frozen=True)
+class _Integers(QuantizedWeight):
+    """codes, scale and zero are names in the file; zero is "" when symmetric."""
+
+    codes: str
+    scale: str
+    zero: str
+    format: Uniform
+    packed: bool
+
+    def read(self, inner: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        from core.formats.base import Grid
+        from core.formats.bitstream import unpack_rows
+
+        codes = inner.read(self.codes, start, stop)
+        if self.packed:
+            codes = unpack_rows(codes, self.format.width, self.columns).to(torch.int16) + self.format.qmin
+        whole = self.format.granularity == "tensor"
+        rows = slice(0, 1) if whole else slice(start, stop)
+        parts = {"scale": _rows(inner, self.scale, rows.start, rows.stop)}
+        if self.zero:
+            parts["zero_point"] = self._zero(inner)[rows]
+        return self.format.decode(codes, Grid(parts))
+
+    def _zero(self, inner: Checkpoint) -> torch.Tensor:
+        """int8-valued [rows, groups]; packed ones run along the rows."""
+        import torch
+
+        from core.formats.bitstream import unpack_rows
+
+        zero = inner.read(self.zero)
+        if zero.dtype != torch.int32:  # one per tensor is never packed
+            return zero.reshape(-1, 1) if len(inner.tensors[self.zero].shape) < 2 else zero
+        unpacked = unpack_rows(zero.t().contiguous(), self.format.width, self.rows)
+        return unpacked.t().to(torch.int16) + self.format.qmin
+
+
+def _rows(inner: Checkpoint, name: str, start: int, stop: int) -> torch.Tensor:
+    if len(inner.tensors[name].shape) == 1:
+        # One number per row without a second dimension, or one for the tensor.
+        return inner.read(name).reshape(-1, 1)[start:stop]
+    return inner.read(name, start, stop)
+
+
+def _stems(tensors: Mapping[str, TensorInfo]) -> list[str]:
+    packed = [name.removesuffix(".weight_packed") for name in tensors if name.endswith(".weight_packed")]
+    plain = [
+        name.removesuffix(".weight")
+        for name, info in tensors.items()
+        if name.endswith(".weight") and info.dtype == "I8" and f"{name}_scale" in tensors
+    ]
+    return packed + plain
+
+
+def _weight(checkpoint: Checkpoint, stem: str, config: Mapping[str, Any]) -> QuantizedWeight:
+    from core.formats.uniform import Uniform
+
+    tensors = checkpoint.tensors
+    where = f"{checkpoint.path}: {stem}"
+    packed = f"{stem}.weight_packed" in tensors
+    codes = f"{stem}.weight_packed" if packed else f"{stem}.weight"
+    scale, zero = f"{stem}.weight_scale", f"{stem}.weight_zero_point"
+    if scale not in tensors:
+        raise CorruptFile("the quantized weight has no weight_scale", "is a shard missing?", where)
+    rows, words = tensors[codes].rows, tensors[codes].columns
+    if packed:
+        if f"{stem}.weight_shape" not in tensors:
+            raise CorruptFile("the packed weight has no weight_shape", "is a shard missing?", where)
+        shape = _whole_numbers(checkpoint, f"{stem}.weight_shape")
+        if len(shape) != 2 or shape[0] != rows or shape[1] < 1:
+            raise CorruptFile(f"weight_shape says {shape}, the packed weight has {rows} rows", where=where)
+        columns = shape[1]
+        bits = next((b for b in _widths(config) if (columns * b + 31) // 32 == words), 0)
+        if not bits:
+            raise UnsupportedFormat(
+                f"{words} words per row of {columns} columns fit none of the widths {_widths(config)} in its config",
+                "files packed before compressed-tensors 0.20 have another layout; convert it there",
+                where,
+            )
+    else:
+        columns, bits = words, 8
+    scales = tensors[scale]
+    per_row = scales.numel // rows if scales.numel % max(rows, 1) == 0 else 0
+    if scales.numel == 1 and rows != 1:
+        granularity, group = "tensor", 0
+    elif per_row == 1:
+        granularity, group = "row", 0
+    elif per_row > 1 and columns % per_row == 0:
+        granularity, group = "group", columns // per_row
+    else:
+        raise CorruptFile(f"{scales.numel} scales do not divide {rows} × {columns} weights", where=where)
+    symmetric = zero not in tensors
+    if scales.dtype not in ("F32", "F16", "BF16"):
+        raise UnsupportedFormat(f"scales of type {scales.dtype}", where=where)
+    name = f"int{bits}"
+    fmt = Uniform(name, bits, granularity, group, symmetric, scales.dtype)
+    shape_of = (f"{stem}.weight_shape",) if packed else ()
+    pieces = (codes, scale, *(() if symmetric else (zero,)), *shape_of)
+    return _Integers(pieces, (rows, columns), f"INT{bits}", codes, scale, "" if symmetric else zero, fmt, packed)
+
+
+def _whole_numbers(checkpoint: Checkpoint, name: str) -> list[int]:
+    """A small integer tensor without torch: opening stays cheap."""
+    width = {"I64": 8, "I32": 4}.get(checkpoint.tensors[name].dtype)
+    if width is None:
+        raise CorruptFile(f"{name} is {checkpoint.tensors[name].dtype}, not whole numbers", where=checkpoint.path)
+    data = bytes(checkpoint.raw(name))
+    return [int.from_bytes(data[i : i + width], "little", signed=True) for i in range(0, len(data), width)]
+
+
+def _widths(config: Mapping[str, Any]) -> list[int]:
+    """Widths that the config's groups name, or all of them."""
+    groups = config.get("config_groups")
+    found = []
+    for group in groups.values() if isinstance(groups, dict) else ():
+        weights = group.get("weights") if isinstance(group, dict) else None
+        bits = weights.get("num_bits") if isinstance(weights, dict) else None
+        if isinstance(bits, int) and 2 <= bits <= 8:
+            found.append(bits)
+    return sorted(set(found)) or list(range(2, 9))
