@@ -40,6 +40,19 @@ LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, P)
 quiet = LOG(lambda level, text, _: sys.stderr.write(text.decode(errors="replace")) if level == 4 else None)
 function("llama_log_set", None, LOG, P)(quiet, None)
 function("llama_backend_init", None)()
+
+
+def context_params():
+    # The defaults with a key-value cache of 32 bits. Its two types stand where the defaults have 16 bits twice,
+    # behind a callback and its data, both null.
+    params = function("llama_context_default_params", Params)()
+    numbers = (I * 256).from_buffer(params)
+    at = [i for i in range(0, 60, 2) if list(numbers[i : i + 6]) == [0, 0, 0, 0, 1, 1]]
+    assert len(at) == 1, list(numbers)[:60]
+    numbers[at[0] + 4] = numbers[at[0] + 5] = 0
+    return params
+
+
 load = function("llama_model_load_from_file", P, ctypes.c_char_p, Params)
 context = function("llama_init_from_model", P, P, Params)
 tokenize = function("llama_tokenize", I, P, ctypes.c_char_p, I, P, I, B, B)
@@ -63,8 +76,17 @@ def run(job):
         room = (I * (len(data) + 8))()
         count = tokenize(vocab, data, len(data), room, len(room), True, True)
         answer["tokens"].append(list(room[:count]))
-    if job["ids"]:
-        state = context(model, function("llama_context_default_params", Params)())
+    if job["pooled"]:
+        state = context(model, context_params())
+        function("llama_set_embeddings", None, P, B)(state, True)
+        room = (I * len(job["ids"]))(*job["ids"])
+        if function("llama_encode", I, P, Batch)(state, one(room, len(room))):
+            return {"error": "cannot be evaluated"}
+        found = function("llama_get_embeddings_seq", ctypes.POINTER(ctypes.c_float), P, I)(state, 0)
+        answer["logits"].append(list(found[: function("llama_model_n_embd", I, P)(model)]))
+        free_context(state)
+    elif job["ids"]:
+        state = context(model, context_params())
         for token in job["ids"]:
             if decode(state, one((I * 1)(token), 1)):
                 return {"error": "cannot be evaluated"}
@@ -83,7 +105,8 @@ os._exit(0)
 
 @dataclass(frozen=True)
 class Answer:
-    """tokens per text; logits float32 [ids, vocabulary]; error "" when the file could be loaded."""
+    """tokens per text; logits float32 [ids, vocabulary], or the pooled embedding [1, hidden]; error "" when the file
+    could be loaded."""
 
     size: int
     bos: int
@@ -93,9 +116,10 @@ class Answer:
     error: str = ""
 
 
-def ask(*jobs: tuple[Path, list[str], list[int]]) -> list[Answer]:
-    """(file, texts to tokenize, ids to evaluate) each, all in one process."""
-    sent = json.dumps([{"path": str(path), "texts": texts, "ids": ids} for path, texts, ids in jobs])
+def ask(*jobs: tuple[Path, list[str], list[int]], pooled: bool = False) -> list[Answer]:
+    """(file, texts to tokenize, ids to evaluate) each, all in one process. pooled: the embedding of all ids together
+    instead of logits."""
+    sent = json.dumps([{"path": str(path), "texts": texts, "ids": ids, "pooled": pooled} for path, texts, ids in jobs])
     done = subprocess.run([sys.executable, "-c", _SCRIPT], input=sent, capture_output=True, text=True, timeout=200)
     line = next((x for x in done.stdout.splitlines() if x.startswith("ANSWER ")), None)
     assert line, done.stderr[-3000:]
