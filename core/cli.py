@@ -66,6 +66,19 @@ def _workers(text: str) -> int:
     return int(text)
 
 
+def _size(text: str) -> int:
+    """Bytes of "5GB", "500M", "40000"; powers of ten, as files are counted."""
+    number = text.strip().upper().removesuffix("B")
+    factor = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}.get(number[-1:], 1)
+    try:
+        found = int(float(number if factor == 1 else number[:-1]) * factor)
+    except (ValueError, OverflowError):
+        found = 0
+    if found < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 5GB or 500MB")
+    return found
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="quantbench", description="Quantize model checkpoints. Without arguments: the window.")
     parser.add_argument("--version", action="version", version=f"quantbench {core.__version__}")
@@ -80,7 +93,19 @@ def _parser() -> argparse.ArgumentParser:
     def recipe(made: argparse.ArgumentParser) -> None:
         made.add_argument("checkpoint", type=Path, help="a Hugging Face folder, .safetensors, .pt, .bin or .gguf file")
         made.add_argument("--recipe", required=True, metavar="R", help="preset, format, or recipe file (TOML)")
-        made.add_argument("--target", default="", metavar="T", help="gguf, compressed-tensors or dense")
+        made.add_argument(
+            "--target", default="", metavar="T", help="container to write; `formats` lists who takes what"
+        )
+        made.add_argument(
+            "--shard-size", type=_size, metavar="SIZE", help="largest file, such as 2GB (default: as the target does)"
+        )
+
+        made.add_argument(
+            "--imatrix",
+            type=Path,
+            metavar="FILE",
+            help="importance of columns, as llama-imatrix or `imatrix` writes it",
+        )
 
     command("inspect", commands.inspect, "list the tensors of a checkpoint").add_argument("checkpoint", type=Path)
     recipe(command("plan", commands.plan, "show what would be written, to the byte"))

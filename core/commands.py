@@ -56,7 +56,7 @@ def plan(args: argparse.Namespace) -> Answer:
     from core.recipes import load
 
     with open_checkpoint(args.checkpoint) as checkpoint, _progress() as ctx:
-        made, why = make_plan_for(checkpoint, load(args.recipe), args.target, ctx)
+        made, why = make_plan_for(checkpoint, load(args.recipe), args.target, ctx, **_plan_options(args))
     rows = [
         (t.tensor.name, str(t.strategy), t.rule_text, bytes_text(t.nbytes), f"{t.bpw:.2f}", t.reason)
         for t in made.tensors
@@ -76,7 +76,7 @@ def quantize(args: argparse.Namespace) -> Answer:
             "--calibration needs the calibration extra, which is not part of this version yet", "leave it out"
         )
     with open_checkpoint(args.checkpoint) as checkpoint, _progress() as ctx:
-        made, why = make_plan_for(checkpoint, load(args.recipe), args.target, ctx)
+        made, why = make_plan_for(checkpoint, load(args.recipe), args.target, ctx, **_plan_options(args))
         out = output_path(args.out, checkpoint, made)
         if not args.json:
             _tell([*_plan_lines(made, why), *(f"{p.severity}: {p}" for p in made.problems if p.severity != "error")])
@@ -208,20 +208,33 @@ def formats(args: argparse.Namespace) -> Answer:
 
 # Choices that the user may leave to us; each is stated in the output
 
+# Targets that are tried, in this order, when none is named: what most runtimes load first.
+_BY_ITSELF = ("gguf", "compressed-tensors", "bitsandbytes", "dense")
 
-def make_plan_for(checkpoint: Checkpoint, recipe: Recipe, target: str, ctx: JobContext) -> tuple[Plan, str]:
-    """The plan for the named target, or, without a name, for the first of gguf, compressed-tensors and dense that
-    carries the recipe; and why this one. raises  what planning raises, for the last resort too"""
+
+def make_plan_for(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    target: str,
+    ctx: JobContext,
+    **options: Any,
+) -> tuple[Plan, str]:
+    """The plan for the named target, or, without a name, for the first in _BY_ITSELF that carries the recipe; and why
+    this one.
+
+    options  of make_plan
+    raises   what planning raises, for the last resort too
+    """
     from core.engine.plan import make_plan
     from core.targets import get_target
 
     if target:
-        return make_plan(checkpoint, recipe, get_target(target), ctx), "as asked"
+        return make_plan(checkpoint, recipe, get_target(target), ctx, **options), "as asked"
     why = "the source is a GGUF" if checkpoint.kind == "gguf" else "GGUF knows this architecture"
     first: tuple[Plan, str] | None = None
-    for name in ("gguf", "compressed-tensors", "dense"):
+    for name in _BY_ITSELF:
         try:
-            made = make_plan(checkpoint, recipe, get_target(name), ctx), why
+            made = make_plan(checkpoint, recipe, get_target(name), ctx, **options), why
         except TargetError:
             why = f"{name} cannot hold this model"
             continue
@@ -232,6 +245,14 @@ def make_plan_for(checkpoint: Checkpoint, recipe: Recipe, target: str, ctx: JobC
     if first is None:
         raise TargetError("no target can write this checkpoint", "name one with --target to see why", checkpoint.path)
     return first
+
+
+def _plan_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `plan` and `quantize` say about a plan besides recipe and target."""
+    from core.calibration.imatrix import read_imatrix
+
+    gathered = read_imatrix(args.imatrix) if args.imatrix is not None else None
+    return {"gathered": gathered, "shard_bytes": args.shard_size}
 
 
 def output_path(out: Path, checkpoint: Checkpoint, plan: Plan) -> Path:
@@ -259,11 +280,17 @@ def _tell(lines: list[str]) -> None:
 
 def _plan_lines(plan: Plan, why: str) -> list[str]:
     label = plan.recipe.name or "recipe"
-    return [f"{label} → {plan.target.name} ({why}) · {bytes_text(plan.nbytes)} ({plan.nbytes:,} bytes) · "
-            f"{plan.bpw:.2f} bits per weight"]  # fmt: skip
+    line = (
+        f"{label} → {plan.target.name} ({why}) · {bytes_text(plan.nbytes)} ({plan.nbytes:,} bytes) · "
+        f"{plan.bpw:.2f} bits per weight"
+    )
+    known = plan.known.provenance
+    return [line] if known is None else [line, f"importance from {known.file or known.dataset}"]
 
 
 def _report_json(plan: Plan, report: Report, why: str) -> dict[str, Any]:
+    from core.engine.plan import statistics_json
+
     return {
         "out": str(report.out),
         "bytes": report.nbytes,
@@ -275,6 +302,7 @@ def _report_json(plan: Plan, report: Report, why: str) -> dict[str, Any]:
         "target": plan.target.name,
         "target_why": why,
         "bpw": plan.bpw,
+        "statistics": statistics_json(plan),
         "device": report.device,
         "notes": dict(report.notes),
         "warnings": [str(p) for p in plan.problems if p.severity == "warning"],

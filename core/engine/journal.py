@@ -30,6 +30,7 @@ _WORDS = {
     "target": "the target",
     "recipe": "the recipe",
     "layout": "the layout of the file",
+    "statistics": "the calibration data",
     "device": "the device",
     "measure": "the measuring of errors",
 }
@@ -59,6 +60,7 @@ def identity(plan: Plan, device: str, measure: bool) -> dict[str, str]:
         "target": plan.target.name,
         "recipe": tensors.hexdigest(),
         "layout": layout.hexdigest(),
+        "statistics": plan.known.identity,
         "device": device.partition(":")[0],
         "measure": str(measure),
     }
@@ -197,7 +199,7 @@ def _header(line: bytes) -> dict[str, Any] | None:
 
 
 def _changed(header: Mapping[str, Any], run: Mapping[str, str]) -> list[str]:
-    return [word for key, word in _WORDS.items() if header.get(key) != run[key]]
+    return [word for key, word in _WORDS.items() if header.get(key) != run.get(key)]
 
 
 def _parsed(line: bytes) -> Any:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from core.calibration.statistics import Statistic
+from core.engine.known import Known
 from core.formats.base import Format
 from core.recipes.model import Recipe, Strategy
 from core.targets.base import Assignment, Layout, Outline, OutputTensor, Target
@@ -60,6 +62,8 @@ class Plan:
 
     nbytes       exact size of all files written
     source       the checkpoint's path; fingerprint: Checkpoint.fingerprint() when planned
+    known        statistics of the output tensors that are there already
+    kinds        statistics that the run can count on: known ones, and those that it will gather
     """
 
     source: Path
@@ -70,6 +74,8 @@ class Plan:
     tensors: tuple[PlannedTensor, ...]
     layout: Layout
     problems: tuple[Problem, ...] = ()
+    known: Known = field(default_factory=Known)
+    kinds: frozenset[Statistic] = frozenset()
 
     @property
     def nbytes(self) -> int:

@@ -6,13 +6,17 @@ What needs the output path or the device is in preflight.py; what a recipe decid
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from core.calibration.statistics import Statistic, Statistics
 from core.checkpoints.dialects import unread_quantization
 from core.context import SILENT, JobContext
+from core.engine.known import Known, bind, by_source
 from core.engine.model import Plan, PlannedTensor, Problem
 from core.errors import RecipeError
+from core.formats.ggml.format import UNWEIGHTED, GgmlFormat
 from core.formats.ggml.types import GGML_TYPES
 from core.recipes.model import KEEP, Recipe, Resolved, Strategy
 from core.recipes.resolving import MISFIT, REFUSED, resolve
@@ -22,7 +26,6 @@ from core.tensors import DTYPES
 if TYPE_CHECKING:
     from core.checkpoints.base import Checkpoint
     from core.formats.base import Format
-    from core.methods.base import Statistic
 
 # Findings of one kind that are listed tensor by tensor; the rest is counted.
 LISTED = 20
@@ -35,24 +38,31 @@ def make_plan(
     ctx: JobContext = SILENT,
     *,
     statistics: frozenset[Statistic] = frozenset(),
+    gathered: Statistics | None = None,
     outline: Outline | None = None,
+    shard_bytes: int | None = None,
 ) -> Plan:
     """The whole run, laid out to the byte.
 
     statistics  what calibration will provide; methods that need more are an error among Plan.problems
+    gathered    statistics that are there, under the checkpoint's or GGUF's names
     outline     target.outline(checkpoint), where the caller has it already
+    shard_bytes files hold at most this many bytes of tensors; None for the container's custom
     raises      TargetError when the checkpoint cannot be written so at all, RecipeError for a rule that makes no sense,
-                Cancelled
+                CalibrationError for statistics of another model, Cancelled
     """
-    from core.methods.base import Statistic
-
     outline = target.outline(checkpoint) if outline is None else outline
+    known = Known()
+    if gathered is not None:
+        known = bind(by_source(gathered, checkpoint, outline if target.name == "gguf" else None), outline, checkpoint)
+        outline = replace(outline, statistics=known.provenance)
+    kinds = statistics | known.kinds
     ctx.check()
-    resolved = resolve(recipe, outline, target, importance=Statistic.IMPORTANCE in statistics)
+    resolved = resolve(recipe, outline, target, importance=Statistic.IMPORTANCE in kinds)
     ctx.check()
     assignments = _Assigner(checkpoint, target).all(outline.tensors, resolved)
     ctx.check()
-    layout = target.layout(checkpoint, outline, assignments, label_of(recipe))
+    layout = target.layout(checkpoint, outline, assignments, label_of(recipe), shard_bytes)
     planned = tuple(
         PlannedTensor(
             tensor=a.tensor,
@@ -75,7 +85,9 @@ def make_plan(
         outline=outline,
         tensors=planned,
         layout=layout,
-        problems=tuple(_problems(planned, resolved, outline, target, statistics, unread_quantization(checkpoint))),
+        problems=tuple(_problems(planned, resolved, outline, target, kinds, known, unread_quantization(checkpoint))),
+        known=known,
+        kinds=kinds,
     )
 
 
@@ -114,9 +126,26 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         ],
         "bytes": plan.nbytes,
         "bpw": plan.bpw,
+        "statistics": statistics_json(plan),
         "problems": [
             {"severity": p.severity, "message": p.message, "tensor": p.tensor, "hint": p.hint} for p in plan.problems
         ],
+    }
+
+
+def statistics_json(plan: Plan) -> dict[str, Any] | None:
+    """Where the importance of columns comes from; None where nothing is known of it."""
+    where = plan.known.provenance
+    if where is None:
+        return None
+    covered = sum(t.tensor.name in plan.known.tensors for t in plan.tensors if t.quantized)
+    return {
+        "file": where.file,
+        "dataset": where.dataset,
+        "entries": where.entries,
+        "chunks": where.chunks,
+        "kinds": sorted(kind.value for kind in plan.kinds),
+        "covered": covered,
     }
 
 
@@ -173,6 +202,7 @@ def _problems(
     outline: Outline,
     target: Target,
     statistics: frozenset[Statistic],
+    known: Known,
     unread: str,
 ) -> Iterable[Problem]:
     if unread:
@@ -182,6 +212,7 @@ def _problems(
             hint="start from the original weights",
         )
     yield from _needs(planned, statistics)
+    yield from _unweighted(planned, outline, statistics, known)
     if not any(t.quantized for t in planned):
         yield _nothing(planned, resolved, target)
     both = list(zip(planned, resolved, strict=True))
@@ -238,6 +269,46 @@ def _needs(planned: Sequence[PlannedTensor], statistics: frozenset[Statistic]) -
         if missing:
             words = ", ".join(sorted(s.value for s in missing))
             yield Problem("error", f"{method} needs calibration data ({words})", name, "or take the method nearest")
+
+
+def _unweighted(
+    planned: Sequence[PlannedTensor], outline: Outline, statistics: frozenset[Statistic], known: Known
+) -> Iterable[Problem]:
+    """Tensors about whose columns nothing is known, where it matters."""
+    importance = Statistic.IMPORTANCE
+    later = importance in statistics and known.provenance is None  # the run will gather it
+    required: list[tuple[str, str]] = []
+    missing: list[tuple[str, str]] = []
+    looked_up: list[tuple[str, str]] = []
+    unreached: list[tuple[str, str]] = []
+    for t in planned:
+        if not t.quantized or t.copy or t.format.family == "dense":
+            continue
+        name = t.tensor.name
+        there = known.tensors.get(name)
+        # Rows of an embedding are looked up, not multiplied; one that serves as head is both.
+        no_inputs = t.tensor.role.kind == "embedding" and not outline.tied
+        if there is None or importance not in there.values:
+            if t.format.needs_importance and (no_inputs or not later):
+                required.append((name, f"{t.format.name} cannot be written without importance data"))
+            elif known.provenance is not None and _weighs(t.format):
+                listed_in = looked_up if t.tensor.role.kind in ("embedding", "head") else missing
+                listed_in.append((name, "no importance data: all columns count the same"))
+        elif not all(there.counts) and _weighs(t.format):
+            none = there.counts.count(0)
+            unreached.append((name, f"no token reached {none} of {len(there.counts)} experts: all columns count there"))
+    yield from listed("error", required, "give it another format, or importance data that covers it")
+    yield from listed("warning", missing, "gather the importance matrix again")
+    yield from listed("note", looked_up, "")
+    yield from listed("note", unreached, "")
+    if known.strangers:
+        more = f" and {len(known.strangers) - 1:,} more" if len(known.strangers) > 1 else ""
+        yield Problem("note", f"importance data for {known.strangers[0]}{more} has no tensor here")
+
+
+def _weighs(format: Format) -> bool:
+    """Whether importance can change what is written."""
+    return not (isinstance(format, GgmlFormat) and format.type_name in UNWEIGHTED)
 
 
 def _nothing(planned: Sequence[PlannedTensor], resolved: Sequence[Resolved], target: Target) -> Problem:

@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.calibration.statistics import Statistic
 from core.engine.model import Plan, PlannedTensor, Problem
 from core.errors import DeviceError, PlanError, WorkbenchError
 
 if TYPE_CHECKING:
     from core.checkpoints.base import Checkpoint
-    from core.methods.base import Statistic
 
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 # Below this many bits, codes chosen without knowing which columns matter cost visibly.
@@ -35,12 +35,8 @@ def preflight(
     *,
     device: str = "cpu",
     force: bool = False,
-    statistics: frozenset[Statistic] = frozenset(),
 ) -> tuple[Problem, ...]:
-    """Everything worth knowing before the run, errors first; plan.problems are among them. Errors stop a run.
-
-    statistics  what calibration will provide
-    """
+    """Everything worth knowing before the run, errors first; plan.problems are among them. Errors stop a run."""
     out = Path(os.path.abspath(out))
     found = [*plan.problems, *_source(plan, checkpoint)]
     taken = list(_place(plan, checkpoint, out, force))
@@ -49,7 +45,7 @@ def preflight(
         found += _disk(plan, out, force)
     found += _device(device)
     found += _memory(plan, device)
-    found += _low_bits(plan, statistics)
+    found += _low_bits(plan)
     return tuple(sorted(found, key=lambda p: _ORDER.get(p.severity, 0)))
 
 
@@ -220,18 +216,20 @@ def _memory(plan: Plan, device: str) -> Iterable[Problem]:
         yield Problem("warning", message, name, "close other programs")
 
 
-def _low_bits(plan: Plan, statistics: frozenset[Statistic]) -> Iterable[Problem]:
+def _low_bits(plan: Plan) -> Iterable[Problem]:
     """Nearest codes of few bits, where nobody says which columns matter."""
-    from core.methods.base import Statistic
-
-    if Statistic.IMPORTANCE in statistics:
+    if Statistic.IMPORTANCE in plan.kinds:
         return
     low = [
         t
         for t in plan.tensors
-        if t.quantized and not t.copy and t.strategy.method == "nearest" and t.format.bits < LOW_BITS
+        if t.quantized
+        and not t.copy
+        and t.strategy.method == "nearest"
+        and t.format.bits < LOW_BITS
+        and not t.format.needs_importance
     ]
-    hint = "take 4 bits or more, or expect a visible loss"
+    hint = "give --imatrix, take 4 bits or more, or expect a visible loss"
     by_format = {t.format.name: t for t in reversed(low)}
     for name, first in by_format.items():
         count = sum(t.format.name == name for t in low)

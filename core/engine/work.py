@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import core
+from core.calibration.statistics import Statistic, TensorStatistics
 from core.context import JobContext
 from core.engine.devices import out_of_memory, to_cpu, to_device
+from core.engine.known import as_tensors, rows_of_expert
 from core.engine.model import Plan, PlannedTensor
 from core.engine.pages import was_read
 from core.engine.units import Unit, row_multiple, rows_within
@@ -44,7 +46,8 @@ _ROW = re.compile(r"\brow (\d+)")
 class Work:
     """What every unit of a run needs to know. Small and picklable.
 
-    sizes  (path, bytes, mtime_ns) of the source files when the run began
+    sizes       (path, bytes, mtime_ns) of the source files when the run began
+    statistics  by output tensor; what is not known is not in it
     """
 
     source: Path
@@ -55,12 +58,23 @@ class Work:
     places: Mapping[str, tuple[Placed, ...]]
     device: str
     measure: bool
+    statistics: Mapping[str, TensorStatistics]
     version: str = core.__version__
 
     @classmethod
     def of(cls, plan: Plan, checkpoint: Checkpoint, device: str, measure: bool) -> Work:
         sizes = tuple((str(path), *_stamp(path)) for path in checkpoint.files)
-        return cls(plan.source, plan.fingerprint, sizes, plan.target, plan.tensors, plan.layout.places, device, measure)
+        return cls(
+            source=plan.source,
+            fingerprint=plan.fingerprint,
+            sizes=sizes,
+            target=plan.target,
+            tensors=plan.tensors,
+            places=plan.layout.places,
+            device=device,
+            measure=measure,
+            statistics=plan.known.tensors,
+        )
 
     def check_source(self) -> None:
         """Raises CheckpointError when a source file changed under the run. A shortened one must not be touched: its
@@ -158,6 +172,7 @@ class _Task:
         self.sums: ErrorSums | None = None
         # Dicts keep order and drop repetitions.
         self.fallbacks: dict[str, None] = {}
+        self.known = work.statistics.get(planned.tensor.name) if planned.quantized else None
         self.notes: dict[str, None] = {}
         self._write, self._advance = write, advance
 
@@ -204,6 +219,11 @@ class _Task:
     def quantize(self) -> None:
         """Rows become codes. After the device ran out of memory once, pieces are half as large; twice is an error."""
         multiple = row_multiple(self.planned, self.work.target.row_multiple)
+        each = rows_of_expert(self.planned.tensor, self.known)
+        if self.known is not None and self.known.stacked and (not multiple or each % multiple):
+            self.known = None
+            self.fallbacks["statistics of its experts unused: the format's blocks run across them"] = None
+            each = self.planned.tensor.rows
         step = self.unit.stop - self.unit.start
         grid = None if multiple else self._common_grid()
         if grid is not None:
@@ -215,7 +235,7 @@ class _Task:
         start = self.unit.start
         while start < self.unit.stop:
             self.ctx.check()
-            stop = min(self.unit.stop, start + step)
+            stop = min(self.unit.stop, start + step, (start // each + 1) * each)
             try:
                 self._piece(start, stop, grid)
             except Exception as error:
@@ -238,14 +258,15 @@ class _Task:
         small = planned.tensor.numel <= PIECE_WEIGHTS
         if small or self.work.device != "cpu" or planned.strategy.method != "nearest":
             return None
-        grid = planned.format.fit(planned.tensor.source.read(self.checkpoint, self.unit.start, self.unit.stop))
+        w = planned.tensor.source.read(self.checkpoint, self.unit.start, self.unit.stop)
+        grid = planned.format.fit(w, as_tensors(self.known, "cpu").get(Statistic.IMPORTANCE))
         return grid if all(part.shape[0] == 1 for part in grid.parts.values()) else None
 
     def _piece(self, start: int, stop: int, grid: Grid | None) -> None:
         planned, work = self.planned, self.work
         w = to_device(planned.tensor.source.read(self.checkpoint, start, stop), work.device)
         try:
-            quantized = self._quantized(w, grid)
+            quantized = self._quantized(w, start, grid)
         except (NonFinite, OutOfRange) as error:
             # It counted from the top of this piece.
             error.message = _ROW.sub(lambda found: f"row {int(found[1]) + start}", error.message, count=1)
@@ -262,7 +283,7 @@ class _Task:
         for stored, offset, data in work.target.store(planned.assignment, here, start, stop):
             self.put(stored, offset, data)
 
-    def _quantized(self, w: torch.Tensor, grid: Grid | None) -> Quantized:
+    def _quantized(self, w: torch.Tensor, start: int, grid: Grid | None) -> Quantized:
         planned = self.planned
         if grid is not None:
             from core.formats.base import Quantized
@@ -274,9 +295,23 @@ class _Task:
         from core.methods import get_method
         from core.parameters import check_parameters
 
+        known = self.known
+        if known is not None and known.stacked:
+            known = known.of_expert(start // rows_of_expert(planned.tensor, known))
+        stats = as_tensors(known, self.work.device)
         method = get_method(planned.strategy.method)
+        missing = method.needs - stats.keys()
+        if missing:
+            words = ", ".join(sorted(kind.value for kind in missing))
+            self.fallbacks[f"{method.name} → nearest: no {words}{_reach(known)}"] = None
+            return get_method("nearest").quantize(w, planned.format, stats, {}, self.ctx)
         params: dict[str, Any] = check_parameters(method.parameters, dict(planned.strategy.params), planned.tensor.name)
-        return method.quantize(w, planned.format, {}, params, self.ctx)
+        return method.quantize(w, planned.format, stats, params, self.ctx)
+
+
+def _reach(known: TensorStatistics | None) -> str:
+    """Why a statistic that was gathered is not there."""
+    return ", as no token reached it" if known is not None and not any(known.counts) else " of its inputs is known"
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -4,23 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from core.calibration.statistics import Statistic
 from core.context import SILENT, JobContext
 from core.formats.base import Format, Quantized
 from core.parameters import Parameter
 
 if TYPE_CHECKING:
     import torch
-
-
-class Statistic(Enum):
-    """What calibration can gather for a layer."""
-
-    IMPORTANCE = "importance"  # float32 [columns], mean x² per input channel
-    HESSIAN = "hessian"  # float32 [columns, columns], (2/n)·Σ x xᵀ
-    ACTIVATIONS = "activations"  # float32 [samples, columns]
 
 
 class Method(ABC):

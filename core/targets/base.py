@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
+from core.calibration.statistics import Provenance
 from core.checkpoints.base import Checkpoint
 from core.formats.base import Format, Quantized
 from core.roles import Role
@@ -92,6 +93,7 @@ class Outline:
     layers, heads, kv_heads, experts, arch   what presets ask for; 0 or "" when unknown
     tied                                     the head is the embedding (no tensor of its own)
     notes                                    worth a line before the run ("pre-tokenizer guessed")
+    statistics                               what tells how much columns matter, for containers that record it
     """
 
     tensors: tuple[OutputTensor, ...]
@@ -103,6 +105,7 @@ class Outline:
     experts: int = 0
     tied: bool = False
     notes: tuple[str, ...] = ()
+    statistics: Provenance | None = None
 
 
 @dataclass(frozen=True, slots=True)

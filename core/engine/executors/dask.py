@@ -132,7 +132,9 @@ def _alone(work: Work, unit: Unit) -> tuple[Work, Unit]:
     """The unit with only the tensor it speaks of, so that a message has kilobytes whatever the model."""
     planned = work.tensors[unit.tensor]
     name = planned.tensor.name
-    return replace(work, tensors=(planned,), places={name: work.places[name]}), replace(unit, tensor=0)
+    statistics = {name: work.statistics[name]} if name in work.statistics else {}
+    alone = replace(work, tensors=(planned,), places={name: work.places[name]}, statistics=statistics)
+    return alone, replace(unit, tensor=0)
 
 
 def _result(future: Future, address: str, tensor: str) -> UnitResult:

@@ -4,7 +4,9 @@ convert.py's, taking GGUF files over is passthrough.py's."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 
+from core.calibration.statistics import Provenance
 from core.checkpoints.base import Checkpoint
 from core.checkpoints.gguf import Gguf, Value, ValueType
 from core.formats import get_format
@@ -90,6 +92,8 @@ class GgufFile(Target):
                 "general.quantization_version": Value.of(ValueType.UINT32, QUANTIZATION_VERSION),
                 "general.file_type": Value.of(ValueType.UINT32, file_type(label, stored)),
             }
+        if computed and outline.statistics is not None:
+            versions |= _calibration_pairs(outline.statistics)
         if isinstance(checkpoint, Gguf):
             pairs = passthrough.pairs(checkpoint)
             alignment = checkpoint.alignment
@@ -108,3 +112,17 @@ class GgufFile(Target):
         row = GGML_TYPES[fmt.name.upper()].row_bytes(tensor.columns)
         part = quantized.parts["values" if isinstance(fmt, Dense) else "blocks"]
         yield tensor.name, start * row, data_of(part)
+
+
+def _calibration_pairs(given: Provenance) -> dict[str, Value]:
+    """What llama-quantize notes of an importance matrix; the file by name, without the folders of this machine."""
+    pairs = {}
+    name = PurePath(given.file).name
+    if name and name.isprintable():
+        pairs["quantize.imatrix.file"] = Value.of(ValueType.STRING, name)
+    if given.dataset and given.dataset.isprintable():
+        pairs["quantize.imatrix.dataset"] = Value.of(ValueType.STRING, given.dataset)
+    pairs["quantize.imatrix.entries_count"] = Value.of(ValueType.UINT32, given.entries)
+    if given.chunks:
+        pairs["quantize.imatrix.chunks_count"] = Value.of(ValueType.UINT32, given.chunks)
+    return pairs

@@ -95,7 +95,12 @@ class Row(Target):
         return (StoredTensor(t.name, dtype, t.shape, assignment.format.nbytes(t.shape)),)
 
     def layout(
-        self, checkpoint: Checkpoint, outline: Outline, assignments: Sequence[Assignment], label: str = ""
+        self,
+        checkpoint: Checkpoint,
+        outline: Outline,
+        assignments: Sequence[Assignment],
+        label: str = "",
+        shard_bytes: int | None = None,
     ) -> Layout:
         self.labels.append(label)
         places, offset = {}, 128

@@ -19,6 +19,7 @@ RUN = {
     "target": "gguf",
     "recipe": "r",
     "layout": "l",
+    "statistics": "",
     "device": "cpu",
     "measure": "True",
 }
