@@ -7,7 +7,9 @@ Codes: IQ2 and IQ3 store ±(2l+1) per weight, l the index of the magnitude, as t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -28,6 +30,8 @@ from core.formats.ggml.layout import (
 )
 
 DELTA = 0.125
+# Runs whose nearest points are sought at once: each is compared with all points.
+PIECE = 1 << 10
 
 
 @cache
@@ -91,8 +95,61 @@ def _halves_bytes(x: Tensor) -> Tensor:
     return pairs[..., 0] | pairs[..., 1] << 4
 
 
+def _half(f: Fields) -> Steps:
+    return Steps(f["d"].float() * (0.5 + f["scales"].float()) * 0.5)
+
+
 def _quarter(f: Fields) -> Steps:
     return Steps(f["d"].float() * (0.5 + f["scales"].float()) * 0.25)
+
+
+@dataclass(frozen=True)
+class _Signed(Layout):
+    """IQ2 and IQ3: the point nearest to the magnitudes of a run, under the signs of its weights.
+
+    even   the number of negative weights in each 8 is even: where it is odd, the weight that costs least takes the
+           wrong sign, and the point is the nearest one for that
+    """
+
+    even: bool = False
+
+    def encode(self, w: Tensor, steps: Steps) -> Tensor:
+        n, k = steps.step.shape
+        step = steps.step[:, :, None]
+        # Beyond all levels lie only the largest; squares of more would leave float32.
+        target = torch.where(step == 0, 0.0, w.view(n, k, 256 // k) / step).view(-1, 8).clamp(-1e9, 1e9)
+        codes = [_nearest_signed(self.name, self.even, target[at : at + PIECE]) for at in range(0, len(target), PIECE)]
+        return torch.cat(codes).view(n, -1) if codes else torch.empty(w.shape, dtype=torch.int8, device=w.device)
+
+
+def _nearest_signed(name: str, even: bool, target: Tensor) -> Tensor:
+    """Codes int8 [n, 8] with the least Σ (±magnitude − target)²; target float32 [n, 8], in steps."""
+    points = _points(name, target.device)
+    width = points.shape[1]
+    sizes = torch.tensor(magnitudes(name), device=target.device, dtype=torch.float32)[points.long() >> 1]
+    negative = target < 0
+    t = target.abs().reshape(-1, width)
+    distance = torch.zeros(len(t), len(points), device=t.device)
+    for i in range(width):
+        # Without t², which is the same for all points, and would drown the differences of large targets.
+        distance += sizes[:, i] * (sizes[:, i] - 2 * t[:, i, None])
+    cost, point = distance.min(1)
+    if even:
+        odd = (negative.sum(1) % 2 == 1).nonzero()[:, 0]
+        # A wrong sign at weight i adds (t + m)² − (t − m)² = 4·t·m. Of the runs of 8 weights one takes it.
+        runs = 8 // width
+        own = (odd[:, None] * runs + torch.arange(runs, device=t.device)).flatten()
+        least = torch.full((len(own), len(points)), torch.inf, device=t.device)
+        for i in range(width):
+            least = torch.minimum(least, 4 * t[own, i, None] * sizes[:, i])
+        wrong_cost, wrong = (distance[own] + least).min(1)
+        taken = (wrong_cost - cost[own]).view(-1, runs).argmin(1)
+        run = odd * runs + taken
+        point[run] = wrong.view(-1, runs).gather(1, taken[:, None])[:, 0]
+        at = taken * width + (t[run] * sizes[point[run]]).argmin(1)
+        negative[odd, at] = ~negative[odd, at]
+    codes = points[point].view(-1, 8)
+    return torch.where(negative, -codes, codes)
 
 
 # --- IQ2 ------------------------------------------------------------------------------------------------------------
@@ -218,31 +275,65 @@ def _iq1_m_bytes(f: Fields) -> Tensor:
     return torch.cat(((index & 255).to(torch.uint8), qh, words16_bytes(words)), 1)
 
 
+def _nearest_ternary(target: Tensor) -> Tensor:
+    """int64 [n]: the point with the least Σ (code − target)² for each run, float32 [n, 8]; the first among equals."""
+    points = _points("IQ1_S", target.device).long()
+    choices = torch.tensor(list(product((-1, 0, 1), repeat=4)), dtype=torch.float32, device=target.device)
+    first, second = ((half + 1) @ torch.tensor((27, 9, 3, 1), device=target.device) for half in points.split(4, 1))
+    out = torch.empty(len(target), dtype=torch.int64, device=target.device)
+    for at in range(0, len(target), PIECE):
+        halves = []
+        for t in target[at : at + PIECE].split(4, 1):
+            # Without target², which is the same for all points, and would drown the differences of large targets.
+            terms = [choices[:, i] ** 2 - 2 * t[:, i, None] * choices[:, i] for i in range(4)]
+            halves.append(terms[0] + terms[1] + terms[2] + terms[3])
+        out[at : at + PIECE] = (halves[0][:, first] + halves[1][:, second]).argmin(1)
+    return out
+
+
+@dataclass(frozen=True)
+class _Ternary(Layout):
+    """IQ1: the nearest code of every weight where those are a point, and otherwise the point nearest to the run."""
+
+    def encode(self, w: Tensor, steps: Steps) -> Tensor:
+        n, k = steps.step.shape
+        step = steps.step[:, :, None]
+        assert steps.offset is not None
+        target = torch.where(step == 0, 0.0, w.view(n, k, 256 // k) / step).view(n, 32, 8) - steps.offset[:, :, None]
+        runs = target.view(-1, 8)
+        codes = runs.round().clamp_(-1, 1).to(torch.int8)
+        keys, _ = _index(self.name, w.device)
+        wanted = _keys(codes)
+        off = keys[torch.searchsorted(keys, wanted).clamp_(max=len(keys) - 1)] != wanted
+        codes[off] = _points(self.name, w.device)[_nearest_ternary(runs[off].clamp(-1e30, 1e30))]
+        return codes.view(n, 256)
+
+
 def _odd_steps(f: Fields) -> Tensor:
     return f["d"].float() * (2 * f["scales"].float() + 1)
 
 
-def _two(name: str, unpack: Callable[[Tensor], Fields], pack: Callable[[Fields], Tensor]) -> Layout:
-    return Layout(name, unpack, pack, _quarter, -5, 5, odd=magnitudes(name))
+def _signed_layout(
+    name: str,
+    unpack: Callable[[Tensor], Fields],
+    pack: Callable[[Fields], Tensor],
+    steps: Callable[[Fields], Steps],
+    even: bool,
+) -> Layout:
+    sizes = magnitudes(name)
+    top = 2 * len(sizes) - 1
+    return _Signed(name, unpack, pack, steps, -top, top, odd=sizes, run=8, even=even)
 
 
 LAYOUTS = {
     layout.name: layout
     for layout in (
-        _two("IQ2_XXS", _iq2_xxs, _iq2_xxs_bytes),
-        _two("IQ2_XS", _iq2_xs, _iq2_xs_bytes),
-        _two("IQ2_S", _iq2_s, _iq2_s_bytes),
-        Layout(
-            "IQ3_XXS",
-            _iq3_xxs,
-            _iq3_xxs_bytes,
-            lambda f: Steps(f["d"].float() * (0.5 + f["scales"].float()) * 0.5),
-            -15,
-            15,
-            odd=magnitudes("IQ3_XXS"),
-        ),
-        Layout("IQ3_S", _iq3_s, _iq3_s_bytes, lambda f: Steps(_odd_steps(f)), -15, 15, odd=magnitudes("IQ3_S")),
-        Layout("IQ1_S", _iq1_s, _iq1_s_bytes, lambda f: Steps(_odd_steps(f), offset=_offset(f)), -1, 1),
-        Layout("IQ1_M", _iq1_m, _iq1_m_bytes, lambda f: Steps(_odd_steps(f), offset=_offset(f)), -1, 1),
+        _signed_layout("IQ2_XXS", _iq2_xxs, _iq2_xxs_bytes, _quarter, True),
+        _signed_layout("IQ2_XS", _iq2_xs, _iq2_xs_bytes, _quarter, True),
+        _signed_layout("IQ2_S", _iq2_s, _iq2_s_bytes, _quarter, False),
+        _signed_layout("IQ3_XXS", _iq3_xxs, _iq3_xxs_bytes, _half, True),
+        _signed_layout("IQ3_S", _iq3_s, _iq3_s_bytes, lambda f: Steps(_odd_steps(f)), False),
+        _Ternary("IQ1_S", _iq1_s, _iq1_s_bytes, lambda f: Steps(_odd_steps(f), offset=_offset(f)), -1, 1, run=8),
+        _Ternary("IQ1_M", _iq1_m, _iq1_m_bytes, lambda f: Steps(_odd_steps(f), offset=_offset(f)), -1, 1, run=8),
     )
 }

@@ -42,6 +42,7 @@ class Layout:
     odd       codes are ±(2l+1) with l an index into these magnitudes
     qmin qmax range of codes
     counter   a field and how many of it a block has: tells blocks from fields in a row
+    run       weights that are coded together
     """
 
     name: str
@@ -54,6 +55,7 @@ class Layout:
     table: tuple[float, ...] = ()
     odd: tuple[int, ...] = ()
     counter: tuple[str, int] = ("d", 1)
+    run: int = 1
 
     def level(self, codes: Tensor) -> Tensor:
         """float32 of the same shape as codes."""
@@ -77,8 +79,6 @@ class Layout:
     def nearest(self, target: Tensor) -> Tensor:
         """Codes of the levels closest to target (in steps), int8 or uint8; ties as round half to even, or upwards."""
         dtype = torch.int8 if self.qmin < 0 else torch.uint8
-        if self.odd:
-            raise UnsupportedFormat(f"{self.name}: weights are coded in runs, none has a nearest level of its own")
         if not self.table:
             return (target.round() + self.zero).clamp_(self.qmin, self.qmax).to(dtype)
         levels = torch.tensor(self.level_values(), device=target.device)
