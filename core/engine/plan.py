@@ -10,7 +10,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from core.calibration.statistics import Statistic, Statistics
+from core.calibration.runner import ALL
+from core.calibration.statistics import Provenance, Statistic, Statistics
+from core.calibration.text import Samples
 from core.checkpoints.dialects import unread_quantization
 from core.context import SILENT, JobContext
 from core.engine.known import Known, bind, by_source
@@ -39,6 +41,7 @@ def make_plan(
     *,
     statistics: frozenset[Statistic] = frozenset(),
     gathered: Statistics | None = None,
+    calibration: Samples | None = None,
     outline: Outline | None = None,
     shard_bytes: int | None = None,
 ) -> Plan:
@@ -46,6 +49,7 @@ def make_plan(
 
     statistics  what calibration will provide; methods that need more are an error among Plan.problems
     gathered    statistics that are there, under the checkpoint's or GGUF's names
+    calibration samples that are to go through the model block by block while it is quantized
     outline     target.outline(checkpoint), where the caller has it already
     shard_bytes files hold at most this many bytes of tensors; None for the container's custom
     raises      TargetError when the checkpoint cannot be written so at all, RecipeError for a rule that makes no sense,
@@ -56,6 +60,11 @@ def make_plan(
     if gathered is not None:
         known = bind(by_source(gathered, checkpoint, outline if target.name == "gguf" else None), outline, checkpoint)
         outline = replace(outline, statistics=known.provenance)
+    if calibration is not None:
+        statistics |= ALL
+        count = sum(t.linear for t in outline.tensors)
+        name, chunks = calibration.name, len(calibration.ids)
+        outline = replace(outline, statistics=Provenance("", name, count, chunks, calibration.identity))
     kinds = statistics | known.kinds
     ctx.check()
     resolved = resolve(recipe, outline, target, importance=Statistic.IMPORTANCE in kinds)
@@ -88,6 +97,7 @@ def make_plan(
         problems=tuple(_problems(planned, resolved, outline, target, kinds, known, unread_quantization(checkpoint))),
         known=known,
         kinds=kinds,
+        calibration=calibration,
     )
 
 
@@ -135,7 +145,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 def statistics_json(plan: Plan) -> dict[str, Any] | None:
     """Where the importance of columns comes from; None where nothing is known of it."""
-    where = plan.known.provenance
+    where = plan.outline.statistics
     if where is None:
         return None
     covered = sum(t.tensor.name in plan.known.tensors for t in plan.tensors if t.quantized)
@@ -213,6 +223,8 @@ def _problems(
         )
     yield from _needs(planned, statistics)
     yield from _unweighted(planned, outline, statistics, known)
+    for o in target.objections([t.assignment for t in planned]):
+        yield Problem(o.severity, o.message, o.tensor, o.hint)
     if not any(t.quantized for t in planned):
         yield _nothing(planned, resolved, target)
     both = list(zip(planned, resolved, strict=True))

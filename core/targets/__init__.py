@@ -6,11 +6,12 @@ from difflib import get_close_matches
 
 from core.errors import TargetError
 from core.targets.base import Target
+from core.targets.bitsandbytes import BitsAndBytes
 from core.targets.compressed_tensors import CompressedTensors
 from core.targets.dense import DenseFolder
 from core.targets.gguf.target import GgufFile
 
-TARGETS: tuple[Target, ...] = (GgufFile(), CompressedTensors(), DenseFolder())
+TARGETS: tuple[Target, ...] = (GgufFile(), CompressedTensors(), BitsAndBytes(), DenseFolder())
 
 _BY_NAME = {t.name: t for t in TARGETS}
 

@@ -7,7 +7,7 @@ of it out to the byte, and turns quantized rows into those bytes. It knows no me
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
@@ -169,6 +169,16 @@ class Assignment:
     copy: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """What a container has against a whole choice of formats. severity: "error" stops the run, "warning" does not."""
+
+    severity: str
+    tensor: str
+    message: str
+    hint: str = ""
+
+
 class Target(ABC):
     """One container and dialect. TARGETS in core/targets/__init__.py lists them; instances hold no state."""
 
@@ -186,6 +196,10 @@ class Target(ABC):
     @abstractmethod
     def refuses(self, format: Format, tensor: OutputTensor) -> str | None:
         """Why this container cannot hold this tensor in this format, or None. Shape misfits are the format's word."""
+
+    def objections(self, assignments: Sequence[Assignment]) -> Iterable[Objection]:
+        """What only shows when all tensors are seen together ("4 and 8 bits in one folder")."""
+        return ()
 
     @abstractmethod
     def keeps(self, tensor: OutputTensor) -> Format:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from core.checkpoints.base import Checkpoint
 from core.checkpoints.dialects.base import Dialect, QuantizedCheckpoint, QuantizedWeight, quantization_of
+from core.checkpoints.dialects.bitsandbytes import BitsAndBytesDialect
 from core.checkpoints.dialects.compressed_tensors import CompressedTensorsDialect
 
-DIALECTS: tuple[Dialect, ...] = (CompressedTensorsDialect(),)
+DIALECTS: tuple[Dialect, ...] = (CompressedTensorsDialect(), BitsAndBytesDialect())
 
 
 def as_weights(checkpoint: Checkpoint) -> Checkpoint:
