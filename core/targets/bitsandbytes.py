@@ -57,8 +57,8 @@ class BitsAndBytes(QuantizedFolder):
                 yield Objection(
                     "warning",
                     a.tensor.name,
-                    f"columns {a.tensor.columns} are no multiple of {BLOCK}: bitsandbytes 0.50 decodes such rows wrongly "
-                    "on a CPU (the file is right)",
+                    f"columns {a.tensor.columns} are no multiple of {BLOCK}: the file is right, and bitsandbytes 0.50 "
+                    "decodes such rows wrongly on a CPU",
                     "leave it unquantized if CPUs are to run it",
                 )
             if a.format.name != used[0].format.name:
