@@ -65,6 +65,11 @@ class Format(ABC):
         """Columns that must be stored together (32, 256, the group size); 1 where any number of columns goes."""
         return 1
 
+    @property
+    def columns_per_code(self) -> int:
+        """Columns that are coded together, so that `encode` takes whole runs of them; 1 where each has its own code."""
+        return 1
+
     def row_multiple(self, shape: tuple[int, ...]) -> int:
         """Row slices that begin at multiples of this are quantized exactly as inside the whole matrix; 0: no slice is.
 
@@ -99,7 +104,10 @@ class Format(ABC):
 
     @abstractmethod
     def encode(self, w: torch.Tensor, grid: Grid, start: int = 0) -> torch.Tensor:
-        """Nearest codes of columns start … start + w.shape[1] of the grid; integer [rows, w.shape[1]]."""
+        """Nearest codes of columns start … start + w.shape[1] of the grid; integer [rows, w.shape[1]].
+
+        Both ends are multiples of columns_per_code.
+        """
 
     @abstractmethod
     def decode(self, codes: torch.Tensor, grid: Grid, start: int = 0) -> torch.Tensor:

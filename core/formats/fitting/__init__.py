@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from core.formats.base import Format
@@ -20,7 +21,10 @@ _QUANTIZE = {
     **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), "lanes_kquants"),
     **dict.fromkeys(("IQ4_NL", "IQ4_XS"), "lanes_iq4"),
     **dict.fromkeys(("TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "MXFP4"), "lanes_few"),
+    **dict.fromkeys(("IQ1_S", "IQ1_M"), "lanes_iq1"),
 }
+# Types whose runs of weights must be points of a lattice: their kernels want its neighbours as well.
+_LATTICES = frozenset(("IQ1_S", "IQ1_M"))
 # Modules whose kernels want the bits of the weights as well.
 _BITS = ("lanes_legacy", "lanes_few")
 _DECODE = frozenset(
@@ -39,6 +43,16 @@ def _limit(type_name: str) -> float:
 @cache
 def _kernel(module: str, name: str) -> Any:
     return getattr(import_module(f"core.formats.fitting.{module}"), name)
+
+
+def _tables(type_name: str) -> tuple[np.ndarray, ...]:
+    """What a type's kernel takes beside weights and importance: point, first … of core/formats/ggml/neighbours.py."""
+    if type_name not in _LATTICES:
+        return ()
+    from core.formats.ggml.neighbours import neighbours
+
+    lists = neighbours(type_name)
+    return lists.codes, lists.point, lists.first, lists.index, lists.lanes
 
 
 def on_lanes(tensor: Tensor) -> bool:
@@ -108,7 +122,8 @@ def _on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: i
         if beyond >= 0:
             raise out_of_range(start + int(beyond))
     if searches:
-        bad = kernel(source, bits, weights, target) if module in _BITS else kernel(source, weights, target)
+        more = (bits,) if module in _BITS else ()
+        bad = kernel(source, *more, weights, *_tables(type_name), target)
     if bad >= 0:
         raise out_of_range(start + int(bad))
 

@@ -61,6 +61,10 @@ class GgmlFormat(Format):
         return self.type.block
 
     @property
+    def columns_per_code(self) -> int:
+        return self.layout.run
+
+    @property
     def needs_importance(self) -> bool:
         return self.type_name in NEED_IMPORTANCE
 
@@ -101,6 +105,8 @@ class GgmlFormat(Format):
 
         layout, block = self.layout, self.type.block
         rows, columns = w.shape
+        assert start % layout.run == 0
+        assert columns % layout.run == 0
         blocks, at = self._blocks(start, columns)
         out = torch.empty(rows, columns, dtype=torch.int8 if layout.qmin < 0 else torch.uint8, device=w.device)
         for piece in _row_pieces(rows, columns):
@@ -182,6 +188,7 @@ def _row_pieces(rows: int, columns: int) -> list[slice]:
 WRITTEN = (
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"),
     *("TQ1_0", "TQ2_0", "MXFP4", "Q1_0", "Q2_0"),
+    *("IQ1_S", "IQ1_M"),
 )
 # Of these, the types whose bytes do not depend on importance.
 UNWEIGHTED = ("Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "Q1_0", "Q2_0")
