@@ -86,8 +86,10 @@ def _four_bit(checkpoint: Checkpoint, name: str, state_name: str, kind: str) -> 
         raise CorruptFile(f"its quantization state takes {tensors[state_name].nbytes:,} bytes", where=where)
     state = parse_object(bytes(checkpoint.raw(state_name)), checkpoint.path, state_name)
     shape, block = state.get("shape"), state.get("blocksize")
-    if not isinstance(shape, list) or len(shape) < 2 or not all(_count(n) for n in shape) or not _count(block):
-        raise CorruptFile(f"its quantization state has shape {shape!r} and blocksize {block!r}", where=where)
+    if not isinstance(shape, list) or len(shape) < 2 or not all(_count(n) for n in shape):
+        raise CorruptFile(f"its quantization state has shape {shape!r}", where=where)
+    if not isinstance(block, int) or not _count(block):
+        raise CorruptFile(f"its quantization state has blocksize {block!r}", where=where)
     nested, offset = state.get("nested_blocksize", 0), state.get("nested_offset", 0)
     if not (nested == 0 or _count(nested)) or isinstance(offset, bool) or not isinstance(offset, int | float):
         raise CorruptFile(f"its nested statistics are {nested!r} long and centred on {offset!r}", where=where)
