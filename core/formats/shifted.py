@@ -13,7 +13,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from core.formats.base import Grid
-from core.formats.uniform import Uniform, uniform
+from core.formats.uniform import RANGES, Uniform, uniform
 from core.tensors import DTYPES
 
 if TYPE_CHECKING:
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Shifted(Uniform):
     """parts: {"codes", "scale"} as in Uniform, and "shift": scale_dtype, shaped like scale."""
+
+    @property
+    def ranges(self) -> tuple[str, ...]:
+        """The search for the lowest error knows whole zero points only; the method hqq moves fractional ones."""
+        return tuple(r for r in RANGES if r != "rmse")
 
     @property
     def title(self) -> str:

@@ -1,4 +1,5 @@
-"""Evenly spaced levels, 2 to 8 bits: one scale per tensor, row or group of columns; symmetric or with a zero point.
+"""Evenly spaced levels, 2 to 8 bits: one scale per tensor, row, column or group of columns; symmetric or with a zero
+point.
 
     ŵ = scale · (q − zero_point),   q in [−2^(b−1), 2^(b−1) − 1]
 
@@ -7,7 +8,15 @@ evenly, and +absmax itself falls half a step beyond the last level. Asymmetric r
 rounded to the type it is stored in, and codes are chosen for the rounded value.
 
 Groups of zeros get scale 1 and decode to exactly 0; a scale that would round to 0 becomes the smallest positive number
-of its stored type. Importance is ignored: the range is that of all weights.
+of its stored type.
+
+How far the levels reach is a matter of fitting, not of storing, so it is no part of the name:
+
+    minmax      from the smallest weight to the largest; what the conventions above say
+    percentile  `percentile` % of the weights, half of the others cut off at either end
+    rmse        where a search finds the lowest squared error, weighted by importance; never worse than minmax
+
+Only "rmse" looks at importance. Two ways are in fitting/ranges.py.
 """
 
 from __future__ import annotations
@@ -28,17 +37,22 @@ if TYPE_CHECKING:
 # Half precision is widened in pieces of about this many weights.
 PIECE = 1 << 20
 SCALE_DTYPES = ("F32", "F16", "BF16")
+MINMAX = "minmax"
+RANGES = (MINMAX, "percentile", "rmse")
 
 
 @dataclass(frozen=True)
 class Uniform(Format):
     """parts: {"codes": int32 [rows, ⌈columns·b/32⌉] (q + 2^(b−1), see bitstream.py),
-    "scale": scale_dtype [rows, groups] ([1, 1] per tensor), "zero_point": int8 like scale, asymmetric only}.
+    "scale": scale_dtype [rows, groups] ([1, 1] per tensor, [1, columns] per column),
+    "zero_point": int8 like scale, asymmetric only}.
 
     width        bits of a code
-    granularity  "tensor", "row" or "group"
+    granularity  "tensor", "row", "column" or "group"
     group        columns of a group; 0 for the others
     scale_dtype  one of SCALE_DTYPES; a target may ask for its own
+    range        one of RANGES
+    percentile   of "percentile", above 0 and at most 100
     """
 
     width: int
@@ -46,6 +60,8 @@ class Uniform(Format):
     group: int = 0
     symmetric: bool = True
     scale_dtype: str = "F16"
+    range: str = MINMAX
+    percentile: float = 99.9
 
     family: ClassVar[str] = "uniform"
 
@@ -54,6 +70,10 @@ class Uniform(Format):
             raise RecipeError(
                 f"scale dtype {self.scale_dtype!r} is not one of {', '.join(SCALE_DTYPES)}", where=self.name
             )
+        if self.range not in self.ranges:
+            raise RecipeError(f"range {self.range!r} is not one of {', '.join(self.ranges)}", where=self.name)
+        if not 0 < self.percentile <= 100:
+            raise RecipeError(f"percentile is {self.percentile:g}, must be above 0 and at most 100", where=self.name)
 
     @property
     def title(self) -> str:
@@ -65,8 +85,13 @@ class Uniform(Format):
         return self.width
 
     @property
+    def ranges(self) -> tuple[str, ...]:
+        """What `range` may be."""
+        return RANGES
+
+    @property
     def row_local(self) -> bool:  # type: ignore[override]  # a class constant elsewhere; here it depends on the record
-        return self.granularity != "tensor"
+        return self.granularity in ("row", "group")
 
     @property
     def columns_per_grid(self) -> int:
@@ -85,6 +110,8 @@ class Uniform(Format):
         rows, columns = prod(shape[:-1]), shape[-1] if shape else 1
         if self.granularity == "tensor":
             return 1, 1
+        if self.granularity == "column":
+            return 1, columns
         return rows, columns // self.group if self.granularity == "group" else 1
 
     def nbytes(self, shape: tuple[int, ...]) -> int:
@@ -96,16 +123,35 @@ class Uniform(Format):
     def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
         import torch
 
-        rows, columns = w.shape
-        shape = self.scales_shape((rows, columns))
+        shape = self.scales_shape((w.shape[0], w.shape[1]))
         if w.numel() == 0:
             low = high = torch.zeros(shape, device=w.device)
         else:
-            low, high = torch.aminmax(computable(w).reshape(*shape, -1), dim=-1)
-            low, high = low.float(), high.float()
+            low, high = (t.float().view(shape) for t in torch.aminmax(computable(self.runs_of(w)), dim=1))
         if not (low.isfinite().all() and high.isfinite().all()):
             require_finite(w)
-        return self.grid_of_range(low, high)
+        return self.grid_of(w, low, high, importance)
+
+    def grid_of(
+        self, w: torch.Tensor, low: torch.Tensor, high: torch.Tensor, importance: torch.Tensor | None, first: int = 0
+    ) -> Grid:
+        """The grid of w, whose runs have these smallest and largest weights, float32 shaped like the scales, in the
+        format's own way of choosing the range. Raises OutOfRange (rows count from `first`)."""
+        if self.range == MINMAX or w.numel() == 0:
+            return self.grid_of_range(low, high, first)
+        from core.formats.fitting.ranges import lowest_error, percentile_ends
+
+        if self.range == "rmse":
+            return lowest_error(self, w, self.grid_of_range(low, high, first), low, high, importance)
+        inner = percentile_ends(self.runs_of(w), self.percentile)
+        return self.grid_of_range(inner[0].view(low.shape), inner[1].view(low.shape), first)
+
+    def runs_of(self, w: torch.Tensor) -> torch.Tensor:
+        """[scales, weights that share one]: w by scale, a view where possible."""
+        if self.granularity == "column":
+            return w.t()
+        rows, columns = self.scales_shape((w.shape[0], w.shape[1]))
+        return w.reshape(rows * columns, -1)
 
     def grid_of_range(self, low: torch.Tensor, high: torch.Tensor, first: int = 0) -> Grid:
         """The grid for given ranges, float32 [rows, groups]. Raises OutOfRange (rows count from `first`)."""
@@ -144,6 +190,8 @@ class Uniform(Format):
         import torch
 
         wide = part.to(torch.float32)
+        if self.granularity == "column":
+            return wide[:, start : start + count]
         if self.granularity != "group":
             return wide
         first, last = start // self.group, (start + count - 1) // self.group + 1
@@ -168,7 +216,7 @@ class Uniform(Format):
         return grid.get("zero_point")
 
     def _rows(self, part: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        return part if self.granularity == "tensor" else part[start:stop]
+        return part if part.shape[0] == 1 else part[start:stop]
 
     def decode(self, codes: torch.Tensor, grid: Grid, start: int = 0) -> torch.Tensor:
         import torch
@@ -209,7 +257,7 @@ class Uniform(Format):
         if not on_lanes(w) or w.numel() == 0:
             return super().quantize(w, importance)
         words = torch.empty(w.shape[0], (w.shape[1] * self.width + 31) // 32, dtype=torch.int32)
-        grid = quantize(self, w.detach(), words)
+        grid = quantize(self, w.detach(), words, importance)
         return Quantized(self, (w.shape[0], w.shape[1]), parts={"codes": words, **grid.parts})
 
     def dequantize(self, parts: Parts, shape: tuple[int, int]) -> torch.Tensor:
@@ -223,7 +271,9 @@ class Uniform(Format):
     def levels(self, grid: Grid, row: int, column: int) -> torch.Tensor | None:
         import torch
 
-        at = (0, 0) if self.granularity == "tensor" else (row, column // self.group if self.group else 0)
+        at = {"tensor": (0, 0), "column": (0, column), "row": (row, 0)}.get(
+            self.granularity, (row, column // max(1, self.group))
+        )
         zero = self.zero_of(grid)
         codes = torch.arange(self.qmin, self.qmax + 1, dtype=torch.float32, device=grid["scale"].device)
         return (codes - (zero[at].float() if zero is not None else 0)) * grid["scale"][at].float()
@@ -234,7 +284,7 @@ def _row_pieces(rows: int, columns: int) -> list[tuple[int, int]]:
     return [(a, min(rows, a + step)) for a in range(0, rows, step)]
 
 
-_NAME = re.compile(r"int([2-8])(?:-(tensor|row|g([1-9]\d{0,5})))?(-asym)?")
+_NAME = re.compile(r"int([2-8])(?:-(tensor|row|col|g([1-9]\d{0,5})))?(-asym)?")
 
 
 def uniform(name: str) -> Uniform | None:
@@ -246,7 +296,7 @@ def uniform(name: str) -> Uniform | None:
     if group:
         granularity = "group"
     else:
-        granularity = runs or "row"
+        granularity = {"col": "column"}.get(runs, runs) or "row"
     plain = f"int{width}{f'-{runs}' if runs not in (None, 'row') else ''}{asym or ''}"
     return Uniform(plain, int(width), granularity, int(group or 0), not asym)
 
@@ -258,6 +308,7 @@ def _listed(*names: str) -> tuple[Uniform, ...]:
 UNIFORM = _listed(
     "int8",
     "int8-tensor",
+    "int8-col",
     "int8-asym",
     "int4",
     "int4-g32",

@@ -89,7 +89,7 @@ class Hqq(Method):
 
     def misfit(self, format: Format) -> str | None:
         if isinstance(format, Uniform):
-            if format.granularity == "tensor":
+            if not format.row_local:
                 return "needs a scale per row or group"
             return "needs a zero point (an -asym or -shift format)" if format.symmetric else None
         if getattr(format, "type_name", "") in GGML_TOP:

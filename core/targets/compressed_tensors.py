@@ -38,7 +38,7 @@ class CompressedTensors(QuantizedFolder):
 
     def carries(self, format: Format, tensor: OutputTensor) -> str | None:
         # Its subclasses have grids (a fractional zero) that this dialect has no place for.
-        if type(format) is Uniform:
+        if type(format) is Uniform and format.granularity in _STRATEGY:
             return None
         other = "gguf" if format.family == "ggml" else "dense"
         return f"compressed-tensors has no {format.name} here; the target {other} takes it"

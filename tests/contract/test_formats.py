@@ -7,6 +7,7 @@ GGML types, a brute-force search over the levels in float64 for uniform ones, me
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -81,6 +82,8 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def brute_force(f: Uniform, w: torch.Tensor) -> torch.Tensor:
     """Every weight on the nearest of all levels, float64, from the definition in words: no scale is rounded."""
+    if f.granularity == "column":
+        return brute_force(replace(f, granularity="row"), w.t()).t()
     rows, columns = w.shape
     shape = {"tensor": (1, 1), "row": (rows, 1)}.get(f.granularity, (rows, columns // max(1, f.group)))
     x = w.double().reshape(*shape, -1)
@@ -355,7 +358,13 @@ def test_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "canonical"), [("int4-row", "int4"), ("INT8-row-asym", "int8-asym"), ("int5-g48", "int5-g48")]
+    ("name", "canonical"),
+    [
+        ("int4-row", "int4"),
+        ("INT8-row-asym", "int8-asym"),
+        ("int5-g48", "int5-g48"),
+        ("int4-col-asym", "int4-col-asym"),
+    ],
 )
 def test_names_beyond_the_list(name: str, canonical: str) -> None:
     assert get_format(name).name == canonical

@@ -53,6 +53,19 @@ def _codes(x, scale, zero, bottom, top, codes):
 
 
 @helper
+def _codes_by_column(x, scale, zero, bottom, top, codes):
+    """scale, zero  float32 like x; zero of size 0 for none"""
+    if zero.size:
+        for i in range(x.size):
+            q = max(bottom, min(top, np.rint(x[i] / scale[i] + zero[i])))
+            codes[i] = np.uint8(np.int32(q - bottom))
+    else:
+        for i in range(x.size):
+            q = max(bottom, min(top, np.rint(x[i] / scale[i])))
+            codes[i] = np.uint8(np.int32(q - bottom))
+
+
+@helper
 def _values(codes, scale, zero, out):
     for i in range(codes.size):
         out[i] = (F(codes[i]) + zero) * scale
@@ -107,7 +120,8 @@ def _pack_row(codes, width, words):
 def encode(x, scale, zero, group, width, words):
     """Words int32 [rows, words of a row] of x float32 [rows, columns].
 
-    scale float32 [rows, groups]; zero float32 like scale, or [0, 0]
+    scale  float32 [rows, groups] or, where group is 0, [1, columns]
+    zero   float32 like scale, or [0, 0]
     """
     rows, columns = x.shape
     codes = np.zeros((columns + RUN - 1) // RUN * RUN, np.uint8)
@@ -116,11 +130,14 @@ def encode(x, scale, zero, group, width, words):
     shifted = zero.size > 0
     for r in range(rows):
         row = x[r]
-        for g in range(scale.shape[1]):
-            s = scale[r, g]
-            z = zero[r, g] if shifted else F(0)
-            a, b = g * group, (g + 1) * group
-            _codes(row[a:b], s, z, bottom, top, codes[a:b])
+        if group:
+            for g in range(scale.shape[1]):
+                s = scale[r, g]
+                z = zero[r, g] if shifted else F(0)
+                a, b = g * group, (g + 1) * group
+                _codes(row[a:b], s, z, bottom, top, codes[a:b])
+        else:
+            _codes_by_column(row, scale[0], zero[0] if shifted else scale[0, :0], bottom, top, codes)
         _pack_row(codes, width, words[r])
     return 0
 
@@ -162,8 +179,12 @@ def decode(words, scale, zero, group, width, out):
     for r in range(rows):
         _unpack_row(words[r], width, codes)
         row = out[r]
-        for g in range(scale.shape[1]):
-            s = scale[r, g]
-            z = bottom - (zero[r, g] if shifted else F(0))
-            a, b = g * group, (g + 1) * group
-            _values(codes[a:b], s, z, row[a:b])
+        if group:
+            for g in range(scale.shape[1]):
+                s = scale[r, g]
+                z = bottom - (zero[r, g] if shifted else F(0))
+                a, b = g * group, (g + 1) * group
+                _values(codes[a:b], s, z, row[a:b])
+        else:
+            for i in range(columns):
+                row[i] = (F(codes[i]) + (bottom - (zero[0, i] if shifted else F(0)))) * scale[0, i]

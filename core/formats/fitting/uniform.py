@@ -18,39 +18,44 @@ if TYPE_CHECKING:
 
 
 def _group(format: Uniform, columns: int) -> int:
-    return format.group or columns
+    """Columns that share a scale; 0 where every column has its own."""
+    return 0 if format.granularity == "column" else format.group or columns
 
 
 def _wide(part: Tensor | None, rows: slice, format: Uniform, count: int) -> np.ndarray:
-    """Scales or zero points of some rows as float32 [rows, groups]; [0, 0] for None."""
+    """Scales or zero points of some rows as float32 [rows, groups] ([1, columns] per column); [0, 0] for None."""
     if part is None:
         return np.zeros((0, 0), np.float32)
     wide = part.to(torch.float32)
-    return (wide.expand(count, 1) if format.granularity == "tensor" else wide[rows]).contiguous().numpy()
+    if format.granularity == "tensor":
+        wide = wide.expand(count, 1)
+    elif format.granularity != "column":
+        wide = wide[rows]
+    return wide.contiguous().numpy()
 
 
-def _ranged(format: Uniform, x: Tensor, start: int) -> Grid:
-    """The grid of some rows. Raises NonFinite, OutOfRange with rows counted from `start`."""
+def _ranged(format: Uniform, x: Tensor, importance: Tensor | None, start: int) -> Grid:
+    """The grid of some rows, float32. Raises NonFinite, OutOfRange with rows counted from `start`."""
     rows, columns = x.shape
     group = _group(format, columns)
     low, high = torch.empty(rows, columns // group), torch.empty(rows, columns // group)
     ranges(x.view(torch.int32).numpy(), group, low.numpy(), high.numpy())
     if not (low.isfinite().all() and high.isfinite().all()):
         require_finite(x, start)
-    return format.grid_of_range(low, high, start)
+    return format.grid_of(x, low, high, importance, start)
 
 
-def quantize(format: Uniform, w: Tensor, words: Tensor) -> Grid:
+def quantize(format: Uniform, w: Tensor, words: Tensor, importance: Tensor | None = None) -> Grid:
     """Fills words, int32 [rows, words of a row], and returns the grid. w: floating [rows, columns] on the CPU."""
     rows, columns = w.shape
     step = max(1, PIECE // columns)
     room = torch.empty(min(step, rows), columns)
-    whole = format.fit(w) if format.granularity == "tensor" else None
+    whole = None if format.row_local else format.fit(w, importance)
     grids = []
     for start in range(0, rows, step):
         stop = min(rows, start + step)
         x = widened(w, start, stop, room)
-        grid = whole or _ranged(format, x, start)
+        grid = whole or _ranged(format, x, importance, start)
         here = slice(0, stop - start)
         scale = _wide(grid["scale"], here, format, stop - start)
         zero = _wide(format.zero_of(grid), here, format, stop - start)

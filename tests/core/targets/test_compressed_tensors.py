@@ -210,6 +210,12 @@ def _tensor(path: Path):
         return get_target("compressed-tensors").outline(checkpoint).tensors[0]
 
 
+def test_scales_per_column_have_no_place(tmp_path) -> None:
+    save_file({"model.layers.0.mlp.up_proj.weight": torch.ones(64, 32)}, tmp_path / "w.safetensors")
+    reason = get_target("compressed-tensors").refuses(get_format("int8-col"), _tensor(tmp_path / "w.safetensors"))
+    assert reason == "compressed-tensors has no int8-col here; the target dense takes it"
+
+
 def test_slices_give_the_bytes_of_the_whole(model, tmp_path) -> None:
     for name in ("int3-g32-asym", "int4-tensor-asym"):
         for rows, folder in ((0, "whole"), (32, "slices")):
