@@ -45,7 +45,10 @@ _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 _PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("bias", (r"(?:^|\.|_)bias$",)),
     ("norm", (r"norm(?:\d|$|\.)", r"_norm", r"layernorm", r"LayerNorm", r"(?:^|\.)ln_\w+$", r"(?:^|\.)ln\d?$")),
-    ("position", (r"position_embd", r"embed_positions", r"(?:^|\.)wpe$", r"position_embeddings", r"token_types")),
+    (
+        "position",
+        (r"position_embd", r"embed_positions", r"(?:^|\.)wpe$", r"position_embeddings", r"token_type(?:s|_embeddings)"),
+    ),
     (
         "embedding",
         (r"embed_tokens$", r"token_embd$", r"(?:^|\.)wte$", r"word_embeddings$", r"embed_in$", r"tok_embeddings$"),

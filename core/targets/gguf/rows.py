@@ -1,5 +1,5 @@
-"""Row sources of a converted model: rows in the order llama.cpp's rotary embedding wants, and tensors that are
-computed. No names and no configs here."""
+"""Row sources of a converted model: rows in the order llama.cpp wants, transposed, merged and shifted tensors, and
+those that are computed. No names and no configs here."""
 
 from __future__ import annotations
 
@@ -48,6 +48,104 @@ class Interleaved(RowSource):
             return rows
         size = rows.shape[0] // heads
         return rows.reshape(heads, 2, size // 2, -1).transpose(1, 2).reshape(heads * size, -1)
+
+
+@dataclass(frozen=True)
+class Transposed(RowSource):
+    """A matrix stored [in, out], as GPT-2's Conv1D stores it: the output's rows are the source's columns."""
+
+    name: str
+
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def read(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        return checkpoint.read(self.name)[:, start:stop].T
+
+
+@dataclass(frozen=True)
+class PlusOne(RowSource):
+    """Float32 of the tensor plus one: norms that models store as their distance from one."""
+
+    name: str
+
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def read(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        return checkpoint.read(self.name, start, stop).float() + 1
+
+
+@dataclass(frozen=True)
+class Stacked(RowSource):
+    """Matrices of one shape, one below the other: the experts of a layer.
+
+    each  rows of one of them
+    """
+
+    parts: tuple[str, ...]
+    each: int
+
+    def names(self) -> tuple[str, ...]:
+        return self.parts
+
+    def read(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        pieces = []
+        for index in range(start // self.each, -(-stop // self.each)):
+            first = index * self.each
+            pieces.append(checkpoint.read(self.parts[index], max(start - first, 0), min(stop - first, self.each)))
+        if not pieces:
+            return checkpoint.read(self.parts[0], 0, 0)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+@dataclass(frozen=True)
+class Blocks(RowSource):
+    """Some runs of `size` rows of a tensor in another order: run j of the output is run order[j] of the source.
+
+    vector  a bias: one row, whose columns are taken instead
+    """
+
+    name: str
+    size: int
+    order: tuple[int, ...]
+    vector: bool = False
+
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def read(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        if self.vector:
+            columns = checkpoint.read(self.name, start, stop)
+            runs = [columns[:, at * self.size : (at + 1) * self.size] for at in self.order]
+            return torch.cat(runs, 1)
+        pieces = []
+        for index in range(start // self.size, -(-stop // self.size)):
+            first, at = index * self.size, self.order[index] * self.size
+            low, high = max(start - first, 0), min(stop - first, self.size)
+            pieces.append(checkpoint.read(self.name, at + low, at + high))
+        if not pieces:
+            return checkpoint.read(self.name, 0, 0)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+
+@dataclass(frozen=True)
+class Listed(RowSource):
+    """One row of numbers from config.json, float32 [1, n]."""
+
+    values: tuple[float, ...]
+
+    def names(self) -> tuple[str, ...]:
+        return ()
+
+    def read(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        import torch
+
+        return torch.tensor([self.values], dtype=torch.float32)[start:stop]
 
 
 @dataclass(frozen=True)

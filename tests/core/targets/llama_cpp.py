@@ -43,13 +43,17 @@ function("llama_backend_init", None)()
 
 
 def context_params():
-    # The defaults with a key-value cache of 32 bits. Its two types stand where the defaults have 16 bits twice,
-    # behind a callback and its data, both null.
+    # The defaults with a key-value cache of 32 bits and without flash attention, which computes in 16. The cache's two
+    # types stand where the defaults have 16 bits twice, behind a callback and its data, both null; flash attention is
+    # the last of four settings that are -1.
     params = function("llama_context_default_params", Params)()
     numbers = (I * 256).from_buffer(params)
     at = [i for i in range(0, 60, 2) if list(numbers[i : i + 6]) == [0, 0, 0, 0, 1, 1]]
     assert len(at) == 1, list(numbers)[:60]
     numbers[at[0] + 4] = numbers[at[0] + 5] = 0
+    at = [i for i in range(60) if list(numbers[i : i + 4]) == [-1] * 4]
+    assert len(at) == 1, list(numbers)[:60]
+    numbers[at[0] + 3] = 0
     return params
 
 
