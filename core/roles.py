@@ -44,7 +44,7 @@ _EXPERT = re.compile(r"\.experts\.(\d+)\.")
 # First match wins. Each pattern is searched in the name without its ".weight" ending.
 _PATTERNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("bias", (r"(?:^|\.|_)bias$",)),
-    ("norm", (r"norm(?:\d|$|\.)", r"_norm", r"layernorm", r"LayerNorm", r"(?:^|\.)ln_\w+$", r"(?:^|\.)ln\d?$")),
+    ("norm", (r"norm(?:_?\d|_f$|$|\.)", r"_norm", r"layernorm", r"LayerNorm", r"(?:^|\.)ln_\w+$", r"(?:^|\.)ln\d?$")),
     (
         "position",
         (r"position_embd", r"embed_positions", r"(?:^|\.)wpe$", r"position_embeddings", r"token_type(?:s|_embeddings)"),
