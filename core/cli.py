@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import core
 from core import commands
+from core.calibration.text import LENGTH, SAMPLES, SEED
 from core.errors import Cancelled, WorkbenchError, one_line
 from core.terminal import json_text, prepare_streams, silence_stdout
 
@@ -107,6 +108,11 @@ def _parser() -> argparse.ArgumentParser:
             help="importance of columns, as llama-imatrix or `imatrix` writes it",
         )
 
+    def samples(made: argparse.ArgumentParser) -> None:
+        made.add_argument("--samples", type=_workers, default=SAMPLES, metavar="N", help=f"of the text ({SAMPLES})")
+        made.add_argument("--length", type=_workers, default=LENGTH, metavar="L", help=f"tokens of a sample ({LENGTH})")
+        made.add_argument("--seed", type=int, default=SEED, metavar="S", help=f"of the choice of samples ({SEED})")
+
     command("inspect", commands.inspect, "list the tensors of a checkpoint").add_argument("checkpoint", type=Path)
     recipe(command("plan", commands.plan, "show what would be written, to the byte"))
     made = command("quantize", commands.quantize, "write a quantized checkpoint")
@@ -114,7 +120,14 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", required=True, type=Path, help="file or folder to write; or a folder to put the file in")
     made.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     made.add_argument("--workers", type=_workers, metavar="N", help="slices at the same time (default: one per core)")
-    made.add_argument("--calibration", type=Path, metavar="TEXT", help="text for methods that need calibration")
+    made.add_argument(
+        "--calibration",
+        nargs="?",
+        const="",
+        metavar="TEXT",
+        help="run the model on this text (default: Python's standard library) to learn which columns matter",
+    )
+    samples(made)
     made.add_argument("--cluster", default="", metavar="ADDRESS", help="scheduler of a Dask cluster that does the work")
     made.add_argument("--resume", action="store_true", help="continue a run that was killed or stopped")
     made.add_argument("--force", action="store_true", help="replace an existing output")
@@ -122,6 +135,13 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-partial", action="store_true", help="when stopped with Ctrl-C, leave the rest for --resume"
     )
     made.add_argument("--no-errors", action="store_true", help="do not measure the error of each tensor")
+    made = command("imatrix", commands.imatrix, "gather the importance of columns, as llama-imatrix does")
+    made.add_argument("checkpoint", type=Path, help="a Hugging Face folder")
+    made.add_argument("--text", type=Path, metavar="FILE", help="text to run (default: Python's standard library)")
+    made.add_argument("--out", required=True, type=Path, metavar="FILE.gguf", help="importance matrix to write")
+    made.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    made.add_argument("--force", action="store_true", help="replace an existing file")
+    samples(made)
     made = command("compare", commands.compare, "show how far apart two checkpoints are, tensor by tensor")
     made.add_argument("a", type=Path)
     made.add_argument("b", type=Path)
@@ -133,4 +153,4 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-COMMANDS = ("inspect", "plan", "quantize", "compare", "evaluate", "formats")
+COMMANDS = ("inspect", "plan", "quantize", "imatrix", "compare", "evaluate", "formats")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import sys
 from contextlib import AbstractContextManager
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.engine.progress import bytes_text, duration_text
-from core.errors import MissingExtra, TargetError
+from core.errors import CalibrationError, MissingExtra, OutputError, TargetError
 from core.terminal import Progress, table
 
 if TYPE_CHECKING:
+    from core.calibration.text import TextSettings
     from core.checkpoints.base import Checkpoint
     from core.context import JobContext
     from core.engine.model import Plan, Report, TensorReport
@@ -71,12 +73,11 @@ def quantize(args: argparse.Namespace) -> Answer:
     from core.engine.pipeline import run
     from core.recipes import load
 
-    if args.calibration is not None:
-        raise MissingExtra(
-            "--calibration needs the calibration extra, which is not part of this version yet", "leave it out"
-        )
     with open_checkpoint(args.checkpoint) as checkpoint, _progress() as ctx:
-        made, why = make_plan_for(checkpoint, load(args.recipe), args.target, ctx, **_plan_options(args))
+        options = _plan_options(args)
+        if args.calibration is not None:
+            options |= _calibrated(args, checkpoint, ctx, options)
+        made, why = make_plan_for(checkpoint, load(args.recipe), args.target, ctx, **options)
         out = output_path(args.out, checkpoint, made)
         if not args.json:
             _tell([*_plan_lines(made, why), *(f"{p.severity}: {p}" for p in made.problems if p.severity != "error")])
@@ -94,6 +95,42 @@ def quantize(args: argparse.Namespace) -> Answer:
             cluster=args.cluster,
         )
     return _report_json(made, report, why), _report_lines(report)
+
+
+def imatrix(args: argparse.Namespace) -> Answer:
+    from core.calibration.imatrix import write_imatrix
+    from core.calibration.runner import gather
+    from core.checkpoints import open_checkpoint
+    from core.engine.devices import parse_device
+    from core.engine.known import by_gguf
+    from core.engine.writer import output_error
+
+    if os.path.lexists(args.out) and not args.force:
+        raise OutputError("exists already", "choose another name, or --force to replace it", args.out)
+    device = parse_device(args.device)
+    with open_checkpoint(args.checkpoint) as checkpoint, _progress() as ctx:
+        found, _ = gather(checkpoint, _text_settings(args, args.text), device=device, ctx=ctx)
+        named, known = by_gguf(found, checkpoint)
+        try:
+            nbytes = write_imatrix(args.out, named, args.length)
+        except OSError as error:
+            raise output_error(error, args.out) from error
+    unreached = {name: t.counts.count(0) for name, t in named.tensors.items() if not all(t.counts)}
+    answer = {
+        "out": str(args.out),
+        "bytes": nbytes,
+        "dataset": named.provenance.dataset,
+        "samples": args.samples,
+        "length": args.length,
+        "seed": args.seed,
+        "gguf_names": known,
+        "tensors": [{"name": name, "tokens": max(t.counts)} for name, t in named.tensors.items()],
+        "unreached": unreached,
+    }
+    lines = [f"{name}: no token reached {count} of its experts" for name, count in unreached.items()]
+    lines += [] if known else ["this model has no names in GGUF: tensors are named as in the checkpoint"]
+    total = f"{args.out}: {len(named.tensors):,} tensors · {args.samples:,} samples of {args.length:,} tokens"
+    return answer, [*lines, f"{total} of {named.provenance.dataset}"]
 
 
 def compare(args: argparse.Namespace) -> Answer:
@@ -255,6 +292,32 @@ def _plan_options(args: argparse.Namespace) -> dict[str, Any]:
     return {"gathered": gathered, "shard_bytes": args.shard_size}
 
 
+def _text_settings(args: argparse.Namespace, path: Path | None) -> TextSettings:
+    from core.calibration.text import TextSettings
+
+    return TextSettings(path, args.samples, args.length, args.seed)
+
+
+def _calibrated(
+    args: argparse.Namespace, checkpoint: Checkpoint, ctx: JobContext, options: dict[str, Any]
+) -> dict[str, Any]:
+    """What --calibration adds to the plan. Where importance is all that the recipe's methods use, the model is walked
+    through as it is, once for any number of recipes; else the samples go through it while it is quantized."""
+    from core.calibration.runner import ALL, LIGHT, gather
+    from core.calibration.text import read_samples
+    from core.engine.devices import parse_device
+    from core.engine.stages import wanted
+    from core.recipes import load
+
+    if args.imatrix is not None:
+        raise CalibrationError("--imatrix and --calibration both say which columns matter", "give one of them")
+    settings = _text_settings(args, Path(args.calibration) if args.calibration else None)
+    first, _ = make_plan_for(checkpoint, load(args.recipe), args.target, ctx, **options, statistics=ALL)
+    if wanted(first) <= LIGHT:
+        return {"gathered": gather(checkpoint, settings, device=parse_device(args.device), ctx=ctx)[0]}
+    return {"calibration": read_samples(checkpoint, settings)}
+
+
 def output_path(out: Path, checkpoint: Checkpoint, plan: Plan) -> Path:
     """`out`, or inside it `model-Q4_K_M.gguf` when it is an existing folder and the target a single file."""
     if plan.target.folder or not out.is_dir():
@@ -284,8 +347,8 @@ def _plan_lines(plan: Plan, why: str) -> list[str]:
         f"{label} → {plan.target.name} ({why}) · {bytes_text(plan.nbytes)} ({plan.nbytes:,} bytes) · "
         f"{plan.bpw:.2f} bits per weight"
     )
-    known = plan.known.provenance
-    return [line] if known is None else [line, f"importance from {known.file or known.dataset}"]
+    where = plan.outline.statistics
+    return [line] if where is None else [line, f"importance from {where.file or where.dataset}"]
 
 
 def _report_json(plan: Plan, report: Report, why: str) -> dict[str, Any]:

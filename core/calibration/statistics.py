@@ -88,12 +88,17 @@ class Statistics:
 
 
 def stack(parts: list[TensorStatistics]) -> TensorStatistics:
-    """Statistics of single matrices as those of a stack of experts; only kinds that all of them have."""
+    """Statistics of single matrices as those of a stack of experts; only kinds that all of them have in one shape (of
+    activations, each expert has as many as it was given tokens)."""
     import numpy as np
 
     assert parts
     assert not any(p.stacked for p in parts)
-    kinds = [kind for kind in parts[0].values if all(kind in p.values for p in parts)]
+    kinds = [
+        kind
+        for kind, array in parts[0].values.items()
+        if all(kind in p.values and p.values[kind].shape == array.shape for p in parts)
+    ]
     return TensorStatistics(
         {kind: np.stack([p.values[kind] for p in parts]) for kind in kinds},
         tuple(p.counts[0] for p in parts),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import core
+from core.calibration import kept
 from core.engine import units
 from core.engine.model import Plan
 from core.engine.work import UnitResult
@@ -60,10 +61,17 @@ def identity(plan: Plan, device: str, measure: bool) -> dict[str, str]:
         "target": plan.target.name,
         "recipe": tensors.hexdigest(),
         "layout": layout.hexdigest(),
-        "statistics": plan.known.identity,
+        "statistics": calibration_identity(plan) or plan.known.identity,
         "device": device.partition(":")[0],
         "measure": str(measure),
     }
+
+
+def calibration_identity(plan: Plan) -> str:
+    """What must be equal for two calibrated runs to gather the same; "" for a run that gathers nothing."""
+    if plan.calibration is None:
+        return ""
+    return f"calibration {kept.VERSION} {plan.calibration.identity} {kept.libraries()}"
 
 
 class Journal:

@@ -82,6 +82,16 @@ def by_source(statistics: Statistics, checkpoint: Checkpoint, gguf: Outline | No
     return Statistics(statistics.provenance, merged)
 
 
+def by_gguf(statistics: Statistics, checkpoint: Checkpoint) -> tuple[Statistics, bool]:
+    """Statistics by checkpoint name as an importance matrix names them; and whether GGUF has names for this model.
+    Where it has not, the checkpoint's own stay."""
+    try:
+        outline = get_target("gguf").outline(checkpoint)
+    except TargetError:
+        return statistics, False
+    return Statistics(statistics.provenance, bind(statistics, outline, checkpoint).tensors), True
+
+
 def bind(statistics: Statistics, outline: Outline, checkpoint: Checkpoint) -> Known:
     """Statistics by checkpoint name as those of output tensors.
 

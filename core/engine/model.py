@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from core.calibration.statistics import Statistic
+from core.calibration.text import Samples
 from core.engine.known import Known
 from core.formats.base import Format
 from core.recipes.model import Recipe, Strategy
@@ -64,6 +65,7 @@ class Plan:
     source       the checkpoint's path; fingerprint: Checkpoint.fingerprint() when planned
     known        statistics of the output tensors that are there already
     kinds        statistics that the run can count on: known ones, and those that it will gather
+    calibration  the samples that go through the model while it is quantized, or None
     """
 
     source: Path
@@ -76,6 +78,7 @@ class Plan:
     problems: tuple[Problem, ...] = ()
     known: Known = field(default_factory=Known)
     kinds: frozenset[Statistic] = frozenset()
+    calibration: Samples | None = None
 
     @property
     def nbytes(self) -> int:

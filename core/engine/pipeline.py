@@ -19,6 +19,7 @@ from core.engine.journal import Journal, differences, identity, journal_path
 from core.engine.memory import PeakMemory
 from core.engine.model import Plan, PlannedTensor, Report, TensorReport
 from core.engine.preflight import preflight, require
+from core.engine.stages import Blocks, Stages, Whole
 from core.engine.units import Unit, cut
 from core.engine.work import UnitResult, Work
 from core.engine.writer import Output, partial_path
@@ -57,31 +58,40 @@ def run(
     cluster       address of a Dask scheduler whose workers do the units, or ""
 
     raises  PlanError (preflight; nothing was touched), OutputError, DeviceError, CheckpointError, TargetError,
-            MissingExtra, Cancelled
+            CalibrationError, MissingExtra, Cancelled
     """
     began = time.perf_counter()
     out = Path(out)
     device = parse_device(device)
     if workers is not None and workers < 1:
         raise PlanError(f"{workers} workers cannot work", "give 1 or more")
+    if cluster and plan.calibration is not None:
+        raise PlanError("a calibrated run works on one machine", "leave out --cluster, or gather an imatrix first")
     output = Output(plan.layout, out, folder=plan.target.folder, inputs=checkpoint.files)
     require(preflight(plan, checkpoint, out, device=device, force=force))
     output.check_free(force)
     memory = PeakMemory()
     work = Work.of(plan, checkpoint, device, measure)
+    calibrated: Blocks | None = None
     job = _Job(plan, work, cut(plan, checkpoint), output, ctx)
     journal = Journal(journal_path(output.out), identity(plan, device, measure), resume=resume)
     try:
-        job.begin(journal, resume)
-        pending = [unit for unit in job.units if unit.index not in journal.done]
-        if cluster:
-            from core.engine.executors.dask import run_units as run_on_cluster
+        stages: Stages = Whole(work)
+        if plan.calibration is not None:
+            stages = calibrated = Blocks(plan, checkpoint, work, out.absolute(), ctx)
+        job.begin(journal, resume, stages)
+        count = workers or default_workers(device)
+        for stage in stages.each(job.units, job.note):
+            pending = [unit for unit in stage.units if unit.index not in journal.done]
+            if cluster:
+                from core.engine.executors.dask import run_units as run_on_cluster
 
-            results = run_on_cluster(cluster, work, pending, output.files.paths, ctx, job.advance)
-        else:
-            count = workers or default_workers(device)
-            results = run_units(work, pending, checkpoint, output.files, count, ctx, job.advance)
-        job.collect(results, journal, memory, keep_partial or job.resumed)
+                results = run_on_cluster(cluster, stage.work, pending, output.files.paths, ctx, job.advance)
+            else:
+                files, advance = output.files, job.advance
+                results = run_units(stage.work, pending, checkpoint, files, count, ctx, advance, stage.keep)
+            job.collect(results, journal, memory, keep_partial or job.resumed)
+        assert len(job.reports) == len(plan.tensors)
         work.check_source()
         ctx.check()
         output.publish(force)
@@ -92,8 +102,12 @@ def run(
         else:
             output.discard()
             journal.remove()
+            if calibrated is not None:
+                calibrated.remove()
         raise
     journal.remove()
+    if calibrated is not None:
+        calibrated.remove()
     return job.report(device, time.perf_counter() - began, memory.peak())
 
 
@@ -167,10 +181,14 @@ class _Job:
         self.resumed = False
         self._lock = threading.Lock()
 
-    def begin(self, journal: Journal, resume: bool) -> None:
+    def begin(self, journal: Journal, resume: bool, stages: Stages) -> None:
         """The partial file ready, what an earlier run finished taken over."""
         if journal.done and not self.output.reopen():
             journal.restart()
+        done = stages.still_done(self.units, journal.done)
+        if journal.done and not done:
+            journal.restart()
+        journal.done = done
         self.resumed = bool(journal.done)
         if self.resumed:
             self.notes["resumed"] = f"{len(journal.done)} of {len(self.units)} slices were done by an earlier run"
@@ -188,6 +206,11 @@ class _Job:
                 self._take(journal.done[unit.index])
                 self.done += unit.source_bytes
         self.ctx.progress(self.done, self.total)
+
+    def note(self, text: str) -> None:
+        """What is done meanwhile, where no bytes of source are."""
+        with self._lock:
+            self.ctx.progress(self.done, self.total, text)
 
     def advance(self, nbytes: int, name: str) -> None:
         with self._lock:
@@ -227,7 +250,6 @@ class _Job:
             raise
         finally:
             results.close()  # type: ignore[attr-defined]
-        assert len(self.reports) == len(self.plan.tensors)
 
     def _weights(self, index: int) -> int:
         unit = self.units[index]

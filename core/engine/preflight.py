@@ -46,6 +46,7 @@ def preflight(
     found += _device(device)
     found += _memory(plan, device)
     found += _low_bits(plan)
+    found += _calibration(plan, checkpoint)
     return tuple(sorted(found, key=lambda p: _ORDER.get(p.severity, 0)))
 
 
@@ -214,6 +215,29 @@ def _memory(plan: Plan, device: str) -> Iterable[Problem]:
     else:
         message = f"about {needed:,} bytes of memory needed, {there.available:,} are free"
         yield Problem("warning", message, name, "close other programs")
+
+
+def _calibration(plan: Plan, checkpoint: Checkpoint) -> Iterable[Problem]:
+    """Room for the hidden states of a calibrated run: two files in the user's cache."""
+    from core.calibration.kept import base_folder
+
+    if plan.calibration is None:
+        return
+    config = checkpoint.config or {}
+    inner = config.get("text_config")
+    config = inner if isinstance(inner, dict) else config
+    sizes = [config.get(key) for key in ("hidden_size", "n_embd", "d_model")]
+    hidden = next((n for n in sizes if isinstance(n, int)), 0)
+    needed = 2 * 4 * plan.calibration.ids.size * hidden
+    folder = base_folder()
+    parent = next(p for p in (folder, *folder.parents) if p.exists())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        yield Problem(
+            "error",
+            f"calibration needs {needed:,} bytes for hidden states, {free:,} are free at {parent}",
+            hint="give fewer or shorter samples, or set QUANTBENCH_CALIBRATION to a folder elsewhere",
+        )
 
 
 def _low_bits(plan: Plan) -> Iterable[Problem]:

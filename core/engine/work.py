@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from core.formats.base import Grid, Quantized
 
 Write = Callable[[int, int, "memoryview | bytes"], None]
+# (output tensor, first row, row behind the last, float32 [rows, columns] as a reader of the output gets them)
+Keep = Callable[["PlannedTensor", int, int, "torch.Tensor"], None]
 
 # On the CPU a unit is worked through in pieces of this many weights: they stay in the cache, memory stays small, and
 # the time between two looks at the stop button short. A GPU takes a whole unit at once.
@@ -124,8 +126,9 @@ def process(
     write: Write,
     ctx: JobContext,
     advance: Callable[[int, str], None],
+    keep: Keep | None = None,
 ) -> UnitResult:
-    """Does one unit. advance(source bytes, tensor name) is called as pieces finish.
+    """Does one unit. advance(source bytes, tensor name) is called as pieces finish, keep with what was quantized.
 
     raises  Cancelled; any WorkbenchError, with the tensor's name in it
     """
@@ -133,7 +136,7 @@ def process(
     planned = work.tensors[unit.tensor]
     began = time.perf_counter()
     try:
-        task = _Task(work, unit, planned, checkpoint, write, ctx, advance)
+        task = _Task(work, unit, planned, checkpoint, write, ctx, advance, keep)
         task.copy() if planned.copy else task.quantize()
         was_read(planned.tensor.source, checkpoint, unit.start, unit.stop)
     except WorkbenchError as error:
@@ -164,6 +167,7 @@ class _Task:
         write: Write,
         ctx: JobContext,
         advance: Callable[[int, str], None],
+        keep: Keep | None,
     ) -> None:
         self.work, self.unit, self.planned = work, unit, planned
         self.checkpoint, self.ctx = checkpoint, ctx
@@ -175,6 +179,7 @@ class _Task:
         self.known = work.statistics.get(planned.tensor.name) if planned.quantized else None
         self.notes: dict[str, None] = {}
         self._write, self._advance = write, advance
+        self._keep = keep if planned.quantized else None
 
     def put(self, stored: str, offset: int, data: memoryview | bytes) -> None:
         place = self.places[stored]
@@ -271,17 +276,21 @@ class _Task:
             # It counted from the top of this piece.
             error.message = _ROW.sub(lambda found: f"row {int(found[1]) + start}", error.message, count=1)
             raise
+        if work.measure or self._keep is not None:
+            stored = quantized.dequantize()
+            if self._keep is not None:
+                self._keep(planned, start, stop, stored)
         if work.measure:
             from core.analysis.error import ErrorSums
 
             # float8 has no arithmetic of its own; anything else is widened inside the sums.
             wide = w.float() if w.element_size() == 1 else w
-            sums = ErrorSums().add(wide, quantized.dequantize())
+            sums = ErrorSums().add(wide, stored)
             self.sums = sums if self.sums is None else self.sums + sums
         self.fallbacks.update(dict.fromkeys(quantized.fallbacks))
         here = quantized if work.device == "cpu" else to_cpu(quantized)
-        for stored, offset, data in work.target.store(planned.assignment, here, start, stop):
-            self.put(stored, offset, data)
+        for name, offset, data in work.target.store(planned.assignment, here, start, stop):
+            self.put(name, offset, data)
 
     def _quantized(self, w: torch.Tensor, start: int, grid: Grid | None) -> Quantized:
         planned = self.planned

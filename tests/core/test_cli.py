@@ -197,7 +197,9 @@ def test_failures_are_one_line(cli, source: Path, tmp_path: Path) -> None:
     assert "unknown recipe 'q4_m'" in one_line(cli("quantize", source, "--recipe", "q4_m", *out))
     assert "calibration extra" in one_line(cli("evaluate", source, "--text", source, "--json"))
     line = one_line(cli("quantize", source, "--recipe", "q8_0", *out, "--calibration", source))
-    assert "--calibration needs the calibration extra" in line
+    assert "is no text" in line
+    line = one_line(cli("quantize", source, "--recipe", "q8_0", *out, "--imatrix", source))
+    assert "no importance matrix" in line
     line = one_line(cli("quantize", source, "--recipe", "q8_0", *out, "--target", "tarball"))
     assert "tarball" in line
     line = one_line(cli("quantize", source, "--recipe", "q8_0", *out, "--device", "cuda:77", "--json"))
@@ -339,3 +341,29 @@ sys.exit(main({[*map(str, args), "--out", str(tmp_path / "out")]!r}))
     from tests.core.engine.build import digest
 
     assert digest(tmp_path / "out") == digest(tmp_path / "whole")
+
+
+def test_importance_by_the_command_line(cli, demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text to an importance matrix, and that to a quantized file; or all in one."""
+    monkeypatch.setenv("QUANTBENCH_CALIBRATION", str(tmp_path / "cache"))
+    text = tmp_path / "text.txt"
+    text.write_text("def f(x):\n    return x + 1\n" * 400)
+    size = ("--samples", "4", "--length", "64")
+    matrix = answer(cli("imatrix", demo, "--text", text, "--out", tmp_path / "i.gguf", *size, "--json"))
+    assert matrix["bytes"] == (tmp_path / "i.gguf").stat().st_size
+    assert (matrix["dataset"], len(matrix["tensors"]), matrix["unreached"]) == ("text.txt", 29, {})
+    assert "exists already" in one_line(cli("imatrix", demo, "--text", text, "--out", tmp_path / "i.gguf", *size))
+    options = ("--recipe", "q4_k", "--target", "gguf")
+    plan = answer(cli("plan", demo, *options, "--imatrix", tmp_path / "i.gguf", "--json"))
+    assert plan["statistics"]["kinds"] == ["importance"]
+    one = answer(cli("quantize", demo, *options, "--imatrix", tmp_path / "i.gguf", "--out", tmp_path / "a", "--json"))
+    assert one["statistics"]["file"] == str(tmp_path / "i.gguf")
+    two = answer(cli("quantize", demo, *options, "--calibration", text, *size, "--out", tmp_path / "b", "--json"))
+    assert (two["statistics"]["file"], two["statistics"]["dataset"]) == ("", "text.txt")
+    without = answer(cli("quantize", demo, *options, "--out", tmp_path / "c", "--json"))
+    assert without["statistics"] is None
+    errors = [[t["sqnr_db"] for t in made["tensors"]] for made in (one, two, without)]
+    assert errors[0] == pytest.approx(errors[1], abs=1e-3)
+    assert errors[0] != pytest.approx(errors[2], abs=1e-3)
+    both = ("--imatrix", tmp_path / "i.gguf", "--calibration", text)
+    assert "give one of them" in one_line(cli("quantize", demo, *options, *both, "--out", tmp_path / "d"))

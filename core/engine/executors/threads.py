@@ -12,7 +12,7 @@ from core.context import JobContext
 from core.engine.devices import usable_cores
 from core.engine.pages import will_read
 from core.engine.units import Unit
-from core.engine.work import Guard, UnitResult, Work, process
+from core.engine.work import Guard, Keep, UnitResult, Work, process
 from core.engine.writer import Files
 from core.errors import Cancelled
 
@@ -51,6 +51,7 @@ def run_units(
     workers: int,
     ctx: JobContext,
     advance: Callable[[int, str], None],
+    keep: Keep | None = None,
 ) -> Iterator[list[UnitResult]]:
     """Results as units finish, in any order; an empty list now and then while none does.
 
@@ -71,7 +72,7 @@ def run_units(
                     return
                 if position + workers < len(units):
                     _announce(work, units[position + workers], checkpoint)
-                said.put(process(work, units[position], checkpoint, files.write, guard, advance))
+                said.put(process(work, units[position], checkpoint, files.write, guard, advance, keep))
         except BaseException as error:
             guard.stop.set()
             said.put(error)

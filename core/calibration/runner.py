@@ -1,0 +1,69 @@
+"""Gathering without quantizing: the samples go through the model as it is, as llama-imatrix does it. The result is kept
+and used again for the same checkpoint, text and settings.
+
+Quantizing each block before the samples go on is the engine's business (core/engine/calibrated.py).
+"""
+
+from __future__ import annotations
+
+from core.calibration import kept
+from core.calibration.statistics import Statistic, Statistics, TensorStatistics
+from core.calibration.text import Samples, TextSettings, read_samples
+from core.calibration.walk import Walk
+from core.checkpoints.base import Checkpoint
+from core.context import SILENT, JobContext
+
+# What a walk through the whole model can keep of every tensor. Hessians of all tensors at once would not fit.
+LIGHT = frozenset({Statistic.IMPORTANCE, Statistic.ABSMAX, Statistic.RANGE})
+# What is known of a block while its samples go through.
+ALL = LIGHT | {Statistic.HESSIAN, Statistic.ACTIVATIONS}
+_RESULT = "statistics.npz"
+
+
+class Counted:
+    """Progress of a walk as bytes of the checkpoint; its checks are the caller's."""
+
+    def __init__(self, ctx: JobContext) -> None:
+        self.check, self.partial = ctx.check, ctx.partial
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        """Within a block: said by those who know all of it."""
+
+
+def gather(
+    checkpoint: Checkpoint, settings: TextSettings, *, device: str = "cpu", ctx: JobContext = SILENT
+) -> tuple[Statistics, Samples]:
+    """LIGHT statistics of every matrix of the model, by checkpoint name, and the samples they come from.
+
+    ctx     progress in bytes of the checkpoint
+    raises  CalibrationError, MissingExtra, CheckpointError, DeviceError, OutputError (no room to work in), Cancelled.
+            What a stopped walk finished stays, and the next one goes on from there
+    """
+    samples = read_samples(checkpoint, settings)
+    identity = (checkpoint.fingerprint(), samples.identity, kept.libraries())
+    folder = kept.folder_of("light", *identity)
+    known = kept.load(folder / _RESULT)
+    if known is not None:
+        return kept.as_store(known[0], samples.name, len(samples.ids)), samples
+    walk = Walk(checkpoint, samples, folder, repr(identity), LIGHT, device, Counted(ctx))
+    found: dict[str, TensorStatistics] = {}
+    for block in range(walk.next):
+        before = kept.load(folder / f"block-{block}.npz")
+        if before is None:
+            walk.restart()
+            found.clear()
+            break
+        found |= before[0]
+    sizes = [sum(checkpoint.tensors[name].nbytes for name in walk.sources(n)) for n in range(walk.count)]
+    for block in range(walk.next, walk.count):
+        ctx.progress(sum(sizes[:block]), sum(sizes), walk.skeleton.blocks[block])
+
+        def keep(tensors: dict[str, TensorStatistics], block: int = block) -> None:
+            kept.save(folder / f"block-{block}.npz", tensors)
+
+        found |= walk.gather(block, onward=keep)
+    found |= walk.head()
+    ctx.progress(sum(sizes), sum(sizes))
+    kept.save(folder / _RESULT, found)
+    walk.close()
+    return kept.as_store(found, samples.name, len(samples.ids)), samples
