@@ -6,23 +6,30 @@
 the input channels whose activations reach 6.0 (llm_int8_threshold) in 16 bits, with these same 8-bit weights.
 
 `llm-int8-o{n}` additionally keeps n whole columns in 16 bits, so that they neither lose precision nor stretch their
-rows' absmax. n is part of the name because it fixes the size. Which columns: with importance (mean square of each
-input channel) the n largest, which are the channels the threshold looks for; without, the n columns that hold the
-largest weights in units of their row's root mean square. The first of equals wins.
+rows' absmax. n is part of the name because it fixes the size, whatever the data. Which columns, from the best known to
+the least:
 
-Codes equal bitsandbytes' for weights that a 16-bit float holds exactly. bitsandbytes casts to float16 first; that cast
-is left out here, since it turns large weights into infinity and rounds those below 6e-5 to few bits.
+    largest activation of each input channel   the n largest: those that reach 6.0 come first, as at run time
+    importance, their mean square              the n largest
+    the weights alone                          the n columns that hold the largest weights in units of their row's
+                                               root mean square
+
+The first of equals wins.
+
+As in bitsandbytes, weights are rounded to float16 first; codes and absmax then equal its int8_vectorwise_quant bit for
+bit. One that float16 cannot hold is refused.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
+from core.errors import CalibrationError, OutOfRange
 from core.formats.base import Format, Grid, Parts
-from core.formats.checks import out_of_range, require_finite
+from core.formats.checks import require_finite
 from core.formats.fp8 import row_pieces
 
 if TYPE_CHECKING:
@@ -30,8 +37,8 @@ if TYPE_CHECKING:
 
 # 1/127 as float32: bitsandbytes multiplies by it.
 STEP = 7.874015718698502e-3
-# Decoding multiplies by the code first, so a larger absmax would overflow.
-LARGEST = 2.0**120
+# Input channels whose activations reach this are outliers (llm_int8_threshold).
+THRESHOLD = 6.0
 
 
 @dataclass(frozen=True)
@@ -42,9 +49,11 @@ class LlmInt8(Format):
     Rows of zeros get absmax 0. A matrix with no more than n columns has no room for the format.
 
     outliers  columns kept in 16 bits
+    chosen    which ones, ascending, where activations have told: see `by_activations`. No part of the name
     """
 
     outliers: int = 0
+    chosen: tuple[int, ...] | None = None
 
     family: ClassVar[str] = "bitsandbytes"
 
@@ -59,7 +68,25 @@ class LlmInt8(Format):
 
     @property
     def row_local(self) -> bool:  # type: ignore[override]  # all rows together choose the columns
-        return self.outliers == 0
+        return self.outliers == 0 or self.chosen is not None
+
+    def by_activations(self, absmax: torch.Tensor) -> tuple[LlmInt8, str]:
+        """The format with its columns chosen by the largest activation of each input channel, and a remark where more
+        channels are outliers than it keeps, else "".
+
+        absmax  float32 [columns]
+        raises  CalibrationError when a value is negative or not finite
+        """
+        import torch
+
+        if not self.outliers:
+            return self, ""
+        if not torch.isfinite(absmax).all() or (absmax < 0).any():
+            raise CalibrationError("activation maxima hold negative, NaN or infinite values", "gather them again")
+        order = absmax.to(torch.float32).sort(descending=True, stable=True).indices[: self.outliers]
+        found = int((absmax >= THRESHOLD).sum())
+        remark = f"{found} input channels reach {THRESHOLD:g}, the {self.outliers} largest are kept in 16 bits"
+        return replace(self, chosen=tuple(sorted(order.tolist()))), remark if found > self.outliers else ""
 
     def misfit(self, shape: tuple[int, ...]) -> str | None:
         columns = shape[-1] if shape else 1
@@ -79,16 +106,20 @@ class LlmInt8(Format):
         kept = self.worst_columns(w, importance)
         absmax = torch.zeros(rows, 1, dtype=torch.float32, device=w.device)
         for piece in row_pieces(rows, columns) if columns else ():
-            size = w[piece].to(torch.float32).abs()
+            size = halved(w[piece]).abs()
+            whole = size.amax(1)
+            if not whole.isfinite().all():
+                row = int((~whole.isfinite()).nonzero()[0, 0])
+                raise OutOfRange(
+                    f"row {piece.start + row} holds weights beyond 65504, the largest 16-bit float",
+                    "choose a format with wider scales",
+                    row=piece.start + row,
+                )
             size[:, kept] = 0
             absmax[piece] = size.amax(1, keepdim=True)
-        if (absmax > LARGEST).any():
-            raise out_of_range(int((absmax > LARGEST).any(1).nonzero()[0, 0]), "2^120")
         if not self.outliers:
             return Grid({"absmax": absmax})
-        values = w[:, kept].to(torch.float16)
-        if not values.isfinite().all():
-            raise out_of_range(int((~values.isfinite()).any(1).nonzero()[0, 0]))
+        values = w[:, kept].to(torch.float32).to(torch.float16)
         columns_kept = kept.to(torch.int32).view(1, -1)
         return Grid({"absmax": absmax, "outlier_columns": columns_kept, "outlier_values": values})
 
@@ -99,6 +130,12 @@ class LlmInt8(Format):
         columns = w.shape[1]
         if not self.outliers:
             return torch.zeros(0, dtype=torch.int64, device=w.device)
+        if self.chosen is not None:
+            if self.chosen[-1] >= columns:
+                raise CalibrationError(
+                    f"activations speak of column {self.chosen[-1]}, the tensor has {columns}", "gather them again"
+                )
+            return torch.tensor(self.chosen, device=w.device)
         if importance is not None:
             from core.formats.checks import checked_importance
 
@@ -123,8 +160,8 @@ class LlmInt8(Format):
         out = torch.empty(w.shape, dtype=torch.int8, device=w.device)
         for rows in row_pieces(*w.shape):
             absmax = grid["absmax"][rows]
-            inverse = torch.where(absmax > 0, 127.0 / absmax, torch.zeros_like(absmax)).clamp_(max=2.0**127)
-            codes = (w[rows].to(torch.float32) * inverse).round_().clamp_(-127, 127)
+            inverse = torch.where(absmax > 0, 127.0 / absmax, torch.zeros_like(absmax))
+            codes = (halved(w[rows]) * inverse).round_().clamp_(-127, 127)
             codes[:, kept] = 0
             out[rows] = codes
         return out
@@ -171,6 +208,13 @@ class LlmInt8(Format):
         absmax = grid["absmax"][row, 0]
         codes = torch.arange(-127, 128, dtype=torch.float32, device=absmax.device)
         return codes * absmax * STEP if absmax > 0 else torch.zeros(1, device=absmax.device)
+
+
+def halved(w: torch.Tensor) -> torch.Tensor:
+    """float32 of the weights rounded to float16."""
+    import torch
+
+    return w.to(torch.float32).to(torch.float16).to(torch.float32)
 
 
 _NAME = re.compile(r"llm-int8(?:-o([1-9]\d{0,4}))?")

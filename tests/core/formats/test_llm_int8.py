@@ -22,31 +22,76 @@ def test_names() -> None:
         assert llm_int8(wrong) is None
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_codes_equal_bitsandbytes(dtype: torch.dtype) -> None:
     import bitsandbytes.functional as bnb
 
-    w = (torch.randn(64, 200, generator=torch.Generator().manual_seed(2)) * torch.logspace(-1, 2, 64)[:, None]).to(
-        dtype
-    )
-    codes, absmax, _ = bnb.int8_vectorwise_quant(w.to(torch.float16))
+    g = torch.Generator().manual_seed(2)
+    w = torch.randn(64, 200, generator=g) * torch.logspace(-9, 4, 64)[:, None]
+    w[3] = 0
+    w[4] = torch.arange(200) - 99.5  # ties: half codes
+    w[4, 0] = -127
+    w[5] = 2.0**-24  # the smallest half
+    w[6] = 2.0**-26  # less than half of it
+    w[7, 0] = 65280
+    w = w.to(dtype)
+    codes, absmax, _ = bnb.int8_vectorwise_quant(w.float().to(torch.float16))
     parts = PLAIN.quantize(w).parts
     assert torch.equal(parts["absmax"].view(-1), absmax)
     assert torch.equal(parts["codes"], codes)
     assert torch.equal(PLAIN.quantize(w).dequantize(), bnb.int8_vectorwise_dequant(codes, absmax))
 
 
-def test_float32_weights_differ_by_the_cast_alone() -> None:
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_outliers_at_the_threshold_equal_bitsandbytes(count: int) -> None:
+    """Its decomposition of an activation matrix: columns that reach 6.0 come out as codes of 0, and what is left is
+    quantized as if they were not there. Ours keeps the same columns when it is told to keep as many."""
     import bitsandbytes.functional as bnb
 
-    w = torch.randn(128, 512, generator=torch.Generator().manual_seed(3))
-    codes, absmax, _ = bnb.int8_vectorwise_quant(w.to(torch.float16))
-    ours = PLAIN.quantize(w)
-    off = (ours.codes.int() - codes.int()).abs()
-    assert off.max() <= 1
-    assert off.float().mean() < 0.02
-    theirs = bnb.int8_vectorwise_dequant(codes, absmax)
-    assert laws.sqnr_db(w, ours.dequantize()) > laws.sqnr_db(w, theirs)
+    columns = [3, 17, 20, 44, 63][:count]
+    w = torch.randn(32, 64, generator=torch.Generator().manual_seed(6)).clamp(-5, 5)
+    for column in columns:
+        w[:, column] = 6.0 + column  # the whole column: bitsandbytes zeroes single elements before it takes the absmax
+    codes, absmax, found = bnb.int8_vectorwise_quant(w.half(), threshold=6.0)
+    assert found is not None
+    assert found.tolist() == columns
+    f, remark = LlmInt8(f"llm-int8-o{count}", count).by_activations(w.abs().amax(0))
+    assert remark == ""
+    parts = f.quantize(w).parts
+    assert torch.equal(parts["codes"], codes)
+    assert torch.equal(parts["absmax"].view(-1), absmax)
+    if count:
+        assert parts["outlier_columns"].tolist() == [columns]
+        assert torch.equal(parts["outlier_values"], w[:, columns].half())
+
+
+def test_activations_say_which_columns() -> None:
+    w = torch.randn(16, 64, generator=torch.Generator().manual_seed(7))
+    w[:, 10] *= 50
+    absmax = torch.ones(64)
+    absmax[[20, 40]] = 7.0
+    f, remark = KEPT.by_activations(absmax)
+    # Two reach 6.0; the third place goes to the first of the largest others.
+    assert f.quantize(w).parts["outlier_columns"].tolist() == [[0, 20, 40]]
+    assert remark == ""
+    assert f.name == KEPT.name
+    assert f.nbytes((16, 64)) == laws.stored_bytes(f.quantize(w).parts) == KEPT.nbytes((16, 64))
+    laws.check_rows(f, w)
+    absmax[[1, 2]] = 6.0
+    f, remark = KEPT.by_activations(absmax)
+    assert f.chosen == (1, 20, 40)
+    assert remark == "4 input channels reach 6, the 3 largest are kept in 16 bits"
+    assert PLAIN.by_activations(absmax) == (PLAIN, "")
+
+
+def test_activations_that_make_no_sense_are_refused() -> None:
+    from core.errors import CalibrationError
+
+    with pytest.raises(CalibrationError, match="negative, NaN or infinite"):
+        KEPT.by_activations(torch.full((64,), float("nan")))
+    f, _ = KEPT.by_activations(torch.arange(100.0))
+    with pytest.raises(CalibrationError, match="speak of column 99, the tensor has 64"):
+        f.quantize(torch.ones(2, 64))
 
 
 @BOTH
@@ -71,7 +116,7 @@ def test_extremes(f: LlmInt8) -> None:
     w = laws.weights(5, 64)
     assert torch.equal(f.quantize(w * 2).dequantize(), f.quantize(w).dequantize() * 2)
     assert (f.quantize(torch.zeros(3, 64)).dequantize() == 0).all()
-    for size in (1e-6, 1.0, 6e4):
+    for size in (1e-5, 1.0, 6e4):
         flat = torch.full((3, 64), size)
         assert torch.allclose(f.quantize(flat).dequantize(), flat, rtol=0.05)
     huge = torch.full((3, 64), 3e38)
@@ -79,8 +124,10 @@ def test_extremes(f: LlmInt8) -> None:
     with pytest.raises(OutOfRange, match="row 1") as caught:
         f.quantize(huge)
     assert caught.value.row == 1
+    with pytest.raises(OutOfRange, match="row 2 holds weights beyond 65504"):
+        f.quantize(torch.tensor([[1.0], [65519.0], [65520.0]]).expand(3, 64))
     tiny = torch.full((3, 64), 1e-40)
-    assert f.quantize(tiny).dequantize().isfinite().all()
+    assert (f.quantize(tiny).dequantize() == 0).all()
 
 
 @BOTH
