@@ -39,6 +39,9 @@ from core.formats.fitting.lanes_vector_search import (
 
 F = np.float32
 U8 = np.uint8
+# Rows of a kernel's table: the weights, their importance, codes (and scratch of searches before them), the weights of
+# the weights of a run, and seven values per run and two per super-block.
+ROWS = 3 * 256 + 32 + 8 * 16
 
 
 @helper
@@ -158,15 +161,16 @@ def _put_rows(values, count, room, out):
 
 
 @helper
-def _affine_blocks(x, imp, first, sub, nmax, top, rmin, rdelta, steps, absolute, energy, d, scales, mins, codes):
-    """Fits sixteen super-blocks.
+def _affine_blocks(
+    x, imp, first, sub, nmax, top, rmin, rdelta, steps, absolute, energy, lanes, room, few, d, scales, mins, codes
+):
+    """Fits sixteen super-blocks. lanes: a table of ROWS rows, room: float32 [4096], few: uint8 [4096], all scratch.
 
     d uint16 [2, 16] (d and dmin as halves), scales, mins uint8 [16, 16] and codes uint8 [16, 256] are written.
     """
-    lanes_x, lanes_i, lanes_q, w = table(256), table(256), table(256), table(32)
-    scale, low, inverse, origin, sums = table(16), table(16), table(16), table(16), table(16)
-    sc, mn, row = table(16), table(16), table(2)
-    room, few = np.empty(4096, F), np.empty(4096, U8)
+    lanes_x, lanes_i, lanes_q, w, small = lanes[:256], lanes[256:512], lanes[512:768], lanes[768:800], lanes[800:]
+    scale, low, inverse, origin = small[:16], small[16:32], small[32:48], small[48:64]
+    sums, sc, mn, row = small[64:80], small[80:96], small[96:112], small[112:]
     per = 256 // sub
     _take(x, first, room, lanes_x)
     mean = splat(F(0))
@@ -280,16 +284,12 @@ def _put_q3_k(flat, at, d, ls, codes):
 def _put_q6_k(flat, at, d, ls, codes):
     """A block of Q6_K: d as a half, ls int8 [16], codes uint8 [256]."""
     for half in range(2):
+        low, high = flat[at + half * 64 :], flat[at + 128 + half * 32 :]
+        c = codes[half * 128 :]
         for i in range(64):
-            c = half * 128 + i
-            flat[at + half * 64 + i] = (codes[c] & np.uint8(15)) | np.uint8(
-                (codes[c + 64] & np.uint8(15)) << np.uint8(4)
-            )
+            low[i] = (c[i] & U8(15)) | U8((c[i + 64] & U8(15)) << U8(4))
         for i in range(32):
-            c = half * 128 + i
-            flat[at + 128 + half * 32 + i] = np.uint8(
-                (codes[c] >> 4) | (codes[c + 32] >> 4) << 2 | (codes[c + 64] >> 4) << 4 | (codes[c + 96] >> 4) << 6
-            )
+            high[i] = U8((c[i] >> 4) | (c[i + 32] >> 4) << 2 | (c[i + 64] >> 4) << 4 | (c[i + 96] >> 4) << 6)
     for k in range(16):
         flat[at + 192 + k] = np.uint8(ls[k])
     put_half(flat, at + 208, d)
@@ -299,10 +299,13 @@ def _put_q6_k(flat, at, d, ls, codes):
 def q4_k(x, imp, out):
     count = x.size // 256
     flat = out.reshape(-1)
+    lanes, room, few = table(ROWS), np.empty(4096, F), np.empty(4096, U8)
     d, scales, mins = np.empty((2, 16), np.uint16), np.empty((16, 16), U8), np.empty((16, 16), U8)
     codes = np.empty((16, 256), U8)
     for first in range(0, count, 16):
-        _affine_blocks(x, imp, first, 32, F(15), F(63), F(-1), F(0.1), 20, False, F(2), d, scales, mins, codes)
+        _affine_blocks(
+            x, imp, first, 32, F(15), F(63), F(-1), F(0.1), 20, False, F(2), lanes, room, few, d, scales, mins, codes
+        )
         for g in range(min(16, count - first)):
             if broken(d[0, g]) or broken(d[1, g]):
                 return (first + g) * 256 // x.shape[1]
@@ -318,10 +321,13 @@ def q4_k(x, imp, out):
 def q5_k(x, imp, out):
     count = x.size // 256
     flat = out.reshape(-1)
+    lanes, room, few = table(ROWS), np.empty(4096, F), np.empty(4096, U8)
     d, scales, mins = np.empty((2, 16), np.uint16), np.empty((16, 16), U8), np.empty((16, 16), U8)
     codes = np.empty((16, 256), U8)
     for first in range(0, count, 16):
-        _affine_blocks(x, imp, first, 32, F(31), F(63), F(-0.5), F(0.1), 15, False, F(2), d, scales, mins, codes)
+        _affine_blocks(
+            x, imp, first, 32, F(31), F(63), F(-0.5), F(0.1), 15, False, F(2), lanes, room, few, d, scales, mins, codes
+        )
         for g in range(min(16, count - first)):
             if broken(d[0, g]) or broken(d[1, g]):
                 return (first + g) * 256 // x.shape[1]
@@ -338,10 +344,13 @@ def q5_k(x, imp, out):
 def q2_k(x, imp, out):
     count = x.size // 256
     flat = out.reshape(-1)
+    lanes, room, few = table(ROWS), np.empty(4096, F), np.empty(4096, U8)
     d, scales, mins = np.empty((2, 16), np.uint16), np.empty((16, 16), U8), np.empty((16, 16), U8)
     codes = np.empty((16, 256), U8)
     for first in range(0, count, 16):
-        _affine_blocks(x, imp, first, 16, F(3), F(15), F(-0.5), F(0.1), 15, True, F(1), d, scales, mins, codes)
+        _affine_blocks(
+            x, imp, first, 16, F(3), F(15), F(-0.5), F(0.1), 15, True, F(1), lanes, room, few, d, scales, mins, codes
+        )
         for g in range(min(16, count - first)):
             if broken(d[0, g]) or broken(d[1, g]):
                 return (first + g) * 256 // x.shape[1]
@@ -355,15 +364,14 @@ def q2_k(x, imp, out):
 
 
 @helper
-def _signed_blocks(x, imp, first, nmax, sweeps, d, ls, codes):
-    """Fits sixteen super-blocks of Q3_K (sweeps) or Q6_K.
+def _signed_blocks(x, imp, first, nmax, sweeps, lanes, room, few, d, ls, codes):
+    """Fits sixteen super-blocks of Q3_K (sweeps) or Q6_K. Scratch as in _affine_blocks.
 
     d uint16 [16] (halves), ls uint8 [16, 16] (the scales' bits) and codes uint8 [16, 256], nmax added to them, are
     written. An empty super-block of Q6_K is all zeros.
     """
-    lanes_x, lanes_i, lanes_q, w = table(256), table(256), table(256), table(16)
-    scale, inverse, sums, sc, row = table(16), table(16), table(16), table(16), table(2)
-    room, few = np.empty(4096, F), np.empty(4096, U8)
+    lanes_x, lanes_i, lanes_q, w, small = lanes[:256], lanes[256:512], lanes[512:768], lanes[768:800], lanes[800:]
+    scale, inverse, sums, sc, row = small[:16], small[16:32], small[32:48], small[48:64], small[64:]
     bottom, top = -nmax, nmax - F(1)
     _take(x, first, room, lanes_x)
     mean = splat(F(0))
@@ -388,7 +396,7 @@ def _signed_blocks(x, imp, first, nmax, sweeps, d, ls, codes):
         store(scale, k, a)
         store(inverse, k, inv)
     if sweeps and imp.size:
-        a, inv = symmetric(scale, sums, 16, F(32), w)
+        a, inv = symmetric(scale, sums, 16, F(32), lanes_q)
         store(row, 0, a)
         for k in range(16):
             store(sc, k, where(inv != F(0), clipped(inv * load(scale, k), F(-32), F(31)), F(-32)))
@@ -426,9 +434,10 @@ def _signed_blocks(x, imp, first, nmax, sweeps, d, ls, codes):
 def q3_k(x, imp, out):
     count = x.size // 256
     flat = out.reshape(-1)
+    lanes, room, few = table(ROWS), np.empty(4096, F), np.empty(4096, U8)
     d, ls, codes = np.empty(16, np.uint16), np.empty((16, 16), U8), np.empty((16, 256), U8)
     for first in range(0, count, 16):
-        _signed_blocks(x, imp, first, F(4), True, d, ls, codes)
+        _signed_blocks(x, imp, first, F(4), True, lanes, room, few, d, ls, codes)
         for g in range(min(16, count - first)):
             if broken(d[g]):
                 return (first + g) * 256 // x.shape[1]
@@ -440,9 +449,10 @@ def q3_k(x, imp, out):
 def q6_k(x, imp, out):
     count = x.size // 256
     flat = out.reshape(-1)
+    lanes, room, few = table(ROWS), np.empty(4096, F), np.empty(4096, U8)
     d, ls, codes = np.empty(16, np.uint16), np.empty((16, 16), U8), np.empty((16, 256), U8)
     for first in range(0, count, 16):
-        _signed_blocks(x, imp, first, F(32), False, d, ls, codes)
+        _signed_blocks(x, imp, first, F(32), False, lanes, room, few, d, ls, codes)
         for g in range(min(16, count - first)):
             if broken(d[g]):
                 return (first + g) * 256 // x.shape[1]

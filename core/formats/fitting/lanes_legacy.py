@@ -1,5 +1,5 @@
-"""Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 on one CPU core. Without importance a block of 32 at a time: extremes are found by
-comparing bits as integers, the rest vectorises by itself. With importance the searches in lanes.
+"""Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 on one CPU core: sixteen blocks of 32 side by side, one in each lane; Q8_0 block by
+block, its largest magnitude found by comparing bits as integers.
 
 Kernels: (x float32 [rows, columns], bits int32 of the same memory, importance float32 [columns] or [0], out uint8
 [rows, bytes]) → the first row whose scale is beyond a half, or −1. Without importance weights need not be finite: the
@@ -12,13 +12,29 @@ import numpy as np
 
 from core.formats.fitting.compiled import helper, inlined, kernel
 from core.formats.fitting.lanes_bits import MAGNITUDE, broken, float_of, put_half, to_half
-from core.formats.fitting.lanes_search import SCRATCH, W, affine, symmetric
+from core.formats.fitting.lanes_search import W
+from core.formats.fitting.lanes_vector import (
+    all_of,
+    at_most,
+    down,
+    load,
+    load_at,
+    magnitude,
+    root,
+    splat,
+    store,
+    store_bytes,
+    table,
+    turn,
+    turn_bytes,
+    where,
+)
+from core.formats.fitting.lanes_vector_search import affine, clipped, symmetric
 
 # Indices start at 0 of a slice wherever a loop is meant to vectorise: numba lets negative ones count from the end, and
 # LLVM must be able to see that there are none.
 
 F = np.float32
-SIGN = np.int32(-0x80000000)
 BLOCK = 32
 CHUNK = 64
 
@@ -31,99 +47,6 @@ def _largest(values):
     for i in range(4):
         values[i] = max(values[i], values[i + 4])
     return max(max(values[0], values[1]), max(values[2], values[3]))
-
-
-@helper
-def _sides(bits, up, down):
-    """Per block: the largest positive value and the magnitude of the largest negative one, as bits; below 0 if none."""
-    a, b = np.empty(16, np.int32), np.empty(16, np.int32)
-    for block in range(up.size):
-        at = block * BLOCK
-        for i in range(16):
-            u, v = bits[at + i], bits[at + 16 + i]
-            a[i] = max(u, v)
-            b[i] = max(np.int32(u ^ SIGN), np.int32(v ^ SIGN))
-        up[block] = _largest(a)
-        down[block] = _largest(b)
-
-
-@helper
-def _signed_peaks(x, up, down, peak):
-    """Per block: the value with the largest magnitude, the first among equals; 0 is +0."""
-    for b in range(peak.size):
-        high, low = max(up[b], np.int32(0)), max(down[b], np.int32(0))
-        # As integers NaN is the largest of all: it must reach the scale, where it is found.
-        peak[b] = -float_of(np.uint32(low)) if low > high else float_of(np.uint32(high))
-    for b in range(peak.size):
-        if up[b] == down[b] and up[b] > 0:
-            for v in x[b * BLOCK : (b + 1) * BLOCK]:
-                if abs(v) == peak[b]:
-                    peak[b] = v
-                    break
-
-
-@helper
-def _bounds(bits, low, high):
-    """Per block: bits of smallest and largest value, ordered as integers (see _of_key)."""
-    a, b = np.empty(16, np.int32), np.empty(16, np.int32)
-    for block in range(low.size):
-        at = block * BLOCK
-        for i in range(16):
-            u, v = bits[at + i], bits[at + 16 + i]
-            u = np.int32(u ^ ((u >> np.int32(31)) & MAGNITUDE))
-            v = np.int32(v ^ ((v >> np.int32(31)) & MAGNITUDE))
-            a[i] = max(u, v)
-            b[i] = max(np.int32(~u), np.int32(~v))
-        high[block] = _largest(a)
-        low[block] = np.int32(~_largest(b))
-
-
-@helper
-def _of_key(key):
-    return float_of(np.uint32(key ^ ((key >> np.int32(31)) & MAGNITUDE)))
-
-
-@helper
-def _values(x, keys, values):
-    """Per block: the value of a key of _bounds; a zero is the first zero, whose sign a scan from the front finds."""
-    for b in range(values.size):
-        values[b] = _of_key(keys[b])
-    for b in range(values.size):
-        if values[b] == 0:
-            for v in x[b * BLOCK : (b + 1) * BLOCK]:
-                if v == 0:
-                    values[b] = v
-                    break
-
-
-@helper
-def _steps(spread, parts, inverse):
-    """spread becomes the step, spread / parts; inverse its reciprocal, or 0."""
-    for b in range(spread.size):
-        d = spread[b] / parts
-        spread[b] = d
-        inverse[b] = F(1) / d if d != 0 else F(0)
-
-
-@helper
-def _put_halves(values, out, size, at):
-    """One half per block at byte `at` of its `size` bytes. Index of the first block whose value is beyond it, or −1."""
-    for b in range(values.size):
-        h = to_half(values[b])
-        if broken(h):
-            return b
-        put_half(out, b * size + at, h)
-    return -1
-
-
-@helper
-def _codes(x, inverse, low, half, top, codes):
-    """min(top, ⌊(x − low)·inverse + half⌋) of every block, for arguments that are not negative."""
-    for block in range(inverse.size):
-        at = block * BLOCK
-        inv, base = inverse[block], low[block]
-        for i in range(BLOCK):
-            codes[at + i] = np.uint8(min(top, np.int32((x[at + i] - base) * inv + half)))
 
 
 @helper
@@ -152,46 +75,129 @@ def _put_five(out, codes):
 
 
 @helper
-def _plain(x, bits, out, top, zero, size, shifted):
-    """Q4_0, Q5_0 (zero = 8, 16) and, shifted, Q4_1, Q5_1 without importance; CHUNK blocks at a time, step by step."""
-    flat, ints, target = x.reshape(-1), bits.reshape(-1), out.reshape(-1)
-    first_side, second_side = np.empty(CHUNK, np.int32), np.empty(CHUNK, np.int32)
-    inverse, low, step = np.empty(CHUNK, F), np.zeros(CHUNK, F), np.empty(CHUNK, F)
-    codes = np.empty(CHUNK * BLOCK, np.uint8)
+def _blocks(x, first, room, lanes_x):
+    """Blocks first … first + 16 into lanes, the last one fills what is missing. room: float32 [512]."""
     count = x.size // BLOCK
-    head = 4 if shifted else 2
-    half = F(0.5) if shifted else F(zero) + F(0.5)
-    for first in range(0, count, CHUNK):
-        n = min(CHUNK, count - first)
-        source = flat[first * BLOCK : (first + n) * BLOCK]
-        words = ints[first * BLOCK : (first + n) * BLOCK]
-        to = target[first * size : (first + n) * size]
-        one, two, d = first_side[:n], second_side[:n], step[:n]
+    if first + 16 <= count:
+        turn(x, first * BLOCK, BLOCK, lanes_x, 0, 16)
+        turn(x, first * BLOCK + 16, BLOCK, lanes_x, 256, 16)
+        return
+    flat = x.reshape(-1)
+    for j in range(16):
+        block = min(first + j, count - 1)
+        room[j * BLOCK : (j + 1) * BLOCK] = flat[block * BLOCK : (block + 1) * BLOCK]
+    turn(room, 0, BLOCK, lanes_x, 0, 16)
+    turn(room, 16, BLOCK, lanes_x, 256, 16)
+
+
+@helper
+def _weigh(x, imp, means, first, room, lanes_x, lanes_w):
+    """lanes_w becomes importance · √(row's mean square + x²) of the same blocks."""
+    count, across = x.size // BLOCK, x.shape[1] // BLOCK
+    for j in range(16):
+        column = min(first + j, count - 1) % across * BLOCK
+        room[j * BLOCK : (j + 1) * BLOCK] = imp[column : column + BLOCK]
+    turn(room, 0, BLOCK, lanes_w, 0, 16)
+    turn(room, 16, BLOCK, lanes_w, 256, 16)
+    for j in range(16):
+        room[j] = means[min(first + j, count - 1) // across]
+    mean = load_at(room, 0)
+    for i in range(BLOCK):
+        v = load(lanes_x, i)
+        store(lanes_w, i, load(lanes_w, i) * root(mean + v * v))
+
+
+@helper
+def _put(out, first, size, values, codes, bytes_, whole):
+    """Sixteen blocks of `size` bytes from `first` on: one or two halves, fifth bits where there are, nibbles.
+
+    values  table of two rows: the numbers stored as halves
+    codes   table of 32 rows: whole numbers 0 … 15 or 31
+    bytes_  scratch, uint8 [512]; whole: scratch, uint8 [384]
+    returns the index of the first block with a number beyond a half, or −1; nothing is written then
+    """
+    target = out.reshape(-1)
+    n = min(16, target.size // size - first)
+    head = 4 if size == 20 or size == 24 else 2
+    for at in range(0, head, 2):
+        for j in range(n):
+            h = to_half(values[at // 2, j])
+            if broken(h):
+                return first + j
+            put_half(whole, j * size + at, h)
+    if size > 20:
+        for k in range(4):
+            fifth = splat(F(0))
+            for i in range(8):
+                q = load(codes, k * 8 + i)
+                high = q >= F(16)
+                fifth += where(high, F(1 << i), F(0))
+                store(codes, k * 8 + i, where(high, q - F(16), q))
+            store_bytes(bytes_, k * 16, fifth)
+        for j in range(n):
+            to = whole[j * size + head : j * size + head + 4]
+            for k in range(4):
+                to[k] = bytes_[k * 16 + j]
+    for i in range(16):
+        store_bytes(bytes_, i * 16, load(codes, i) + F(16) * load(codes, i + 16))
+    turn_bytes(bytes_, 0, 16, whole, size - 16, size)
+    target[first * size : (first + n) * size] = whole[: n * size]
+    return -1
+
+
+@helper
+def _signed(lanes_x, zero, codes, values):
+    """Q4_0, Q5_0: codes from the value with the largest magnitude. Whether all weights are finite."""
+    peak, size = splat(F(0)), splat(F(0))
+    finite = size == F(0)
+    for i in range(BLOCK):
+        v = load(lanes_x, i)
+        a = magnitude(v)
+        finite = finite & (a < F(np.inf))
+        peak = where(a > size, v, peak)  # the first one among equals
+        size = where(a > size, a, size)
+    d = peak / -zero
+    inverse = where(d != F(0), F(1) / where(d != F(0), d, F(1)), F(0))
+    for i in range(BLOCK):
+        store(codes, i, down(at_most(load(lanes_x, i) * inverse + (zero + F(0.5)), zero + zero - F(1))))
+    store(values, 0, d)
+    return finite
+
+
+@helper
+def _shifted(lanes_x, top, codes, values):
+    """Q4_1, Q5_1: codes from smallest and largest value. Whether all weights are finite."""
+    low = load(lanes_x, 0)
+    high = low
+    finite = magnitude(low) < F(np.inf)
+    for i in range(1, BLOCK):
+        v = load(lanes_x, i)
+        finite = finite & (magnitude(v) < F(np.inf))
+        low = where(v < low, v, low)  # of two zeros the first one stays
+        high = where(v > high, v, high)
+    d = (high - low) / top
+    inverse = where(d != F(0), F(1) / where(d != F(0), d, F(1)), F(0))
+    for i in range(BLOCK):
+        store(codes, i, down(at_most((load(lanes_x, i) - low) * inverse + F(0.5), top)))
+    store(values, 0, d)
+    store(values, 1, low)
+    return finite
+
+
+@helper
+def _plain(x, out, top, size, shifted):
+    """Without importance. Q4_0, Q5_0, and shifted Q4_1, Q5_1."""
+    lanes_x, codes, values = table(BLOCK), table(BLOCK), table(2)
+    room, bytes_, whole = np.empty(512, F), np.empty(512, np.uint8), np.empty(384, np.uint8)
+    for first in range(0, x.size // BLOCK, 16):
+        _blocks(x, first, room, lanes_x)
         if shifted:
-            _bounds(words, one, two)
-            _values(source, one, low[:n])
-            _values(source, two, d)
-            for b in range(n):
-                d[b] -= low[b]
-            _steps(d, F(top), inverse[:n])
-            bad = _put_halves(low[:n], to, size, 2)
+            finite = _shifted(lanes_x, top, codes, values)
         else:
-            _sides(words, one, two)
-            _signed_peaks(source, one, two, d)
-            _steps(d, F(-zero), inverse[:n])
-            bad = -1
-        also = _put_halves(d, to, size, 0)
-        if bad >= 0 or also >= 0:
-            worst = max(bad, also) if bad < 0 or also < 0 else min(bad, also)
-            return (first + worst) * BLOCK // x.shape[1]
-        _codes(source, inverse[:n], low[:n], half, np.int32(top), codes)
-        if size == 18:
-            _put_fours(to, codes, n, 18, 2)
-        elif size == 20:
-            _put_fours(to, codes, n, 20, 4)
-        else:
-            for b in range(n):
-                _put_five(to[b * size + head : (b + 1) * size], codes[b * BLOCK : (b + 1) * BLOCK])
+            finite = _signed(lanes_x, (top + F(1)) / F(2), codes, values)
+        bad = _put(out, first, size, values, codes, bytes_, whole) if all_of(finite) else first
+        if bad >= 0:
+            return bad * BLOCK // x.shape[1]
     return -1
 
 
@@ -214,6 +220,34 @@ def _row_means(x, means):
 
 
 @helper
+def _weighted(x, imp, out, top, size, shifted):
+    """With importance. Q4_0, Q5_0, and shifted Q4_1, Q5_1."""
+    means = np.empty(x.shape[0], F)
+    _row_means(x, means)
+    lanes_x, lanes_w, codes, values = table(BLOCK), table(BLOCK), table(BLOCK + 18), table(2)
+    room, bytes_, whole = np.empty(512, F), np.empty(512, np.uint8), np.empty(384, np.uint8)
+    zero = (top + F(1)) / F(2)
+    for first in range(0, x.size // BLOCK, 16):
+        _blocks(x, first, room, lanes_x)
+        _weigh(x, imp, means, first, room, lanes_x, lanes_w)
+        if shifted:
+            scale, low, inv, origin = affine(lanes_x, lanes_w, BLOCK, top, F(-0.9), F(0.05), 36, False, codes)
+            for i in range(BLOCK):
+                store(codes, i, clipped(inv * (load(lanes_x, i) - origin), F(0), top))
+            store(values, 1, low)
+        else:
+            scale, inv = symmetric(lanes_x, lanes_w, BLOCK, zero, codes)
+            live = where(inv != F(0), zero, F(0))
+            for i in range(BLOCK):
+                store(codes, i, clipped(inv * load(lanes_x, i), -zero, zero - F(1)) + live)
+        store(values, 0, scale)
+        bad = _put(out, first, size, values, codes, bytes_, whole)
+        if bad >= 0:
+            return bad * BLOCK // x.shape[1]
+    return -1
+
+
+@helper
 def _load(x, imp, means, first, lanes_x, lanes_w):
     """Blocks first … first + W into lanes, weights importance · √(row's mean square + x²); the last one fills up."""
     count, across = x.size // BLOCK, x.shape[1] // BLOCK
@@ -232,87 +266,24 @@ def _load(x, imp, means, first, lanes_x, lanes_w):
             lanes_w[i, j] = lanes_w[i, j] * np.sqrt(lanes_w[BLOCK, j] + v * v)
 
 
-@helper
-def _signed_weighted(x, imp, out, nmax, size):
-    """Q4_0 and Q5_0 with importance."""
-    count = x.size // BLOCK
-    flat, target = x.reshape(-1), out.reshape(-1)
-    means = np.empty(x.shape[0], F)
-    _row_means(x, means)
-    lanes_x, lanes_w, s = np.empty((BLOCK, W), F), np.empty((BLOCK + 1, W), F), np.empty((SCRATCH, W), F)
-    codes = np.empty(BLOCK, np.uint8)
-    bottom, top = -nmax, nmax - F(1)
-    for first in range(0, count, W):
-        _load(x, imp, means, first, lanes_x, lanes_w)
-        symmetric(lanes_x, lanes_w, BLOCK, nmax, s)
-        for j in range(min(W, count - first)):
-            block = first + j
-            d = to_half(s[0, j])
-            if broken(d):
-                return block * BLOCK // x.shape[1]
-            inv = s[1, j]
-            live = nmax if inv != 0 else F(0)
-            source, to = flat[block * BLOCK : (block + 1) * BLOCK], target[block * size : (block + 1) * size]
-            for i in range(BLOCK):
-                q = max(bottom, min(top, np.rint(inv * source[i])))
-                codes[i] = np.uint8(np.int32(q + live))
-            put_half(to, 0, d)
-            if size == 18:
-                _put_four(to[2:], codes)
-            else:
-                _put_five(to[2:], codes)
-    return -1
-
-
-@helper
-def _shifted_weighted(x, imp, out, nmax, size):
-    """Q4_1 and Q5_1 with importance."""
-    count = x.size // BLOCK
-    flat, target = x.reshape(-1), out.reshape(-1)
-    means = np.empty(x.shape[0], F)
-    _row_means(x, means)
-    lanes_x, lanes_w, s = np.empty((BLOCK, W), F), np.empty((BLOCK + 1, W), F), np.empty((SCRATCH, W), F)
-    codes, lanes_q = np.empty(BLOCK, np.uint8), np.empty((BLOCK, W), F)
-    for first in range(0, count, W):
-        _load(x, imp, means, first, lanes_x, lanes_w)
-        affine(lanes_x, lanes_w, lanes_q, BLOCK, nmax, F(-0.9), F(0.05), 36, False, s)
-        for j in range(min(W, count - first)):
-            block = first + j
-            d, m = to_half(s[0, j]), to_half(s[1, j])
-            if broken(d) or broken(m):
-                return block * BLOCK // x.shape[1]
-            inv, base = s[2, j], s[3, j]
-            source, to = flat[block * BLOCK : (block + 1) * BLOCK], target[block * size : (block + 1) * size]
-            for i in range(BLOCK):
-                q = np.rint(inv * (source[i] - base))
-                codes[i] = np.uint8(np.int32(max(F(0), min(nmax, q))))
-            put_half(to, 0, d)
-            put_half(to, 2, m)
-            if size == 20:
-                _put_four(to[4:], codes)
-            else:
-                _put_five(to[4:], codes)
-    return -1
-
-
 @kernel
 def q4_0(x, bits, imp, out):
-    return _signed_weighted(x, imp, out, F(8), 18) if imp.size else _plain(x, bits, out, 15, 8, 18, False)
+    return _weighted(x, imp, out, F(15), 18, False) if imp.size else _plain(x, out, F(15), 18, False)
 
 
 @kernel
 def q5_0(x, bits, imp, out):
-    return _signed_weighted(x, imp, out, F(16), 22) if imp.size else _plain(x, bits, out, 31, 16, 22, False)
+    return _weighted(x, imp, out, F(31), 22, False) if imp.size else _plain(x, out, F(31), 22, False)
 
 
 @kernel
 def q4_1(x, bits, imp, out):
-    return _shifted_weighted(x, imp, out, F(15), 20) if imp.size else _plain(x, bits, out, 15, 0, 20, True)
+    return _weighted(x, imp, out, F(15), 20, True) if imp.size else _plain(x, out, F(15), 20, True)
 
 
 @kernel
 def q5_1(x, bits, imp, out):
-    return _shifted_weighted(x, imp, out, F(31), 24) if imp.size else _plain(x, bits, out, 31, 0, 24, True)
+    return _weighted(x, imp, out, F(31), 24, True) if imp.size else _plain(x, out, F(31), 24, True)
 
 
 @helper

@@ -256,17 +256,22 @@ def at_most(v, bound):
     return where(v > bound, bound, v)
 
 
-@_primitive
-def any_of(typing: Any, chosen: Any) -> Any:
-    """Whether a mask is set anywhere."""
-    if chosen != mask:
-        return None
+def _asked(sign: str, bits: int) -> Any:
+    def typing(context: Any, chosen: Any) -> Any:
+        if chosen != mask:
+            return None
 
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        bits = builder.bitcast(args[0], ir.IntType(WIDTH))
-        return builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            number = builder.bitcast(args[0], ir.IntType(WIDTH))
+            return builder.icmp_unsigned(sign, number, ir.Constant(number.type, bits))
 
-    return types.boolean(chosen), lower
+        return types.boolean(chosen), lower
+
+    return _primitive(typing)
+
+
+any_of: Any = _asked("!=", 0)  # whether a mask is set anywhere
+all_of: Any = _asked("==", (1 << WIDTH) - 1)  # whether it is set everywhere
 
 
 @_primitive

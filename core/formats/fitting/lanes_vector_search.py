@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.formats.fitting.compiled import helper
+from core.formats.fitting.compiled import helper, inlined
 from core.formats.fitting.lanes_vector import (
     any_of,
     at_least,
@@ -47,18 +47,8 @@ def peaks(x, n):
 
 
 @helper
-def _error(w, scale, q, low, x, absolute):
-    e = scale * q + low - x
-    return w * magnitude(e) if absolute else w * (e * e)
-
-
-@helper
-def affine(x, w, n, nmax, rmin, rdelta, steps, absolute, codes):
-    """x ≈ scale·code + low, code = clip(round(inverse·(x − origin)), 0, nmax): scale, low, inverse, origin.
-
-    codes  scratch, a table of n rows.
-    """
-    zero = splat(F(0))
+def _extent(x, w, n):
+    """Σ w, Σ w·x, the smallest value or 0, the largest."""
     low = load(x, 0)
     top = low
     sw = load(w, 0)
@@ -69,40 +59,72 @@ def affine(x, w, n, nmax, rmin, rdelta, steps, absolute, codes):
         top = where(v > top, v, top)
         sw += u
         sx += u * v
-    low = where(low > F(0), F(0), low)
+    return sw, sx, where(low > F(0), F(0), low), top
+
+
+@inlined
+def _encoded(x, w, n, inverse, origin, nmax, codes):
+    """Codes of one inverse step; Σ w·q, Σ w·q², Σ w·q·x."""
+    zero = splat(F(0))
+    sl, sl2, sxl = zero, zero, zero
+    for i in range(n):
+        v = load(x, i)
+        q = clipped(inverse * (v - origin), F(0), nmax)
+        store(codes, i, q)
+        u = load(w, i) * q
+        sl += u
+        sl2 += u * q
+        sxl += u * v
+    return sl, sl2, sxl
+
+
+@helper
+def _solved(sw, sx, sl, sl2, sxl):
+    """Scale and low (at most 0) of the smallest squared error for given codes, and whether there are any."""
+    det = sw * sl2 - sl * sl
+    usable = det > F(0)
+    det = where(usable, det, F(1))
+    a = (sw * sxl - sx * sl) / det
+    b = (sl2 * sx - sl * sxl) / det
+    above = b > F(0)
+    a = where(above, sxl / where(sl2 > F(0), sl2, F(1)), a)
+    return a, where(above, F(0), b), usable
+
+
+@inlined
+def _error(x, w, n, codes, scale, low, absolute):
+    """Σ w·|e| or Σ w·e² of scale·code + low."""
+    error = splat(F(0))
+    if absolute:
+        for i in range(n):
+            error += load(w, i) * magnitude(scale * load(codes, i) + low - load(x, i))
+    else:
+        for i in range(n):
+            e = scale * load(codes, i) + low - load(x, i)
+            error += load(w, i) * (e * e)
+    return error
+
+
+@helper
+def affine(x, w, n, nmax, rmin, rdelta, steps, absolute, codes):
+    """x ≈ scale·code + low, code = clip(round(inverse·(x − origin)), 0, nmax): scale, low, inverse, origin.
+
+    codes  scratch
+    """
+    sw, sx, low, top = _extent(x, w, n)
     live = top > low
     inverse = nmax / where(live, top - low, F(1))
     scale = where(live, F(1) / inverse, F(0))
     inverse = where(live, inverse, F(0))
     origin = low
-    best = zero
-    for i in range(n):
-        v = load(x, i)
-        q = clipped(inverse * (v - low), F(0), nmax)
-        best += _error(load(w, i), scale, q, low, v, absolute)
+    _encoded(x, w, n, inverse, low, nmax, codes)
+    best = _error(x, w, n, codes, scale, low, absolute)
     for step in range(steps + 1):
         d = top - low  # from the best minimum so far, as the scalar code does
         inv = where(live, (rmin + rdelta * F(step) + nmax) / where(d != F(0), d, F(1)), F(0))
-        sl, sl2, sxl = zero, zero, zero
-        for i in range(n):
-            v = load(x, i)
-            q = clipped(inv * (v - low), F(0), nmax)
-            store(codes, i, q)
-            u = load(w, i) * q
-            sl += u
-            sl2 += u * q
-            sxl += u * v
-        det = sw * sl2 - sl * sl
-        usable = det > F(0)
-        det = where(usable, det, F(1))
-        a = (sw * sxl - sx * sl) / det
-        b = (sl2 * sx - sl * sxl) / det
-        above = b > F(0)
-        a = where(above, sxl / where(sl2 > F(0), sl2, F(1)), a)
-        b = where(above, F(0), b)
-        error = zero
-        for i in range(n):
-            error += _error(load(w, i), a, load(codes, i), b, load(x, i), absolute)
+        sl, sl2, sxl = _encoded(x, w, n, inv, low, nmax, codes)
+        a, b, usable = _solved(sw, sx, sl, sl2, sxl)
+        error = _error(x, w, n, codes, a, b, absolute)
         better = usable & (error < best)
         best = where(better, error, best)
         scale = where(better, a, scale)
@@ -112,42 +134,65 @@ def affine(x, w, n, nmax, rmin, rdelta, steps, absolute, codes):
     return scale, low, inverse, origin
 
 
-@helper
-def _products(x, w, wx, n, inv, bottom, top):
-    """Σ w·x·q and Σ w·q² for the codes q of one inverse step."""
+@inlined
+def _products(x, w, wx, n, inv, inv2, bottom, top):
+    """Σ w·x·q and Σ w·q² for the codes q of one inverse step, and of another: two at a time read the tables once.
+
+    bottom None: no code can be below the lowest one.
+    """
     a, b = splat(F(0)), splat(F(0))
+    a2, b2 = a, b
     for i in range(n):
-        q = clipped(inv * load(x, i), bottom, top)
-        a += load(wx, i) * q
-        b += load(w, i) * q * q
-    return a, b
+        v, u, uv = load(x, i), load(w, i), load(wx, i)
+        q = at_most(rint(inv * v), top)
+        q2 = at_most(rint(inv2 * v), top)
+        if bottom is not None:
+            q, q2 = at_least(q, bottom), at_least(q2, bottom)
+        a += uv * q
+        a2 += uv * q2
+        b += u * q * q
+        b2 += u * q2 * q2
+    return a, b, a2, b2
 
 
 @helper
-def symmetric(x, w, n, nmax, wx):
+def _tried(a, b, inv, scale, best, inverse):
+    """The better of the best so far and of one inverse step with its sums."""
+    better = (b > F(0)) & (a * a > best * b)
+    ratio = a / where(b != F(0), b, F(1))
+    return where(better, ratio, scale), where(better, ratio * a, best), where(better, inv, inverse)
+
+
+@helper
+def symmetric(x, w, n, nmax, scratch):
     """x ≈ scale·code, code = clip(round(inverse·x), −nmax, nmax − 1): scale and inverse, both 0 in a dead lane.
 
-    wx  scratch, a table of n rows.
+    scratch  a table of n + 18 rows
     """
+    wx, steps = scratch[:n], scratch[n:]
     for i in range(n):
         store(wx, i, load(w, i) * load(x, i))
     peak, size = peaks(x, n)
     live = size >= EPS
     peak = where(live, peak, F(1))
     bottom, top = -nmax, nmax - F(1)
+    for k in range(18):
+        store(steps, k, -(F(0.1) * F(k - 9 if k < 9 else k - 8) + nmax) / peak)
     inverse = -nmax / peak
-    a, b = _products(x, w, wx, n, inverse, bottom, top)
+    a, b, _, _ = _products(x, w, wx, n, inverse, inverse, None, top)
     scale = where(b != F(0), a / where(b != F(0), b, F(1)), F(0))
     best = scale * a
-    for k in range(18):
-        step = F(k - 9 if k < 9 else k - 8)
-        inv = -(F(0.1) * step + nmax) / peak
-        a, b = _products(x, w, wx, n, inv, bottom, top)
-        better = (b > F(0)) & (a * a > best * b)
-        ratio = a / where(b != F(0), b, F(1))
-        scale = where(better, ratio, scale)
-        best = where(better, ratio * a, best)
-        inverse = where(better, inv, inverse)
+    # Up to 0.3 beyond nmax the largest value is rounded to it at most.
+    for k in range(0, 12, 2):
+        inv, inv2 = load(steps, k), load(steps, k + 1)
+        a, b, a2, b2 = _products(x, w, wx, n, inv, inv2, None, top)
+        scale, best, inverse = _tried(a, b, inv, scale, best, inverse)
+        scale, best, inverse = _tried(a2, b2, inv2, scale, best, inverse)
+    for k in range(12, 18, 2):
+        inv, inv2 = load(steps, k), load(steps, k + 1)
+        a, b, a2, b2 = _products(x, w, wx, n, inv, inv2, bottom, top)
+        scale, best, inverse = _tried(a, b, inv, scale, best, inverse)
+        scale, best, inverse = _tried(a2, b2, inv2, scale, best, inverse)
     return where(live, scale, F(0)), where(live, inverse, F(0))
 
 
