@@ -12,8 +12,7 @@ import numpy as np
 
 from core.formats.fitting.compiled import helper, inlined, kernel
 from core.formats.fitting.lanes_bits import bits_of, broken, put_half, to_half
-from core.formats.fitting.lanes_search import W
-from core.formats.ggml.neighbours import LANES
+from core.formats.fitting.lanes_nearest import W, nearest_above
 
 F = np.float32
 SIZE = 256
@@ -226,30 +225,7 @@ def _search_16(lanes_x, lanes_w, best, choice, scale):
 
 
 @helper
-def _nearest(x, w, j, at, scale, levels, begin, end, listed, lanes, cost):
-    """The listed point with the least Σ w·(scale·level − x)² over the run at `at` of lane j, the first among equals.
-    Three costs per place are looked up: choosing them by comparisons mispredicts, and takes ten times as long.
-
-    begin, end  of the list in `lanes`;  cost  scratch, float32 [8, 3]
-    """
-    for i in range(RUN):
-        for q in range(3):
-            e = scale * levels[q] - x[at + i, j]
-            cost[i, q] = w[at + i, j] * e * e
-    least, found = F(np.inf), begin * LANES
-    for n in range(begin, end):
-        for k in range(LANES):
-            total = F(0)
-            for i in range(RUN):
-                total += cost[i, lanes[n, i, k]]
-            if total < least:
-                least = total
-                found = n * LANES + k
-    return np.int64(listed[found])
-
-
-@helper
-def _on_lattice(x, w, place, j, group, choice, scale, signs, lattice, index, level, cost):
+def _on_lattice(x, w, place, j, group, choice, scale, signs, lattice, index, level):
     """Points of lane j's runs into index, from the two places `choice` (first · 64 + second), signs uint8 [runs] of
     runs moved down, scale of either sign. Signs are turned round with it; its new value is returned."""
     codes, point, begin, listed, lanes = lattice
@@ -270,9 +246,8 @@ def _on_lattice(x, w, place, j, group, choice, scale, signs, lattice, index, lev
         index[k] = point[run]
         if index[k] < 0:
             moved = True
-            levels = DOWN if signs[k] else UP
-            at, end = begin[run] // LANES, begin[run + 1] // LANES
-            index[k] = _nearest(x, w, j, RUN * k, scale, levels, at, end, listed, lanes, cost)
+            low = DOWN[0] if signs[k] else UP[0]
+            index[k] = nearest_above(listed, lanes, x, w, RUN * k * W + j, scale, low, begin[run], begin[run + 1])
     if moved:
         a, b = F(0), F(0)
         for k in range(group // RUN):
@@ -300,7 +275,7 @@ def iq1_s(x, imp, codes, point, begin, listed, lanes, out):
     count = x.size // 32
     target = out.reshape(-1)
     lattice = (codes, point, begin, listed, lanes)
-    level, cost = np.empty(32, np.int64), np.empty((RUN, 3), F)
+    level = np.empty(32, np.int64)
     lanes_x, lanes_w, s = np.empty((32, W), F), np.empty((32, W), F), np.empty((4, W), F)
     alive, mean, best, scale = s
     choice, index, signs = np.empty(W, np.int32), np.empty(4, np.int64), np.empty((W, 4), np.uint8)
@@ -319,7 +294,7 @@ def iq1_s(x, imp, codes, point, begin, listed, lanes, out):
                     continue
                 signs[j] = choice[j] & 1
                 scale[j] = _on_lattice(
-                    lanes_x, lanes_w, place, j, 32, choice[j] >> 1, scale[j], signs[j], lattice, index, level, cost
+                    lanes_x, lanes_w, place, j, 32, choice[j] >> 1, scale[j], signs[j], lattice, index, level
                 )
                 peak = max(peak, scale[j])
                 high = 0
@@ -347,7 +322,7 @@ def iq1_m(x, imp, codes, point, begin, listed, lanes, out):
     count = x.size // 16
     target = out.reshape(-1)
     lattice = (codes, point, begin, listed, lanes)
-    level, cost = np.empty(32, np.int64), np.empty((RUN, 3), F)
+    level = np.empty(32, np.int64)
     lanes_x, lanes_w, s = np.empty((16, W), F), np.empty((16, W), F), np.empty((4, W), F)
     alive, mean, best, scale = s
     choice, index, signs = np.empty(W, np.int32), np.empty((W, 2), np.int64), np.empty((W, 2), np.uint8)
@@ -368,7 +343,7 @@ def iq1_m(x, imp, codes, point, begin, listed, lanes, out):
                 signs[j, 0] = choice[j] >> 1 & 1
                 signs[j, 1] = choice[j] & 1
                 scale[j] = _on_lattice(
-                    lanes_x, lanes_w, place, j, 16, choice[j] >> 2, scale[j], signs[j], lattice, index[j], level, cost
+                    lanes_x, lanes_w, place, j, 16, choice[j] >> 2, scale[j], signs[j], lattice, index[j], level
                 )
                 peak = max(peak, scale[j])
                 for k in range(2):
