@@ -82,7 +82,7 @@ def outermost_codes(format: Format, grid: Grid, w: Tensor) -> tuple[Tensor, Tens
     """Codes [rows, columns] of the levels farthest up and farthest down, or None as in `ends_of`."""
     import torch
 
-    if format.family == "dense" or not w.numel():
+    if format.family == "dense" or format.columns_per_code > 1 or not w.numel():
         return None
     # Levels reach little farther than the weights they were fitted to; four times as far is beyond all of them.
     bound = min(4 * float(w.abs().max()), 1e38) or 1.0

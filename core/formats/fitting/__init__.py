@@ -21,10 +21,12 @@ _QUANTIZE = {
     **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"), "lanes_kquants"),
     **dict.fromkeys(("IQ4_NL", "IQ4_XS"), "lanes_iq4"),
     **dict.fromkeys(("TQ1_0", "TQ2_0", "Q1_0", "Q2_0", "MXFP4"), "lanes_few"),
+    **dict.fromkeys(("IQ2_XXS", "IQ2_XS", "IQ2_S"), "lanes_iq2"),
+    **dict.fromkeys(("IQ3_XXS", "IQ3_S"), "lanes_iq3"),
     **dict.fromkeys(("IQ1_S", "IQ1_M"), "lanes_iq1"),
 }
 # Types whose runs of weights must be points of a lattice: their kernels want its neighbours as well.
-_LATTICES = frozenset(("IQ1_S", "IQ1_M"))
+_LATTICES = frozenset(("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M"))
 # Modules whose kernels want the bits of the weights as well.
 _BITS = ("lanes_legacy", "lanes_few")
 _DECODE = frozenset(

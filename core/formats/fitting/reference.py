@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.formats.fitting import reference_iq1
+from core.formats.fitting import reference_iq1, reference_lattice
 from core.formats.fitting.searches import (
     EPS,
     affine,
@@ -272,5 +272,6 @@ FITS: dict[str, Callable[[Tensor, Tensor | None, int], Fields]] = {
     "Q1_0": _q1_0,
     "Q2_0": _ternary,
     "MXFP4": _mxfp4,
+    **reference_lattice.FITS,
     **reference_iq1.FITS,
 }

@@ -232,7 +232,7 @@ def test_importance_is_checked_and_floored() -> None:
     assert 0.25 < small.mean() < 4
 
 
-@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q4_0", "IQ4_XS"])
+@pytest.mark.parametrize("name", ["Q4_K", "Q6_K", "Q4_0", "IQ4_XS", "IQ2_XXS", "IQ3_S"])
 def test_tiny_importance_gives_the_bytes_of_ordinary_importance(name: str) -> None:
     w = weights("student", 8)
     given = importance()

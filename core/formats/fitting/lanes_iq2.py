@@ -1,0 +1,144 @@
+"""IQ2_XXS, IQ2_XS and IQ2_S on one CPU core: the search is in lanes_lattice.py, here are each type's groups, its
+weights and its bytes.
+
+Kernels: (x float32 [rows, columns], importance float32 [columns] or [0], the arrays of core/formats/ggml/neighbours.py,
+out uint8 [rows, bytes]) → the first row whose scale is beyond a half, or −1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from core.formats.fitting.compiled import kernel
+from core.formats.fitting.lanes_bits import broken, put_half, to_half
+from core.formats.fitting.lanes_lattice import (
+    BLOCK,
+    finish,
+    load,
+    magnitudes_of,
+    quantized_scales,
+    search,
+    split,
+    start,
+)
+from core.formats.fitting.lanes_nearest import W
+from core.formats.fitting.lanes_search import positive
+
+F = np.float32
+
+
+@kernel
+def iq2_xxs(x, imp, codes, point, first, index, lanes, out):
+    n, per = 32, 8
+    count = x.size // n
+    target = out.reshape(-1)
+    lanes_x, lanes_w, root, q = np.empty((4, n, W), F)
+    s, peak, dead, den = np.empty((6, W), F), np.empty(W, F), np.empty(W, np.uint8), np.empty(W, F)
+    signs, on = np.empty((4, W), np.uint8), np.empty((4, W), np.uint8)
+    kept, runs = np.empty((4, W), np.int16), np.empty((4, W), F)
+    line, weight, spare, levels = np.empty(n, F), np.empty(n, F), np.empty(n, np.uint8), np.empty(per, np.int32)
+    tables = magnitudes_of(codes), point, first, index, lanes
+    for begin in range(0, count, W):
+        load(x, imp, begin, n, F(1), F(0), lanes_x, lanes_w)
+        np.sqrt(lanes_w, root)
+        split(lanes_x, lanes_w, n, True, signs, peak)
+        for j in range(W):
+            # Its first scale is the best one for codes 0 … 4 in place of magnitudes.
+            for i in range(n):
+                line[i] = lanes_x[i, j]
+                weight[i] = lanes_w[i, j]
+            s[0, j] = positive(line, weight, n, F(4), spare) if peak[j] >= F(1e-15) else F(0)
+            den[j] = s[0, j] * F(3)
+            dead[j] = np.uint8(not den[j] > 0)
+            den[j] = F(1) if dead[j] else den[j]
+        search(lanes_x, lanes_w, root, q, n, 8, 3, 6, F(0.1), den, dead, 1, s, on, kept, runs, tables)
+        finish(lanes_x, lanes_w, root, n, 8, 3, 2, dead, s, on, kept, signs, tables)
+        for a in range(0, min(W, count - begin), per):
+            block = (begin + a) // per
+            d = quantized_scales(s[0], a, per, levels)
+            h = to_half(d)
+            if broken(h):
+                return block * BLOCK // x.shape[1]
+            to = target[block * 66 : (block + 1) * 66]
+            put_half(to, 0, h)
+            for g in range(per):
+                packed = np.uint32(levels[g]) << np.uint32(28)
+                for k in range(4):
+                    to[2 + 8 * g + k] = np.uint8(kept[k, a + g])
+                    packed |= np.uint32(signs[k, a + g] & np.uint8(127)) << np.uint32(7 * k)
+                for k in range(4):
+                    to[6 + 8 * g + k] = np.uint8(packed >> np.uint32(8 * k) & np.uint32(255))
+    return -1
+
+
+@kernel
+def iq2_xs(x, imp, codes, point, first, index, lanes, out):
+    n, per = 16, 16
+    count = x.size // n
+    target = out.reshape(-1)
+    lanes_x, lanes_w, root, q = np.empty((4, n, W), F)
+    s, peak, dead = np.empty((6, W), F), np.empty(W, F), np.empty(W, np.uint8)
+    signs, on = np.empty((2, W), np.uint8), np.empty((2, W), np.uint8)
+    kept, runs = np.empty((2, W), np.int16), np.empty((2, W), F)
+    levels = np.empty(per, np.int32)
+    tables = magnitudes_of(codes), point, first, index, lanes
+    for begin in range(0, count, W):
+        load(x, imp, begin, n, F(1), F(0), lanes_x, lanes_w)
+        np.sqrt(lanes_w, root)
+        split(lanes_x, lanes_w, n, True, signs, peak)
+        start(peak, F(1e-15), F(5), s[0], dead)
+        search(lanes_x, lanes_w, root, q, n, 8, 3, 9, F(0.1), peak, dead, 1, s, on, kept, runs, tables)
+        finish(lanes_x, lanes_w, root, n, 8, 3, 0, dead, s, on, kept, signs, tables)
+        for a in range(0, min(W, count - begin), per):
+            block = (begin + a) // per
+            h = to_half(quantized_scales(s[0], a, per, levels))
+            if broken(h):
+                return block * BLOCK // x.shape[1]
+            to = target[block * 74 : (block + 1) * 74]
+            put_half(to, 0, h)
+            for g in range(per):
+                for k in range(2):
+                    word = np.int32(kept[k, a + g]) | np.int32(signs[k, a + g] & np.uint8(127)) << 9
+                    to[2 + 4 * g + 2 * k] = np.uint8(word & 255)
+                    to[3 + 4 * g + 2 * k] = np.uint8(word >> 8)
+            for g in range(8):
+                to[66 + g] = np.uint8(levels[2 * g] | levels[2 * g + 1] << 4)
+    return -1
+
+
+@kernel
+def iq2_s(x, imp, codes, point, first, index, lanes, out):
+    n, per = 16, 16
+    count = x.size // n
+    target = out.reshape(-1)
+    lanes_x, lanes_w, root, q = np.empty((4, n, W), F)
+    s, peak, dead = np.empty((6, W), F), np.empty(W, F), np.empty(W, np.uint8)
+    signs, on = np.empty((2, W), np.uint8), np.empty((2, W), np.uint8)
+    kept, runs = np.empty((2, W), np.int16), np.empty((2, W), F)
+    levels = np.empty(per, np.int32)
+    tables = magnitudes_of(codes), point, first, index, lanes
+    for begin in range(0, count, W):
+        load(x, imp, begin, n, F(2), F(0.25), lanes_x, lanes_w)
+        np.sqrt(lanes_w, root)
+        split(lanes_x, lanes_w, n, False, signs, peak)
+        start(peak, F(1e-8), F(5), s[0], dead)
+        search(lanes_x, lanes_w, root, q, n, 8, 3, 9, F(0.1), peak, dead, 1, s, on, kept, runs, tables)
+        finish(lanes_x, lanes_w, root, n, 8, 3, 0, dead, s, on, kept, signs, tables)
+        for a in range(0, min(W, count - begin), per):
+            block = (begin + a) // per
+            h = to_half(quantized_scales(s[0], a, per, levels) * F(0.9875))
+            if broken(h):
+                return block * BLOCK // x.shape[1]
+            to = target[block * 82 : (block + 1) * 82]
+            put_half(to, 0, h)
+            for g in range(8):
+                high = np.int32(0)
+                for k in range(4):
+                    lane, at = a + 2 * g + k // 2, 4 * g + k
+                    number = np.int32(kept[k % 2, lane])
+                    to[2 + at] = np.uint8(number & 255)
+                    to[34 + at] = signs[k % 2, lane]
+                    high |= number >> 8 << 2 * k
+                to[66 + g] = np.uint8(high)
+                to[74 + g] = np.uint8(levels[2 * g] | levels[2 * g + 1] << 4)
+    return -1

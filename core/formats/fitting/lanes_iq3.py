@@ -1,0 +1,99 @@
+"""IQ3_XXS and IQ3_S on one CPU core: the search is in lanes_lattice.py, here are each type's weights and its bytes.
+
+Kernels as in lanes_iq2.py.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from core.formats.fitting.compiled import kernel
+from core.formats.fitting.lanes_bits import broken, put_half, to_half
+from core.formats.fitting.lanes_lattice import (
+    BLOCK,
+    finish,
+    load,
+    magnitudes_of,
+    quantized_scales,
+    search,
+    split,
+    start,
+)
+from core.formats.fitting.lanes_nearest import W
+
+F = np.float32
+GROUP = 32
+PER = BLOCK // GROUP
+
+
+@kernel
+def iq3_xxs(x, imp, codes, point, first, index, lanes, out):
+    count = x.size // GROUP
+    target = out.reshape(-1)
+    lanes_x, lanes_w, root, q = np.empty((4, GROUP, W), F)
+    s, peak, dead = np.empty((6, W), F), np.empty(W, F), np.empty(W, np.uint8)
+    signs, on = np.empty((4, W), np.uint8), np.empty((8, W), np.uint8)
+    kept, runs = np.empty((8, W), np.int16), np.empty((8, W), F)
+    levels = np.empty(PER, np.int32)
+    tables = magnitudes_of(codes), point, first, index, lanes
+    for begin in range(0, count, W):
+        load(x, imp, begin, GROUP, F(2), F(0), lanes_x, lanes_w)
+        np.sqrt(lanes_w, root)
+        split(lanes_x, lanes_w, GROUP, True, signs, peak)
+        start(peak, F(1e-8), F(15), s[0], dead)
+        search(lanes_x, lanes_w, root, q, GROUP, 4, 8, 15, F(0.2), peak, dead, 1, s, on, kept, runs, tables)
+        finish(lanes_x, lanes_w, root, GROUP, 4, 8, 0, dead, s, on, kept, signs, tables)
+        for a in range(0, min(W, count - begin), PER):
+            block = (begin + a) // PER
+            h = to_half(quantized_scales(s[0], a, PER, levels) * F(1.0125))
+            if broken(h):
+                return block * BLOCK // x.shape[1]
+            to = target[block * 98 : (block + 1) * 98]
+            put_half(to, 0, h)
+            for g in range(PER):
+                packed = np.uint32(levels[g]) << np.uint32(28)
+                for k in range(8):
+                    to[2 + 8 * g + k] = np.uint8(kept[k, a + g])
+                for k in range(4):
+                    packed |= np.uint32(signs[k, a + g] & np.uint8(127)) << np.uint32(7 * k)
+                for k in range(4):
+                    to[66 + 4 * g + k] = np.uint8(packed >> np.uint32(8 * k) & np.uint32(255))
+    return -1
+
+
+@kernel
+def iq3_s(x, imp, codes, point, first, index, lanes, out):
+    count = x.size // GROUP
+    target = out.reshape(-1)
+    lanes_x, lanes_w, root, q = np.empty((4, GROUP, W), F)
+    s, peak, dead = np.empty((6, W), F), np.empty(W, F), np.empty(W, np.uint8)
+    signs, on = np.empty((4, W), np.uint8), np.empty((8, W), np.uint8)
+    kept, runs = np.empty((8, W), np.int16), np.empty((8, W), F)
+    levels = np.empty(PER, np.int32)
+    tables = magnitudes_of(codes), point, first, index, lanes
+    for begin in range(0, count, W):
+        load(x, imp, begin, GROUP, F(2), F(0), lanes_x, lanes_w)
+        np.sqrt(lanes_w, root)
+        split(lanes_x, lanes_w, GROUP, False, signs, peak)
+        start(peak, F(0), F(15), s[0], dead)
+        search(lanes_x, lanes_w, root, q, GROUP, 4, 8, 9, F(0.2), peak, dead, 0, s, on, kept, runs, tables)
+        finish(lanes_x, lanes_w, root, GROUP, 4, 8, 1, dead, s, on, kept, signs, tables)
+        for a in range(0, min(W, count - begin), PER):
+            block = (begin + a) // PER
+            h = to_half(quantized_scales(s[0], a, PER, levels) * F(1.033))
+            if broken(h):
+                return block * BLOCK // x.shape[1]
+            to = target[block * 110 : (block + 1) * 110]
+            put_half(to, 0, h)
+            for g in range(PER):
+                ninth = np.int32(0)
+                for k in range(8):
+                    number = np.int32(kept[k, a + g])
+                    to[2 + 8 * g + k] = np.uint8(number & 255)
+                    ninth |= number >> 8 << k
+                to[66 + g] = np.uint8(ninth)
+                for k in range(4):
+                    to[74 + 4 * g + k] = signs[k, a + g]
+            for g in range(4):
+                to[106 + g] = np.uint8(levels[2 * g] | levels[2 * g + 1] << 4)
+    return -1
