@@ -33,6 +33,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     llama.COHERE,
     llama.STABLELM,
     bert.BERT,
+    bert.XLM_ROBERTA,
 )
 
 BY_CLASS = {name: arch for arch in ARCHITECTURES for name in arch.classes}

@@ -60,7 +60,8 @@ def pairs(checkpoint: Checkpoint, outline: Outline) -> list[tuple[str, Value]]:
     if name:
         found.append(("general.name", text(name)))
     found.append(("general.size_label", text(size_label(weights))))
-    found += [(f"{arch}.{key}", value) for key, value in model.arch.pairs(model.hyper)]
+    for key, value in model.arch.pairs(model.hyper):
+        found.append((key if key.startswith("tokenizer.") else f"{arch}.{key}", value))
     # Read where there is no tokenizer.
     found.append((f"{arch}.vocab_size", u32(model.vocabulary)))
     found += _vocabulary(model).pairs

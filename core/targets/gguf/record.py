@@ -73,7 +73,7 @@ class Architecture:
     ignored    pattern of names that have no place in a GGUF → why they need none
     sizes      words of shapes that differ from keys.SIZES
     check      raises TargetError for what llama.cpp would compute otherwise; returns notes
-    pairs      key-values under the architecture's prefix
+    pairs      key-values, under the architecture's prefix where they do not begin with "tokenizer."
     computed   tensors made from the config
     causal     whether it predicts tokens: only then a head may be missing
     """

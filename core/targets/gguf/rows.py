@@ -64,6 +64,20 @@ class Transposed(RowSource):
 
 
 @dataclass(frozen=True)
+class Behind(RowSource):
+    """A tensor without its first rows."""
+
+    name: str
+    first: int
+
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    def read(self, checkpoint: Checkpoint, start: int, stop: int) -> torch.Tensor:
+        return checkpoint.read(self.name, self.first + start, self.first + stop)
+
+
+@dataclass(frozen=True)
 class PlusOne(RowSource):
     """Float32 of the tensor plus one: norms that models store as their distance from one."""
 

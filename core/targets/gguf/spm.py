@@ -1,7 +1,7 @@
 """SentencePiece vocabularies: tokenizer.model, read as the protocol buffer it is, and tokenizer.json with byte
 fallback.
 
-Only what llama.cpp uses is read: pieces, scores, types, special ids, and whether a space is put in front.
+Only what llama.cpp uses is read: pieces, scores, types, special ids, and what is done to spaces and characters.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _VARINT, _I64, _BYTES, _I32 = 0, 1, 2, 5
 _FIXED = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.BYTE)
 # Field numbers of sentencepiece_model.proto.
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
-_BPE = 2
+_UNIGRAM, _BPE = 1, 2
 
 
 def tokens(data: bytes, files: TokenizerFiles, notes: list[str]) -> Tokens:
@@ -40,8 +40,15 @@ def tokens(data: bytes, files: TokenizerFiles, notes: list[str]) -> Tokens:
             normalizer = dict(_fields(_bytes(value)))
     if not made.texts:
         raise CorruptFile("no pieces in it", where=files.folder / "tokenizer.model")
-    if trainer.get(3, 1) != _BPE:
+    if trainer.get(3, 1) == _UNIGRAM and not trainer.get(35):
+        made.model = "t5"
+        made.charsmap = _bytes(normalizer.get(2, b""))
+        made.flags["remove_extra_whitespaces"] = bool(normalizer.get(4, 1))
+    elif trainer.get(3, 1) != _BPE:
+        # llama.cpp's Unigram knows no bytes.
         notes.append("tokenizer.model is not of the BPE kind: llama.cpp cuts text into the same pieces only mostly")
+    if made.model == "llama" and normalizer.get(2):
+        notes.append("tokenizer.model maps characters to others first, which llama.cpp does not do for this kind")
     ids = {"unk": trainer.get(40, 0), "bos": trainer.get(41, 1), "eos": trainer.get(42, 2), "pad": trainer.get(43, -1)}
     made.ids = {kind: _signed(number) for kind, number in ids.items() if 0 <= _signed(number) < len(made.texts)}
     made.adds = {"bos": True, "eos": False}
@@ -50,7 +57,7 @@ def tokens(data: bytes, files: TokenizerFiles, notes: list[str]) -> Tokens:
     found = added_tokens(files.tokenizer, files.settings)
     for text, number in side_json(files.folder, "added_tokens.json").items():
         found.setdefault(checked_id(number), Added(text, False))
-    _override(made, found)
+    override(made, found)
     return made
 
 
@@ -82,14 +89,15 @@ def tokens_of_json(files: TokenizerFiles, notes: list[str]) -> Tokens:
             # No merge makes it: a single character, never weighed against another.
             made.add(text, TokenType.NORMAL, -float(rank.get(text, len(merges))))
     made.adds = {"bos": False, "eos": False}
-    made.flags["add_space_prefix"] = _prefix(files)
-    _override(made, added_tokens(files.tokenizer, files.settings))
+    made.flags["add_space_prefix"] = space_prefix(files)
+    override(made, added_tokens(files.tokenizer, files.settings))
     if not any(t == TokenType.BYTE for t in made.types):
         raise CorruptFile("tokenizer.json falls back to bytes and has no tokens for them", where=files.folder)
     return made
 
 
-def _prefix(files: TokenizerFiles) -> bool:
+def space_prefix(files: TokenizerFiles) -> bool:
+    """Whether tokenizer.json puts a space in front of a text."""
     for step in steps(files.tokenizer.get("normalizer")):
         if step.get("type") == "Prepend":
             return True
@@ -100,7 +108,7 @@ def _prefix(files: TokenizerFiles) -> bool:
     return False
 
 
-def _override(made: Tokens, added: dict[int, Added]) -> None:
+def override(made: Tokens, added: dict[int, Added]) -> None:
     """Tokens that were added after training, inside the vocabulary or behind it."""
     for number in sorted(added):
         token = added[number]

@@ -1,5 +1,6 @@
 """The vocabulary of a Hugging Face folder as GGUF key-values: which kind of tokenizer there is, and what all
-kinds have in common. Byte-level BPE is in bpe.py, SentencePiece in spm.py, special tokens and templates in special.py.
+kinds have in common. Byte-level BPE is in bpe.py, SentencePiece in spm.py and unigram.py, WordPiece in wordpiece.py,
+special tokens and templates in special.py.
 
 Nothing is run: the files are read as data.
 """
@@ -15,7 +16,7 @@ from typing import Any
 from core.checkpoints.gguf import Value, ValueType
 from core.checkpoints.mapped import stamp
 from core.errors import CorruptFile
-from core.targets.gguf import bpe, special, spm
+from core.targets.gguf import bpe, special, spm, unigram, wordpiece
 from core.targets.gguf.tokens import Tokens, TokenType
 from core.targets.sides import side_file, side_json
 
@@ -27,6 +28,7 @@ _READ = (
     "special_tokens_map.json",
     "merges.txt",
     "vocab.json",
+    "vocab.txt",
     "chat_template.jinja",
     "chat_template.json",
     "additional_chat_templates",
@@ -86,6 +88,9 @@ def _vocabulary(
         pairs.append(("tokenizer.ggml.merges", Value.of(ValueType.ARRAY, tokens.merges, ValueType.STRING)))
     for key, flag in tokens.flags.items():
         pairs.append((f"tokenizer.ggml.{key}", Value.of(ValueType.BOOL, flag)))
+    if tokens.charsmap:
+        charsmap = Value.of(ValueType.ARRAY, tokens.charsmap, ValueType.UINT8)
+        pairs.append(("tokenizer.ggml.precompiled_charsmap", charsmap))
     pairs += special.pairs(files, tokens, notes)
     return Vocabulary(tuple(pairs), tuple(notes))
 
@@ -96,6 +101,8 @@ def _tokens(files: special.TokenizerFiles, notes: list[str]) -> Tokens | None:
     kind = model.get("type", "BPE") if isinstance(model, dict) else ""
     if isinstance(model, dict) and kind == "BPE" and bpe.is_byte_level(files.tokenizer):
         return bpe.tokens(files, notes)
+    if isinstance(model, dict) and kind == "WordPiece":
+        return wordpiece.tokens(files, notes)
     sentencepiece = side_file(files.folder, "tokenizer.model")
     if sentencepiece is not None:
         try:
@@ -106,10 +113,14 @@ def _tokens(files: special.TokenizerFiles, notes: list[str]) -> Tokens | None:
             notes.append(f"tokenizer.model is no SentencePiece model ({error.message}); tokenizer.json is taken")
     if isinstance(model, dict) and kind == "BPE" and model.get("byte_fallback"):
         return spm.tokens_of_json(files, notes)
+    if isinstance(model, dict) and kind == "Unigram":
+        return unigram.tokens(files, notes)
     if model:
         notes.append(f"tokenizer.json holds a tokenizer of type {kind}, which is not carried over")
     elif (files.folder / "vocab.json").exists() and (files.folder / "merges.txt").exists():
         return bpe.tokens_of_text_files(files, notes)
+    elif (files.folder / "vocab.txt").exists():
+        return wordpiece.tokens_of_text_file(files)
     return None
 
 

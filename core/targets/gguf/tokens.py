@@ -12,6 +12,9 @@ from core.errors import CorruptFile
 # No vocabulary comes near; an id beyond it is a broken file.
 MAX_TOKENS = 1 << 23
 
+# Values of `tokenizer.ggml.model` whose tokens have scores: SentencePiece's BPE and Unigram.
+SCORED = ("llama", "t5")
+
 
 class TokenType(IntEnum):
     """Numbers of llama.cpp, and of SentencePiece."""
@@ -27,10 +30,11 @@ class TokenType(IntEnum):
 @dataclass
 class Tokens:
     """model, pre  `tokenizer.ggml.model` and `.pre`
-    texts, types, scores  one per id; scores only for SentencePiece
+    texts, types, scores  one per id; scores only for the models in SCORED
     flags          further `tokenizer.ggml.*` switches
     ids            special tokens that the tokenizer itself knows ("bos" → 1)
     adds           what it puts around a text ("bos" → True)
+    charsmap       SentencePiece's compiled map of characters, which Unigram applies to texts
     """
 
     model: str
@@ -42,11 +46,12 @@ class Tokens:
     flags: dict[str, bool] = field(default_factory=dict)
     ids: dict[str, int] = field(default_factory=dict)
     adds: dict[str, bool] = field(default_factory=dict)
+    charsmap: bytes = b""
 
     def add(self, text: str, type: TokenType, score: float) -> None:
         self.texts.append(text)
         self.types.append(type)
-        if self.model == "llama":
+        if self.model in SCORED:
             self.scores.append(score)
 
     def cut(self, size: int) -> Tokens:

@@ -9,7 +9,7 @@ from math import prod
 
 from core.targets.base import Plain, RowSource
 from core.targets.gguf.hyper import Hyper
-from core.targets.gguf.rows import Blocks, Interleaved, PlusOne, Stacked, Transposed
+from core.targets.gguf.rows import Behind, Blocks, Interleaved, PlusOne, Stacked, Transposed
 
 Shape = tuple[int, ...]
 
@@ -105,6 +105,19 @@ class Regroup(Way):
         if made[0] % (groups * each):
             raise hyper.error(f"{made[0]} rows are not {groups * each} heads of one size")
         return Blocks(names[0], made[0] // (groups * each), order, vector=len(made) == 1)
+
+
+@dataclass(frozen=True)
+class WithoutFirst(Way):
+    """All rows but the first few."""
+
+    rows: int
+
+    def shape(self, made: Shape) -> Shape:
+        return (made[0] + self.rows, *made[1:])
+
+    def source(self, hyper: Hyper, names: Sequence[str], made: Shape) -> RowSource:
+        return Behind(names[0], self.rows)
 
 
 STRAIGHT = _Straight()

@@ -10,7 +10,7 @@ from typing import Any
 
 import gguf
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from core.checkpoints import open_checkpoint
 from core.errors import CheckpointError, CorruptFile
@@ -119,6 +119,13 @@ def made(model, tmp_path_factory) -> dict[str, tuple[Tokenizer, dict[str, Any], 
     for name, tokenizer in tokenizers.items():
         save_tokenizer(beside(model, root / name), tokenizer)
         fields[name] = written(root / name, root / f"{name}.gguf")
+    # Unigram, as tokenizer.json and as a SentencePiece file.
+    tokenizers["unigram"] = tokenizers["unigram.model"] = unigram()
+    save_tokenizer(beside(model, root / "unigram"), tokenizers["unigram"], unk_token="<unk>")
+    fields["unigram"] = written(root / "unigram", root / "unigram.gguf")
+    folder = beside(model, root / "unigram.model", tokenizer__model=sentencepiece_unigram(tokenizers["unigram"]))
+    (folder / "tokenizer_config.json").write_text('{"add_bos_token": false}')
+    fields["unigram.model"] = written(folder, root / "unigram.model.gguf")
     # The same pieces as a SentencePiece file, and nothing else.
     tokenizers["tokenizer.model"] = tokenizers["llama"]
     folder = beside(model, root / "tokenizer.model", tokenizer__model=sentencepiece(tokenizers["llama"]))
@@ -128,20 +135,48 @@ def made(model, tmp_path_factory) -> dict[str, tuple[Tokenizer, dict[str, Any], 
     return {name: (tokenizers[name], fields[name], a) for name, a in zip(tokenizers, answers, strict=True)}
 
 
+def varint(n: int) -> bytes:
+    out = b""
+    while n >= 128:
+        out, n = out + bytes([n & 127 | 128]), n >> 7
+    return out + bytes([n])
+
+
+def field(number: int, content: bytes) -> bytes:
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def number(field_number: int, value: int) -> bytes:
+    return varint(field_number << 3) + varint(value & 0xFFFFFFFFFFFFFFFF)
+
+
+def unigram() -> Tokenizer:
+    """Pieces with scores; spaces alone are marked, so that line breaks are characters on both sides."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        unk_token="<unk>",
+        max_piece_length=8,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text[:60] for text in TEXTS * 4], trainer)
+    return tokenizer
+
+
+def sentencepiece_unigram(tokenizer: Tokenizer) -> bytes:
+    out = b""
+    for token, (text, score) in enumerate(json.loads(tokenizer.to_str())["model"]["vocab"]):
+        piece = field(1, text.encode()) + varint(2 << 3 | 5) + struct.pack("<f", score)
+        out += field(1, piece + number(3, {0: 2, 1: 3, 2: 3}.get(token, 1)))
+    trainer = number(3, 1) + number(40, 0) + number(41, 1) + number(42, 2) + number(43, -1)
+    return out + field(2, trainer) + field(3, number(3, 1) + number(4, 0))
+
+
 def sentencepiece(tokenizer: Tokenizer) -> bytes:
     """A tokenizer.model written by hand: pieces, scores by the order of merges, types."""
-
-    def varint(n: int) -> bytes:
-        out = b""
-        while n >= 128:
-            out, n = out + bytes([n & 127 | 128]), n >> 7
-        return out + bytes([n])
-
-    def field(number: int, content: bytes) -> bytes:
-        return varint(number << 3 | 2) + varint(len(content)) + content
-
-    def number(field_number: int, value: int) -> bytes:
-        return varint(field_number << 3) + varint(value & 0xFFFFFFFFFFFFFFFF)
 
     content = json.loads(tokenizer.to_str())["model"]
     ranks: dict[str, int] = {}
@@ -173,6 +208,16 @@ def test_sentencepiece_texts_become_the_same_ids(made, name) -> None:
     expected = [tokenizer.encode(text).ids for text in TEXTS]
     assert answer.tokens == expected
     assert any(3 <= token < 259 for ids in expected for token in ids), "no text falls back to bytes"
+
+
+@pytest.mark.parametrize("name", ["unigram", "unigram.model"])
+def test_unigram_texts_become_the_same_ids(made, name) -> None:
+    tokenizer, fields, answer = made[name]
+    assert fields["ggml.model"] == "t5"
+    assert fields["ggml.remove_extra_whitespaces"] is False
+    expected = [tokenizer.encode(text).ids for text in TEXTS]
+    assert answer.tokens == expected
+    assert any(0 in ids for ids in expected), "no text has unknown characters"
 
 
 def test_types_and_padding(made) -> None:
@@ -291,10 +336,10 @@ def test_no_tokenizer_gives_a_file_that_loads(model, tmp_path) -> None:
 
 
 def test_a_tokenizer_of_another_kind_is_said_aloud(model, tmp_path) -> None:
-    unigram = {"model": {"type": "Unigram", "vocab": [["a", -1.0]]}}
-    folder = beside(model, tmp_path / "m", tokenizer__json=unigram)
+    words = {"model": {"type": "WordLevel", "vocab": {"a": 0}}}
+    folder = beside(model, tmp_path / "m", tokenizer__json=words)
     assert written(folder, tmp_path / "m.gguf") == {"ggml.model": "none"}
-    assert any("Unigram" in note for note in notes_of(folder))
+    assert any("WordLevel" in note for note in notes_of(folder))
 
 
 def test_more_tokens_than_rows(model, tmp_path) -> None:
