@@ -94,7 +94,9 @@ def make_plan(
         outline=outline,
         tensors=planned,
         layout=layout,
-        problems=tuple(_problems(planned, resolved, outline, target, kinds, known, unread_quantization(checkpoint))),
+        problems=tuple(
+            _problems(planned, resolved, outline, target, kinds, known, unread_quantization(checkpoint), recipe)
+        ),
         known=known,
         kinds=kinds,
         calibration=calibration,
@@ -214,6 +216,7 @@ def _problems(
     statistics: frozenset[Statistic],
     known: Known,
     unread: str,
+    recipe: Recipe,
 ) -> Iterable[Problem]:
     if unread:
         yield Problem(
@@ -222,6 +225,7 @@ def _problems(
             hint="start from the original weights",
         )
     yield from _needs(planned, statistics)
+    yield from _blind(planned, recipe, statistics)
     yield from _unweighted(planned, outline, statistics, known)
     for o in target.objections([t.assignment for t in planned]):
         yield Problem(o.severity, o.message, o.tensor, o.hint)
@@ -281,6 +285,23 @@ def _needs(planned: Sequence[PlannedTensor], statistics: frozenset[Statistic]) -
         if missing:
             words = ", ".join(sorted(s.value for s in missing))
             yield Problem("error", f"{method} needs calibration data ({words})", name, "or take the method nearest")
+
+
+def _blind(planned: Sequence[PlannedTensor], recipe: Recipe, statistics: frozenset[Statistic]) -> Iterable[Problem]:
+    """Presets that nobody makes without importance data: llama-quantize refuses them."""
+    from core.recipes.presets import get_preset
+
+    if Statistic.IMPORTANCE in statistics:
+        return
+    used = {t.rule for t in planned if t.quantized}
+    names = dict.fromkeys(rule.preset for i, rule in enumerate(recipe.rules) if rule.preset and i in used)
+    for name in names:
+        if get_preset(name).needs_importance:
+            yield Problem(
+                "error",
+                f"{name} needs importance data: llama.cpp does not make it without",
+                hint="give --imatrix or --calibration, or take Q2_K or a larger preset",
+            )
 
 
 def _unweighted(

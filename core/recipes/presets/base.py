@@ -40,6 +40,7 @@ class Preset:
     family   "llama.cpp", "compressed-tensors" or "dense": menus group by it
     target   the container it is made for, "" for any
     formats  every format it may choose on shapes that fit
+    needs_importance  nobody makes it without importance data
     """
 
     name: str
@@ -49,6 +50,7 @@ class Preset:
     target: str
     formats: tuple[str, ...]
     choose: Choose
+    needs_importance: bool = False
 
     @property
     def unavailable(self) -> str:

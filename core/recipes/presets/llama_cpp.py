@@ -208,7 +208,9 @@ def _word(kind: str) -> str:
 def _preset(mixture: Mixture) -> Preset:
     formats = tuple(name.lower() for name in mixture.types)
     title = f"llama.cpp {mixture.title}"
-    return Preset(mixture.name, title, mixture.help, "llama.cpp", "gguf", formats, partial(choose, mixture))
+    return Preset(
+        mixture.name, title, mixture.help, "llama.cpp", "gguf", formats, partial(choose, mixture), mixture.needy
+    )
 
 
 LLAMA_CPP: tuple[Preset, ...] = tuple(_preset(mixture) for mixture in MIXTURES)

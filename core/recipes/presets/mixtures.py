@@ -97,6 +97,7 @@ class Mixture:
     q, k       attn_q, attn_k;  down: ffn_down;  gate_up: ffn_gate and ffn_up
     low_bit    the branch of the 1- and 2-bit lattices: no later bumps, and layers are counted, never read from names
     stacked    only stacks of experts get the default; all else is q8_0
+    needy      llama-quantize refuses it without importance data: matrices in IQ1, IQ2 or IQ3_XXS, or in Q2_K throughout
     """
 
     name: str
@@ -114,6 +115,7 @@ class Mixture:
     gate_up: Clauses = ()
     low_bit: bool = False
     stacked: bool = False
+    needy: bool = False
 
     @property
     def types(self) -> tuple[str, ...]:
@@ -139,10 +141,11 @@ def _lattice(name: str, default: str, title: str, help: str, embedding: str, hig
         o=output,
         down=((high, eighth),),
         low_bit=True,
+        needy=True,
     )
 
 
-_IMATRIX = "needs importance data to be worth its bytes"
+_IMATRIX = "needs importance data"
 
 MIXTURES: tuple[Mixture, ...] = (
     Mixture("Q8_0", "Q8_0", "8-bit", "Near lossless; half the size of 16 bits.", head="Q8_0"),
@@ -247,12 +250,13 @@ MIXTURES: tuple[Mixture, ...] = (
         "IQ3_XS",
         "IQ3_S",
         "3-bit lattice, small",
-        "Lattice codes, attn_q, attn_k and the middle layers' ffn in fewer bits.",
+        f"Lattice codes, attn_q, attn_k and the middle layers' ffn in fewer bits; {_IMATRIX}.",
         v=(("Q4_K", grouped),),
         q=(("IQ3_XXS", always),),
         k=(("IQ3_XXS", always),),
         o_moe8="Q5_K",
         gate_up=(("IQ3_XXS", middle),),
+        needy=True,
     ),
     Mixture(
         "IQ3_XXS",
@@ -267,6 +271,7 @@ MIXTURES: tuple[Mixture, ...] = (
         o=(("IQ3_S", no(falcon)),),
         o_moe8="Q5_K",
         down=(("Q4_K", both(blind, eighth)), ("Q3_K", blind)),
+        needy=True,
     ),
     Mixture(
         "Q2_K",
@@ -285,6 +290,7 @@ MIXTURES: tuple[Mixture, ...] = (
         f"2 bits nearly throughout; {_IMATRIX}.",
         v=(("Q4_K", grouped),),
         down=(("Q4_K", eighth),),
+        needy=True,
     ),
     _lattice("IQ2_M", "IQ2_S", "2-bit lattice, medium", f"About 2.7 bits; {_IMATRIX}.", "IQ3_S", "IQ3_S", "IQ3_S"),
     _lattice("IQ2_S", "IQ2_XS", "2-bit lattice", f"About 2.5 bits; {_IMATRIX}.", "IQ3_S", "IQ3_S", "IQ3_S"),

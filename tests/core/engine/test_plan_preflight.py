@@ -192,6 +192,19 @@ def test_few_bits_without_importance_are_a_warning(source: Path, tmp_path: Path)
     assert Case(source, "q2_k", already).lines(tmp_path / "out.row") == []
 
 
+def test_presets_that_need_importance_are_an_error_without(source: Path, tmp_path: Path) -> None:
+    case = Case(source, "IQ3_XS", llama(4))
+    errors = [line for line in case.lines(tmp_path / "out.row") if "llama.cpp" in line]
+    assert errors == [
+        "IQ3_XS needs importance data: llama.cpp does not make it without; "
+        "give --imatrix or --calibration, or take Q2_K or a larger preset"
+    ]
+    assert any(p.severity == "error" and "IQ3_XS needs" in p.message for p in case.plan.problems)
+    for preset in ("IQ2_M", "Q2_K_S"):
+        known = make_plan(case.checkpoint, load(preset), case.plan.target, statistics=frozenset({Statistic.IMPORTANCE}))
+        assert not any("does not make it" in p.message for p in known.problems)
+
+
 def test_memory_is_asked_for_by_whole_tensors_only(source: Path, tmp_path: Path, monkeypatch) -> None:
     import psutil
 

@@ -409,6 +409,19 @@ def test_what_llama_cpp_never_quantizes() -> None:
     assert set(formats.values()) == {"keep"}
 
 
+def test_presets_that_llama_quantize_refuses_without_importance_say_so() -> None:
+    """It refuses tensors of these types, embedding and head excepted, and the mixture Q2_K_S."""
+    refused = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS"}
+    model = llama(16)
+    for mixture in MIXTURES:
+        preset = get_preset(mixture.name)
+        assert preset.available
+        given = {t.name: c.format.upper() for t, c in zip(model.tensors, preset.choose(model, False), strict=True)}
+        matrices = {f for name, f in given.items() if name not in ("token_embd.weight", "output.weight")}
+        assert preset.needs_importance == (bool(matrices & refused) or mixture.name == "Q2_K_S"), mixture.name
+    assert not any((name, False) in LLAMA_CPP_BYTES for name in (m.name for m in MIXTURES if m.needy))
+
+
 def test_every_type_of_every_mixture_exists() -> None:
     for mixture in MIXTURES:
         assert set(mixture.types) <= set(GGML_TYPES)
