@@ -23,6 +23,7 @@ from core.engine.plan import make_plan, plan_json
 from core.engine.units import cut
 from core.engine.work import Work
 from core.errors import CalibrationError, Cancelled, OutputError
+from core.methods import Nearest
 from core.recipes import load
 from core.roles import role_of
 from core.targets import get_target
@@ -48,6 +49,17 @@ def blocks(file: gguf.GGUFReader, name: str) -> np.ndarray:
     return next(t for t in file.tensors if t.name == name).data
 
 
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearest with the search that a format is known by, which for GGML's is llama.cpp's."""
+
+    def quantize(self, w, format, stats, params, ctx=None):
+        return format.quantize(w, stats.get(IMPORTANCE))
+
+    monkeypatch.setattr(Nearest, "quantize", quantize)
+
+
+@pytest.mark.usefixtures("exact")
 def test_demo_with_an_importance_matrix_has_ggmls_bytes(demo: Path, tmp_path: Path) -> None:
     with open_checkpoint(demo) as checkpoint:
         outline = get_target("gguf").outline(checkpoint)
@@ -146,6 +158,7 @@ def moe_gguf(path: Path, experts: int = 3, rows: int = 40, columns: int = 256) -
     return w
 
 
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("piece", [1 << 20, 256 * 16])
 def test_every_expert_has_its_own_importance(tmp_path: Path, monkeypatch, piece: int) -> None:
     """Pieces of a run never mix two experts, however they fall."""
