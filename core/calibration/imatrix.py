@@ -116,9 +116,9 @@ def _read_dat(path: Path) -> tuple[dict[str, TensorStatistics], list[str], int]:
         at += 4
         return value
 
-    def text(what: str, most: int) -> str:
+    def text(what: str, least: int, most: int) -> str:
         nonlocal at
-        length = number(f"the length of {what}", 0, most)
+        length = number(f"the length of {what}", least, most)
         if at + length > len(data):
             raise CorruptFile(f"ends inside {what}", CUT_OFF, path, offset=at)
         at += length
@@ -126,7 +126,7 @@ def _read_dat(path: Path) -> tuple[dict[str, TensorStatistics], list[str], int]:
 
     found: dict[str, TensorStatistics] = {}
     for _ in range(number("the number of entries", 1, len(data) // 12)):
-        name = text("a name", _MAX_NAME)
+        name = text("a name", 1, _MAX_NAME)
         calls = number(f"the calls of {short(name)}", 0, (1 << 31) - 1)
         count = number(f"the length of {short(name)}", 1, (1 << 31) - 1)
         if at + 4 * count > len(data):
@@ -139,7 +139,7 @@ def _read_dat(path: Path) -> tuple[dict[str, TensorStatistics], list[str], int]:
     if at == len(data):
         return found, [], 0  # older files end here, or after the next number
     chunks = number("the last chunk", 0, (1 << 31) - 1)
-    return found, [text("the data set", 1 << 16)] if at < len(data) else [], chunks
+    return found, [text("the data set", 0, 1 << 16)] if at < len(data) else [], chunks
 
 
 def _require_sound(path: Path, name: str, sums: np.ndarray, counts: np.ndarray) -> None:
