@@ -14,13 +14,12 @@ import pytest
 import torch
 
 import core.formats.fitting as fitting
-from core.errors import CalibrationError, NonFinite, OutOfRange, RecipeError, UnsupportedFormat
+from core.errors import CalibrationError, NonFinite, OutOfRange, RecipeError
 from core.formats import FORMATS, Format, Quantized, get_format
 from core.formats.shifted import Shifted
 from core.formats.uniform import Uniform
 
 WRITTEN = [f for f in FORMATS if f.encodable]
-READ_ONLY = [f for f in FORMATS if not f.encodable]
 EVERY = pytest.mark.parametrize("f", WRITTEN, ids=lambda f: f.name)
 COLUMNS = 512
 
@@ -337,12 +336,6 @@ def test_without_importance_nothing_is_written_where_it_is_needed(f: Format) -> 
     for call in (f.quantize, f.fit):
         with pytest.raises(CalibrationError, match=f"{f.name} needs importance"):
             call(gaussian(2, COLUMNS))
-
-
-@pytest.mark.parametrize("f", READ_ONLY, ids=lambda f: f.name)
-def test_formats_that_are_only_read_say_so(f: Format) -> None:
-    with pytest.raises(UnsupportedFormat, match=f"{f.name} can be read, not written"):
-        f.quantize(gaussian(1, COLUMNS))
 
 
 def test_names() -> None:
