@@ -5,6 +5,9 @@ own; runs that come out off the lattice go to the best of their neighbours (core
 whose codes explain most of the weighted weights wins. Codes stand for magnitudes 2·code + 1 here; the magnitudes that
 decoding uses differ from these a little, which the factors of d make up for.
 
+One answer of llama.cpp's is not ours: its IQ3_S writes the groups of a block that follow 32 zeros into the places of
+those before them, which makes other weights of them.
+
 In shapes, N is the group that shares a scale, R = N / run the runs in it, n the number of groups.
 """
 
