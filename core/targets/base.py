@@ -156,6 +156,12 @@ class Layout:
     def nbytes(self) -> int:
         return sum(f.nbytes for f in self.files) + sum(len(b) for b in self.sides.values())
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether files with names of their own are written: always into a folder, and into one as well by a target of
+        single files, where these are limited in size."""
+        return any(f.name for f in self.files)
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -185,7 +191,7 @@ class Target(ABC):
     name: ClassVar[str]  # "gguf", "compressed-tensors", "dense"
     title: ClassVar[str]
     help: ClassVar[str]
-    folder: ClassVar[bool]  # the output is a folder (else one file)
+    folder: ClassVar[bool]  # the output is a folder (else one file, unless files are limited in size)
     suffix: ClassVar[str] = ""  # of the single file
     row_multiple: ClassVar[int] = 1  # slices handed to `store` begin at a multiple of this row
 
