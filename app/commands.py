@@ -229,7 +229,7 @@ class Commands:
         self._window.settings.set("files/output_folder", str(out.parent))
         self._window.planner.output_folder = str(out.parent)
         # Replacing was agreed to in the dialog; a folder is never replaced without a word.
-        force = not plan.target.folder and out.is_file()
+        force = not plan.folder and out.is_file()
         self.stopped_run = None
         job = self._window.quantizer.start(out, resume=can_resume(out), force=force)
         if job is not None:

@@ -320,10 +320,10 @@ def _calibrated(
 
 def output_path(out: Path, checkpoint: Checkpoint, plan: Plan) -> Path:
     """`out`, or inside it `model-Q4_K_M.gguf` when it is an existing folder and the target a single file."""
-    if plan.target.folder or not out.is_dir():
+    if plan.folder or not out.is_dir():
         return out
     source = checkpoint.path.resolve()
-    stem = source.name if source.is_dir() else source.stem
+    stem = source.name if source.is_dir() else re.sub(r"-\d{5}-of-\d{5}$", "", source.stem)
     label = re.sub(r"[^\w.+-]+", "-", plan.recipe.name).strip("-.") or "quantized"
     return out / f"{stem or 'model'}-{label}{plan.target.suffix}"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from core.checkpoints import gguf, safetensors, torch_archive
 from core.checkpoints.base import Checkpoint
 from core.checkpoints.dialects import as_weights
-from core.checkpoints.huggingface import HuggingFaceFolder
+from core.checkpoints.huggingface import CONFIG, HuggingFaceFolder
 from core.checkpoints.mapped import read_bytes, regular_size
 from core.checkpoints.strangers import refuse_stranger, unknown
 from core.errors import CheckpointError
@@ -44,7 +44,8 @@ _HEAD_BYTES = 512
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint at `path`: a Hugging Face folder, or a file of any kind in READERS.
+    """The checkpoint at `path`: a Hugging Face folder, a folder with the parts of one GGUF, or a file of any kind in
+    READERS.
 
     raises  CheckpointError, UnsupportedFormat or CorruptFile: one line that says what is wrong with which file
     """
@@ -54,6 +55,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     except (OSError, ValueError) as exc:  # a name with a NUL in it, a name too long
         raise CheckpointError(f"cannot be opened ({exc})", where=ascii(str(path))) from exc
     if folder:
+        first = None if (path / CONFIG).exists() else gguf.only_split(path)
+        if first is not None:
+            return gguf.Gguf(first)
         return as_weights(HuggingFaceFolder(path))
     regular_size(path)
     head = read_bytes(path, _HEAD_BYTES)

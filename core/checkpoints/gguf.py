@@ -24,7 +24,7 @@ from core.tensors import TensorInfo, natural_key
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Gguf", "Value", "ValueType", "encode_pair", "encode_string", "looks_like"]
+__all__ = ["Gguf", "Value", "ValueType", "encode_pair", "encode_string", "looks_like", "only_split"]
 
 _SPLIT_NAME = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
 
@@ -154,6 +154,14 @@ def _number(header: GgufHeader, key: str, path: Path, default: int = 0) -> int:
     if value.type in (ValueType.STRING, ValueType.ARRAY, ValueType.FLOAT32, ValueType.FLOAT64, ValueType.BOOL):
         raise CorruptFile(f"{key} is {short(str(value))}, not a whole number", where=path)
     return int(value.value)
+
+
+def only_split(folder: Path) -> Path | None:
+    """The first part where the folder's GGUF files are the parts of one model and nothing else, else None."""
+    names = sorted(path.name for path in folder.glob("*.gguf"))
+    found = [_SPLIT_NAME.match(name) for name in names]
+    sets = {(f.group(1), f.group(3)) if f else None for f in found}
+    return folder / names[0] if len(sets) == 1 and None not in sets else None
 
 
 def _split_paths(path: Path, count: int) -> Sequence[Path]:

@@ -84,6 +84,11 @@ class Plan:
     def nbytes(self) -> int:
         return self.layout.nbytes
 
+    @property
+    def folder(self) -> bool:
+        """Whether the output is a folder: the target's custom, or the parts of a file of limited size."""
+        return self.target.folder or self.layout.in_parts
+
     @cached_property
     def bpw(self) -> float:
         """Stored bits per weight over all tensors (headers and side files left out)."""

@@ -67,7 +67,7 @@ def run(
         raise PlanError(f"{workers} workers cannot work", "give 1 or more")
     if cluster and plan.calibration is not None:
         raise PlanError("a calibrated run works on one machine", "leave out --cluster, or gather an imatrix first")
-    output = Output(plan.layout, out, folder=plan.target.folder, inputs=checkpoint.files)
+    output = Output(plan.layout, out, folder=plan.folder, inputs=checkpoint.files)
     require(preflight(plan, checkpoint, out, device=device, force=force))
     output.check_free(force)
     memory = PeakMemory()

@@ -102,7 +102,7 @@ def _place(plan: Plan, checkpoint: Checkpoint, out: Path, force: bool) -> Iterab
         return
     if os.path.lexists(out):
         folder = out.is_dir()
-        if folder != plan.target.folder:
+        if folder != plan.folder:
             what, wanted = ("a folder", "a file") if folder else ("a file", "a folder")
             yield Problem(
                 "error",
@@ -117,7 +117,7 @@ def _place(plan: Plan, checkpoint: Checkpoint, out: Path, force: bool) -> Iterab
     if why:
         yield Problem("error", f"the folder {parent} cannot be written to: {why}", hint="choose another place")
     suffix = plan.target.suffix
-    if suffix and not plan.target.folder and out.suffix.lower() != suffix:
+    if suffix and not plan.folder and out.suffix.lower() != suffix:
         yield Problem("note", f"{out.name} does not end in {suffix}, by which programs know such files")
 
 
@@ -134,7 +134,7 @@ def _clash(plan: Plan, checkpoint: Checkpoint, out: Path) -> str:
     folder = checkpoint.path.resolve()
     if not folder.is_dir() or folder not in here.parents:
         return ""
-    if plan.target.folder:
+    if plan.folder:
         return f"lies inside the input folder {checkpoint.path}"
     # A new GGUF beside the weights is how people work; anything that is there already belongs to the input.
     if here.exists() and here.suffix.lower() != ".gguf":

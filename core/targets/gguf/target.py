@@ -3,13 +3,13 @@ convert.py's, taking GGUF files over is passthrough.py's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 
 from core.calibration.statistics import Provenance
 from core.checkpoints.base import Checkpoint
 from core.checkpoints.gguf import Gguf, Value, ValueType
-from core.errors import TargetError
+from core.checkpoints.gguf_header import ALIGNMENT_KEY
 from core.formats import get_format
 from core.formats.base import Format, Quantized
 from core.formats.dense import Dense
@@ -25,7 +25,7 @@ from core.targets.base import (
     StoredTensor,
     Target,
 )
-from core.targets.gguf import convert, passthrough
+from core.targets.gguf import convert, passthrough, splits
 from core.targets.gguf.filetype import file_type
 from core.targets.gguf.rows import FromGguf
 from core.targets.gguf.writer import DEFAULT_ALIGNMENT, MAX_NAME_BYTES, build
@@ -37,7 +37,7 @@ _KEPT = {"F64": "f32", "F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
 class GgufFile(Target):
-    """One GGUF file of version 3, little-endian."""
+    """One GGUF file of version 3, little-endian; where the size of files is limited, a folder of parts."""
 
     name = "gguf"
     title = "GGUF"
@@ -84,8 +84,6 @@ class GgufFile(Target):
         label: str = "",
         shard_bytes: int | None = None,
     ) -> Layout:
-        if shard_bytes:
-            raise TargetError("this version writes a GGUF as one file", "leave out the size limit", checkpoint.path)
         stored = [self.stored(a)[0] for a in assignments]
         computed = any(not a.copy for a in assignments)
         alignment, limit = DEFAULT_ALIGNMENT, None
@@ -102,11 +100,13 @@ class GgufFile(Target):
             alignment = checkpoint.alignment
         else:
             pairs, limit = convert.pairs(checkpoint, outline), MAX_NAME_BYTES
-        head, offsets, nbytes = build({**dict(pairs), **versions}.items(), stored, alignment, limit)
-        places = {
-            a.tensor.name: (Placed(s, 0, offset),) for a, s, offset in zip(assignments, stored, offsets, strict=True)
-        }
-        return Layout((FileLayout("", head, nbytes),), places)
+        given = {**dict(pairs), **versions}
+        if shard_bytes is None:
+            head, offsets, nbytes = build(given.items(), stored, alignment, limit)
+            placed = zip(assignments, stored, offsets, strict=True)
+            places = {a.tensor.name: (Placed(s, 0, offset),) for a, s, offset in placed}
+            return Layout((FileLayout("", head, nbytes),), places)
+        return _split(checkpoint, given, splits.parts(stored, shard_bytes), alignment, limit, label)
 
     def store(
         self, assignment: Assignment, quantized: Quantized, start: int, stop: int
@@ -115,6 +115,28 @@ class GgufFile(Target):
         row = GGML_TYPES[fmt.name.upper()].row_bytes(tensor.columns)
         part = quantized.parts["values" if isinstance(fmt, Dense) else "blocks"]
         yield tensor.name, start * row, data_of(part)
+
+
+def _split(
+    checkpoint: Checkpoint,
+    pairs: Mapping[str, Value],
+    parts: Sequence[Sequence[StoredTensor]],
+    alignment: int,
+    limit: int | None,
+    label: str,
+) -> Layout:
+    """A folder of parts. The first one holds all key-values, as llama.cpp expects it."""
+    total = sum(map(len, parts))
+    stem = convert.model_name(checkpoint.path) if checkpoint.path.is_dir() else checkpoint.path.stem
+    others = {key: value for key, value in pairs.items() if key == ALIGNMENT_KEY}
+    files: list[FileLayout] = []
+    places: dict[str, tuple[Placed, ...]] = {}
+    for number, tensors in enumerate(parts):
+        said = [*(pairs if number == 0 else others).items(), *splits.pairs(number, len(parts), total)]
+        head, offsets, nbytes = build(said, tensors, alignment, limit)
+        files.append(FileLayout(splits.file_name(stem, label, number, len(parts)), head, nbytes))
+        places |= {t.name: (Placed(t, number, offset),) for t, offset in zip(tensors, offsets, strict=True)}
+    return Layout(tuple(files), places)
 
 
 def _calibration_pairs(given: Provenance) -> dict[str, Value]:
