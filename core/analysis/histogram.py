@@ -294,8 +294,10 @@ def _by_slices(
     if strategy.multiple:
         return max(1, step // strategy.multiple) * strategy.multiple, lambda w: strategy.apply(w, ctx)
     if strategy.method.name == "nearest":
+        from core.methods.nearest import as_fitted
+
         w = tensor.source.read(request.checkpoint, 0, tensor.rows)
-        grid = chosen.fit(w)
+        grid = as_fitted(chosen, strategy.params).fit(w)
         ctx.check()
         if is_shared(grid):
             reach.look(chosen, grid, w[:1])

@@ -263,8 +263,11 @@ class _Task:
         small = planned.tensor.numel <= PIECE_WEIGHTS
         if small or self.work.device != "cpu" or planned.strategy.method != "nearest":
             return None
+        from core.methods.nearest import as_fitted
+
         w = planned.tensor.source.read(self.checkpoint, self.unit.start, self.unit.stop)
-        grid = planned.format.fit(w, as_tensors(self.known, "cpu").get(Statistic.IMPORTANCE))
+        fmt = as_fitted(planned.format, dict(planned.strategy.params))
+        grid = fmt.fit(w, as_tensors(self.known, "cpu").get(Statistic.IMPORTANCE))
         return grid if all(part.shape[0] == 1 for part in grid.parts.values()) else None
 
     def _piece(self, start: int, stop: int, grid: Grid | None) -> None:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 # Stored pieces of a quantized matrix, by the format's own names ("blocks", "codes", "scale", …).
 Parts = Mapping[str, "torch.Tensor"]
 
+# Efforts of a fit: the search that the format is known by (llama.cpp's, bitsandbytes' …), result for result; and one
+# that takes longer and comes closer.
+EXACT, BEST = "exact", "best"
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -44,6 +48,18 @@ class Format(ABC):
     family: ClassVar[str] = ""  # "dense", "uniform", "ggml": menus group and colours go by it
     row_local: ClassVar[bool] = True  # False: a row slice quantized alone differs from the whole
     encodable: ClassVar[bool] = True  # False: we read it, and do not write it (yet)
+
+    @property
+    def efforts(self) -> tuple[str, ...]:
+        """What `fit` and `quantize` take as effort, the finest last."""
+        return (EXACT,)
+
+    def require_effort(self, effort: str) -> None:
+        """Raises UnsupportedFormat unless the format has this effort."""
+        if effort not in self.efforts:
+            from core.errors import UnsupportedFormat
+
+            raise UnsupportedFormat(f"{self.name} has no effort {effort!r}", f"it has {' and '.join(self.efforts)}")
 
     @property
     def needs_importance(self) -> bool:
@@ -94,12 +110,14 @@ class Format(ABC):
         return 8 * self.nbytes(shape) / count if count else 0.0
 
     @abstractmethod
-    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
+    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Grid:
         """The grid of a matrix.
 
         w           floating [rows, columns], any dtype (half precision is widened in pieces, never as a whole copy)
         importance  float32 [columns], weight of each column's squared error, or None
-        raises      NonFinite when w holds NaN or Inf; CalibrationError without importance where it is needed
+        effort      one of `efforts`
+        raises      NonFinite when w holds NaN or Inf; CalibrationError without importance where it is needed;
+                    UnsupportedFormat for an effort that the format does not have
         """
 
     @abstractmethod
@@ -121,9 +139,9 @@ class Format(ABC):
     def unpack(self, parts: Parts, shape: tuple[int, int]) -> tuple[torch.Tensor, Grid]:
         """Codes and grid of stored pieces; the inverse of `pack`."""
 
-    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Quantized:
+    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Quantized:
         """fit, then encode. Formats with a fused kernel go straight to parts."""
-        grid = self.fit(w, importance)
+        grid = self.fit(w, importance, effort)
         return Quantized(self, (w.shape[0], w.shape[1]), codes=self.encode(w, grid), grid=grid)
 
     def dequantize(self, parts: Parts, shape: tuple[int, int]) -> torch.Tensor:

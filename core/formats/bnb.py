@@ -19,7 +19,7 @@ from functools import lru_cache
 from math import gcd, prod
 from typing import TYPE_CHECKING, ClassVar
 
-from core.formats.base import Format, Grid, Parts, Quantized
+from core.formats.base import EXACT, Format, Grid, Parts, Quantized
 from core.formats.checks import require_finite
 from core.formats.codebook import (
     Codebook,
@@ -107,12 +107,14 @@ class Bnb4(Format):
         blocks = -(-count // BLOCK)
         return (count + 1) // 2 + (blocks + 4 * -(-blocks // NESTED) + 4 if self.nested else 4 * blocks)
 
-    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
+    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Grid:
+        self.require_effort(effort)
         return self._grid(self._stored(self._absmax(w)), (w.shape[0], w.shape[1]))
 
-    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Quantized:
+    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Quantized:
         import torch
 
+        self.require_effort(effort)
         absmax = self._absmax(w)
         count = w.numel()
         whole = count // BLOCK * BLOCK

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
-from core.formats.base import Format, Grid, Parts, Quantized
+from core.formats.base import EXACT, Format, Grid, Parts, Quantized
 from core.formats.checks import out_of_range, require_finite
 from core.tensors import DTYPES
 
@@ -36,7 +36,8 @@ class Dense(Format):
     def nbytes(self, shape: tuple[int, ...]) -> int:
         return prod(shape) * DTYPES[self.dtype].bits // 8
 
-    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
+    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Grid:
+        self.require_effort(effort)
         require_finite(w)
         return Grid()
 
@@ -67,7 +68,8 @@ class Dense(Format):
         values = parts["values"].reshape(shape)
         return values.view(torch.int32 if self.dtype == "F32" else torch.int16), Grid()
 
-    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Quantized:
+    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Quantized:
+        self.require_effort(effort)
         require_finite(w)
         return Quantized(self, (w.shape[0], w.shape[1]), parts={"values": self._values(w)})
 

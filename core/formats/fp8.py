@@ -17,7 +17,7 @@ from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
-from core.formats.base import Format, Grid, Parts
+from core.formats.base import EXACT, Format, Grid, Parts
 from core.formats.checks import computable, require_finite
 from core.tensors import DTYPES
 
@@ -80,9 +80,10 @@ class Fp8(Format):
     def nbytes(self, shape: tuple[int, ...]) -> int:
         return prod(shape) + 4 * prod(self.scales_shape(shape))
 
-    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
+    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Grid:
         import torch
 
+        self.require_effort(effort)
         rows, columns = w.shape
         if w.numel() == 0:
             size = torch.zeros(self.scales_shape((rows, columns)), device=w.device)

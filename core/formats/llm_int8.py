@@ -28,7 +28,7 @@ from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from core.errors import CalibrationError, OutOfRange
-from core.formats.base import Format, Grid, Parts
+from core.formats.base import EXACT, Format, Grid, Parts
 from core.formats.checks import require_finite
 from core.formats.fp8 import row_pieces
 
@@ -98,9 +98,10 @@ class LlmInt8(Format):
         rows = prod(shape[:-1])
         return prod(shape) + 4 * rows + self.outliers * (4 + 2 * rows)
 
-    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
+    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Grid:
         import torch
 
+        self.require_effort(effort)
         require_finite(w)
         rows, columns = w.shape
         kept = self.worst_columns(w, importance)

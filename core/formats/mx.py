@@ -20,7 +20,7 @@ from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from core.errors import RecipeError
-from core.formats.base import Format, Grid, Parts, Quantized
+from core.formats.base import EXACT, Format, Grid, Parts, Quantized
 from core.formats.checks import FLOAT32_LARGEST, require_finite
 from core.formats.codebook import dequantize_runs, e2m1, largest_of_runs, pack_pairs, quantize_runs, unpack_pairs
 from core.formats.fp8 import byte_values, finite_values, row_pieces
@@ -75,7 +75,8 @@ class MxFp8(Format):
     def nbytes(self, shape: tuple[int, ...]) -> int:
         return prod(shape) + prod(shape) // 32
 
-    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
+    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Grid:
+        self.require_effort(effort)
         size = largest_of_runs(w, 32).view(w.shape[0], w.shape[1] // 32)
         if not size.isfinite().all():
             require_finite(w)
@@ -175,7 +176,8 @@ class NvFp4(Format):
     def nbytes(self, shape: tuple[int, ...]) -> int:
         return prod(shape) // 2 + prod(shape) // 16 + 4
 
-    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
+    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Grid:
+        self.require_effort(effort)
         size = largest_of_runs(w, 16).view(w.shape[0], w.shape[1] // 16)
         if not size.isfinite().all():
             require_finite(w)
@@ -209,7 +211,8 @@ class NvFp4(Format):
 
         return grid["scale"].to(torch.float32) / grid["inv_global_scale"]
 
-    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Quantized:
+    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Quantized:
+        self.require_effort(effort)
         grid = self.fit(w)
         codes = quantize_runs(e2m1(), w, self.steps(grid).reshape(-1), 16, high_first=False, multiply=False)
         parts = {"codes": codes.view(w.shape[0], w.shape[1] // 2), **grid.parts}

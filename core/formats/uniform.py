@@ -27,7 +27,7 @@ from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from core.errors import RecipeError
-from core.formats.base import Format, Grid, Parts, Quantized
+from core.formats.base import EXACT, Format, Grid, Parts, Quantized
 from core.formats.checks import computable, out_of_range, require_finite
 from core.tensors import DTYPES
 
@@ -120,9 +120,10 @@ class Uniform(Format):
         per_scale = DTYPES[self.scale_dtype].bits // 8 + (0 if self.symmetric else 1)
         return rows * ((columns * self.width + 31) // 32) * 4 + scales * per_scale
 
-    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
+    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Grid:
         import torch
 
+        self.require_effort(effort)
         shape = self.scales_shape((w.shape[0], w.shape[1]))
         if w.numel() == 0:
             low = high = torch.zeros(shape, device=w.device)
@@ -248,14 +249,15 @@ class Uniform(Format):
         signed = (codes.to(torch.int16) + self.qmin).to(torch.int8)
         return signed, Grid({k: v for k, v in parts.items() if k != "codes"})
 
-    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Quantized:
+    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Quantized:
         import torch
 
         from core.formats.fitting import on_lanes
         from core.formats.fitting.uniform import quantize
 
+        self.require_effort(effort)
         if not on_lanes(w) or w.numel() == 0:
-            return super().quantize(w, importance)
+            return super().quantize(w, importance, effort)
         words = torch.empty(w.shape[0], (w.shape[1] * self.width + 31) // 32, dtype=torch.int32)
         grid = quantize(self, w.detach(), words, importance)
         return Quantized(self, (w.shape[0], w.shape[1]), parts={"codes": words, **grid.parts})

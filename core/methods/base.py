@@ -28,6 +28,10 @@ class Method(ABC):
         """Why the method makes no sense on this format, or None."""
         return None
 
+    def unsuited(self, format: Format, params: Mapping[str, Any]) -> str | None:
+        """Why these values of the method's parameters make no sense on a format that the method takes, or None."""
+        return None
+
     @abstractmethod
     def quantize(
         self,

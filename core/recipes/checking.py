@@ -1,4 +1,5 @@
-"""Whether a strategy, a rule or a recipe makes sense, and the short spelling of strategies ("int4-g128+gptq").
+"""Whether a strategy, a rule or a recipe makes sense, and the short spelling of strategies ("int4-g128+gptq",
+"q4_k(effort=exact)").
 
 Names come from people and files, so every complaint says where, what, and the closest thing that exists.
 """
@@ -6,6 +7,7 @@ Names come from people and files, so every complaint says where, what, and the c
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from core.errors import RecipeError
@@ -41,12 +43,16 @@ def make_strategy(
     if not known.encodable:
         raise RecipeError(f"{format} can be read, but not written", SEE_FORMATS, where)
     checked = check_method(method, params or {}, where)
-    if method != "nearest":
+    if method != "nearest" or checked:
         from core.methods import get_method
 
-        why = get_method(method).misfit(known)
+        chosen = get_method(method)
+        why = chosen.misfit(known)
         if why:
             raise RecipeError(f"{method} does not go with {format}: {why}", "take another format or method", where)
+        why = chosen.unsuited(known, dict(checked))
+        if why:
+            raise RecipeError(f"{format}: {why}", "leave the parameter out, or take another format", where)
     return Strategy(known.name, method, checked)
 
 
@@ -63,18 +69,39 @@ def check_method(method: str, params: Mapping[str, Any], where: str = "") -> tup
 
 
 def parse_strategy(text: str, where: str = "") -> Strategy:
-    """ "q4_k", "int4-g128+gptq" or "keep" as a strategy. Raises RecipeError."""
-    name, method = split_method(text, where)
-    return make_strategy(name.lower(), method, {}, where)
+    """ "q4_k", "int4-g128+gptq", "q4_k(effort=exact)" or "keep" as a strategy. Raises RecipeError."""
+    name, method, params = split_choice(text, where)
+    return make_strategy(name.lower(), method, params, where)
 
 
-def split_method(text: str, where: str = "") -> tuple[str, str]:
-    """ "Q4_K_M+gptq" → ("Q4_K_M", "gptq"); without a plus the method is "nearest"."""
-    base, plus, method = text.strip().partition("+")
-    base, method = base.strip(), method.strip().lower()
-    if not base or (plus and not method):
-        raise RecipeError(f"{text!r} is not a strategy", "write format or format+method, like q4_k or q4_k+gptq", where)
-    return base, method or "nearest"
+def split_choice(text: str, where: str = "") -> tuple[str, str, dict[str, Any]]:
+    """A format or a preset, then its method and parameters: "Q4_K_M+hqq(p=0.5)" → ("Q4_K_M", "hqq", {"p": 0.5}).
+
+    Without a plus the method is "nearest". Values are numbers, true, false, or words. Raises RecipeError.
+    """
+    head, bracket, rest = text.strip().partition("(")
+    base, plus, method = head.partition("+")
+    base, method, rest = base.strip(), method.strip().lower(), rest.rstrip()
+    params: dict[str, Any] = {}
+    sound = bool(base) and bool(method) == bool(plus) and rest.endswith(")") == bool(bracket)
+    for word in filter(None, (w.strip() for w in rest.removesuffix(")").split(","))):
+        key, equals, value = (part.strip() for part in word.partition("="))
+        sound = sound and bool(key and equals and value) and key not in params
+        params[key.lower()] = _value(value)
+    if not sound or (bracket and not params):
+        hint = "write format, format+method or format(parameter=value), like q4_k, q4_k+gptq or q4_k(effort=exact)"
+        raise RecipeError(f"{text!r} is not a strategy", hint, where)
+    return base, method or "nearest", params
+
+
+def _value(word: str) -> bool | int | float | str:
+    """A parameter's value as typed."""
+    if word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(word)
+    return word
 
 
 def check_match(match: Match, where: str = "") -> None:

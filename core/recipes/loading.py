@@ -1,12 +1,13 @@
-"""From what a person types to a recipe: a preset, a format, either with a method behind it, or a recipe file."""
+"""From what a person types to a recipe: a preset, a format, either with a method or parameters behind it, or a recipe
+file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from core.errors import RecipeError
-from core.recipes.checking import SEE_FORMATS, check_method, known_names, make_strategy, split_method
-from core.recipes.model import Match, Recipe, Rule
+from core.recipes.checking import SEE_FORMATS, check_method, known_names, make_strategy, split_choice
+from core.recipes.model import Match, Recipe, Rule, spelled
 from core.recipes.presets import PRESETS, Preset
 from core.recipes.spelling import suggest
 
@@ -17,20 +18,20 @@ _LARGEST_FILE = 64 << 20
 def load(text: str) -> Recipe:
     """The recipe that `--recipe` names.
 
-    text    "Q4_K_M" (preset), "q4_k" (that format for every tensor it fits), either with "+method", or a path to TOML.
-            Case counts only where a preset and a format differ in nothing else: Q4_0 is llama.cpp's mixture, with its
-            6-bit head, and q4_0 the format alone
+    text    "Q4_K_M" (preset), "q4_k" (that format for every tensor it fits), either with "+method" and
+            "(parameter=value, …)" behind it, or a path to TOML. Case counts only where a preset and a format differ in
+            nothing else: Q4_0 is llama.cpp's mixture, with its 6-bit head, and q4_0 the format alone
     raises  RecipeError with the closest names
     """
     if _looks_like_path(text):
         return load_file(Path(text))
-    base, method = split_method(text, "recipe")
+    base, method, given = split_choice(text, "recipe")
     preset = _preset(base)
     if preset is not None:
         if not preset.available:
             raise RecipeError(f"preset {preset.name}: {preset.unavailable}", SEE_FORMATS)
-        params = check_method(method, {}, text)
-        name = preset.name if method == "nearest" else f"{preset.name}+{method}"
+        params = check_method(method, given, text)
+        name = spelled(preset.name, method, params)
         return Recipe(name, (Rule(Match(), preset=preset.name, method=method, params=params),), preset.title)
     if not _is_format(base.lower()):
         close = suggest(base, known_names())
@@ -38,7 +39,7 @@ def load(text: str) -> Recipe:
             f"{close} {SEE_FORMATS}" if close else f"give a preset, a format, or a path to a .toml file; {SEE_FORMATS}"
         )
         raise RecipeError(f"unknown recipe {text!r}", hint)
-    strategy = make_strategy(base.lower(), method, {}, text)
+    strategy = make_strategy(base.lower(), method, given, text)
     return Recipe(str(strategy), (Rule(Match(), strategy),), "every tensor that fits")
 
 

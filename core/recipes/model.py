@@ -12,7 +12,8 @@ KEEP = "keep"
 
 @dataclass(frozen=True)
 class Strategy:
-    """Format + method + parameters: "q4_k", "int4-g128+gptq". Format "keep" leaves the tensor unquantized.
+    """Format + method + parameters: "q4_k", "int4-g128+gptq", "q4_k(effort=exact)". Format "keep" leaves the tensor
+    unquantized.
 
     params  (key, value) pairs in the method's declared order, only those that differ from the defaults
     """
@@ -22,7 +23,17 @@ class Strategy:
     params: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        return self.format if self.method == "nearest" else f"{self.format}+{self.method}"
+        return spelled(self.format, self.method, self.params)
+
+
+def spelled(base: str, method: str, params: tuple[tuple[str, Any], ...]) -> str:
+    """The short spelling of a format or preset with what goes with it: "q4_k", "q4_k(effort=exact)",
+    "int4-g128+hqq(p=0.5, refine_scale=false)". Nearest is the method that goes without saying."""
+    text = base if method == "nearest" else f"{base}+{method}"
+    if not params:
+        return text
+    words = (f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in params)
+    return f"{text}({', '.join(words)})"
 
 
 @dataclass(frozen=True)

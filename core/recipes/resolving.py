@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from core.errors import RecipeError
 from core.recipes.checking import check_recipe
@@ -103,6 +103,7 @@ class _Decider:
         self.format = lru_cache(maxsize=None)(get_format)
         self.misfit = lru_cache(maxsize=None)(_misfit)
         self.method_misfit = lru_cache(maxsize=None)(_method_misfit)
+        self.unsuited = lru_cache(maxsize=None)(_unsuited)
         self.given = lru_cache(maxsize=None)(Strategy)
 
     def strategy(self, case: _Case) -> Resolved:
@@ -129,8 +130,11 @@ class _Decider:
             return kept
         why = self.method_misfit(rule.method, wanted)
         if not why:
-            strategy = self.given(wanted.name, rule.method, rule.params)
-            return Resolved(strategy, case.index, case.text, choice.reason, choice.fallback)
+            # A preset's formats differ in what can be said of them; what a parameter says to some of them holds there.
+            unsuited = self.unsuited(rule.method, wanted, rule.params)
+            strategy = self.given(wanted.name, rule.method, () if unsuited else rule.params)
+            reason = "; ".join(filter(None, (choice.reason, unsuited)))
+            return Resolved(strategy, case.index, case.text, reason, choice.fallback)
         reason = "; ".join(filter(None, (choice.reason, f"{rule.method} → nearest: {why}")))
         return Resolved(Strategy(wanted.name), case.index, case.text, reason, True)
 
@@ -167,6 +171,17 @@ def _method_misfit(method: str, format: Format) -> str:
         return get_method(method).misfit(format) or ""
     except RecipeError:
         return ""  # The plan names unknown methods once, not per tensor.
+
+
+def _unsuited(method: str, format: Format, params: tuple[tuple[str, Any], ...]) -> str:
+    if not params:
+        return ""
+    from core.methods import get_method
+
+    try:
+        return get_method(method).unsuited(format, dict(params)) or ""
+    except RecipeError:
+        return ""
 
 
 _KEPT = Strategy(KEEP)

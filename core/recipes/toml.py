@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import RecipeError
-from core.recipes.checking import check_method, check_rule, make_strategy, split_method
+from core.recipes.checking import check_method, check_rule, make_strategy, split_choice
 from core.recipes.model import Match, Recipe, Rule, Strategy
 from core.recipes.presets import get_preset
 from core.recipes.spelling import suggest
@@ -104,9 +104,9 @@ def _rule(table: Mapping[str, Any], where: str) -> Rule:
 
 
 def _choice(value: Any, key: str, main: str, where: str) -> tuple[str, str, dict[str, Any]]:
-    """ "base+method" or {main = base, method = …, parameters} → base, method, parameters."""
+    """ "base+method(parameter=value)" or {main = base, method = …, parameters} → base, method, parameters."""
     if isinstance(value, str):
-        return *split_method(value, where), {}
+        return split_choice(value, where)
     if not isinstance(value, dict):
         raise RecipeError(f"{key} is {_kind(value)}, not text or a table", f'write {key} = "…"', where)
     if main not in value:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from core.errors import UnsupportedFormat
 from core.formats import get_format
-from core.formats.base import Format, Grid, Parts, Quantized
+from core.formats.base import EXACT, Format, Grid, Parts, Quantized
 from core.formats.ggml.format import GGML
 from core.tensors import DTYPES
 
@@ -50,7 +50,7 @@ class Verbatim(Format):
     def _refuse(self) -> NoReturn:
         raise UnsupportedFormat(f"{self.dtype} is copied, not computed", "choose bf16, f16 or f32")
 
-    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Grid:
+    def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Grid:
         self._refuse()
 
     def encode(self, w: torch.Tensor, grid: Grid, start: int = 0) -> torch.Tensor:
@@ -65,7 +65,7 @@ class Verbatim(Format):
     def unpack(self, parts: Parts, shape: tuple[int, int]) -> tuple[torch.Tensor, Grid]:
         self._refuse()
 
-    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> Quantized:
+    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Quantized:
         self._refuse()
 
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 
 from core.errors import RecipeError
-from core.recipes.model import Match, Recipe, Rule, Strategy
+from core.recipes.model import Match, Recipe, Rule, Strategy, spelled
 
 # One condition: word:value, or word≥value for numbers.
 _CONDITION = re.compile(r"(role|dtype|layers?|ndim)[:=](.+)|(columns|weights)(?:>=|≥|:)(.+)", re.IGNORECASE)
@@ -60,9 +60,9 @@ def lines_of(recipe: Recipe, counts: list[tuple[int, int]] | None) -> list[RuleL
 
 
 def strategy_text(rule: Rule) -> str:
-    """ "q4_k", "Q4_K_M" or either with "+method"."""
+    """ "q4_k", "Q4_K_M" or either with "+method" and parameters."""
     if rule.preset:
-        return rule.preset if rule.method == "nearest" else f"{rule.preset}+{rule.method}"
+        return spelled(rule.preset, rule.method, rule.params)
     return str(rule.strategy)
 
 

@@ -27,6 +27,13 @@ _QUANTIZE = {
 }
 # Types whose runs of weights must be points of a lattice: their kernels want its neighbours as well.
 _LATTICES = frozenset(("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M"))
+# Effort `best`: what refines the blocks that the kernels above have made, in place.
+_REFINE = {
+    **dict.fromkeys(
+        ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "TQ1_0", "TQ2_0", "Q2_0", "MXFP4"), "lanes_best_blocks"
+    ),
+    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"), "lanes_best_super"),
+}
 # Modules whose kernels want the bits of the weights as well.
 _BITS = ("lanes_legacy", "lanes_few")
 _DECODE = frozenset(
@@ -76,8 +83,14 @@ def widened(w: Tensor, start: int, stop: int, room: Tensor | None) -> Tensor:
     return room[: stop - start].copy_(piece)
 
 
-def quantize_blocks(type_name: str, w: Tensor, importance: Tensor | None = None) -> Tensor:
-    """uint8 [rows, row bytes]: llama.cpp's bytes for floating [rows, columns], on w's device.
+def refinable(type_name: str) -> bool:
+    """Whether there is a search that goes on from llama.cpp's answer."""
+    return type_name in _REFINE
+
+
+def quantize_blocks(type_name: str, w: Tensor, importance: Tensor | None = None, refined: bool = False) -> Tensor:
+    """uint8 [rows, row bytes] for floating [rows, columns], on w's device: llama.cpp's bytes, or refined ones, no block
+    of which is worse under llama.cpp's own weights.
 
     raises  NonFinite, OutOfRange naming the row; CalibrationError for importance that makes no sense
     """
@@ -96,12 +109,34 @@ def quantize_blocks(type_name: str, w: Tensor, importance: Tensor | None = None)
     room = torch.empty(min(step, rows), columns) if lanes else None
     for start in range(0, rows, step):
         stop = min(rows, start + step)
-        x = widened(w.detach(), start, stop, room)
+        x = without_dust(type_name, widened(w.detach(), start, stop, room))
         if lanes:
             _on_cpu(type_name, x, imp, out[start:stop], start)
+            if refined:
+                _refine_on_cpu(type_name, x, imp, out[start:stop])
         else:
             _reference(type_name, x, imp, out[start:stop], start)
+            if refined:
+                _refine(type_name, x, imp, out[start:stop])
     return out
+
+
+def without_dust(type_name: str, x: Tensor) -> Tensor:
+    """x, in a copy where weights below 2^-100 are 0. No 16-bit scale reaches down to them, and what the searches
+    (ggml's as well) make of them hangs on reciprocals that overflow."""
+    import torch
+
+    from core.formats.checks import DUST
+
+    if type_name == "MXFP4":  # its scales go down to 2^-127
+        return x
+    if on_lanes(x):
+        import numpy as np
+
+        found = _kernel("lanes_bits", "any_below")(x.numpy().view(np.int32), np.float32(DUST).view(np.int32))
+    else:
+        found = bool(((x != 0) & (x.abs() < DUST)).any())
+    return torch.where(x.abs() < DUST, 0.0, x) if found else x
 
 
 def _on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: int) -> None:
@@ -148,6 +183,24 @@ def _reference(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start
     out.copy_(blocks)
 
 
+def _refine_on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor) -> None:
+    import numpy as np
+
+    weights = np.zeros(0, np.float32) if imp is None else imp.numpy()
+    _kernel(_REFINE[type_name], type_name.lower())(x.numpy(), weights, out.numpy())
+
+
+def _refine(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor) -> None:
+    from core.formats.fitting.searches_best import refine
+    from core.formats.ggml.layout import layout
+    from core.formats.ggml.types import ggml_type
+
+    kind, form = ggml_type(type_name), layout(type_name)
+    weights = None if imp is None else imp.expand(x.shape).reshape(-1, kind.block)
+    fields = form.unpack(out.reshape(-1, kind.type_size))
+    out.copy_(form.pack(refine(type_name, x.reshape(-1, kind.block), weights, fields, x.shape[0])).view(out.shape))
+
+
 def dequantize_blocks(type_name: str, blocks: Tensor, columns: int) -> Tensor:
     """float32 [rows, columns] of uint8 [rows, row bytes]."""
     from core.formats.ggml.decode import dequantize
@@ -173,7 +226,8 @@ def warm(format: Format) -> None:
         return
     w = torch.zeros(1, format.columns_per_grid)
     importance = torch.ones(w.shape[1]) if format.needs_importance else None
-    error_sums(w, format.quantize(w, importance).dequantize())
+    for effort in format.efforts:
+        error_sums(w, format.quantize(w, importance, effort).dequantize())
 
 
 def is_compiled(format: Format) -> bool:
@@ -181,7 +235,7 @@ def is_compiled(format: Format) -> bool:
     from core.formats.fitting.compiled import available, kept
 
     names = {
-        "ggml": [(_QUANTIZE.get(format.name.upper(), ""), format.name)],
+        "ggml": [(modules.get(format.name.upper(), ""), format.name) for modules in (_QUANTIZE, _REFINE)],
         "uniform": [("lanes_uniform", "encode")],
     }.get(format.family, [])
     return not available() or all(kept(module, name) for module, name in names if module)

@@ -68,6 +68,32 @@ def put_half(out, at, h):
     out[at + 1] = np.uint8(h >> np.uint16(8))
 
 
+@helper
+def half_at(data, at):
+    """float32 of the half stored at byte `at`."""
+    return from_half(np.uint16(data[at]) | np.uint16(np.uint16(data[at + 1]) << np.uint16(8)))
+
+
+@kernel
+def any_below(bits, limit):
+    """Whether a number other than 0 is smaller than a limit: bits int32 [rows, columns] of float32, limit a float32's
+    bits."""
+    flat, found = bits.reshape(-1), np.empty(16, np.int32)
+    for j in range(16):
+        found[j] = np.int32(0)
+    whole = flat.size // 16 * 16
+    for i in range(0, whole, 16):
+        for j in range(16):
+            # Zero wraps around to the largest of all.
+            found[j] |= np.int32(np.uint32((flat[i + j] & MAGNITUDE) - np.int32(1)) < np.uint32(limit - np.int32(1)))
+    total = np.int32(0)
+    for j in range(16):
+        total |= found[j]
+    for i in range(whole, flat.size):
+        total |= np.int32(np.uint32((flat[i] & MAGNITUDE) - np.int32(1)) < np.uint32(limit - np.int32(1)))
+    return total != 0
+
+
 @kernel
 def first_bad_rows(bits, limit):
     """First row of int32 [rows, columns] (a float32's bits) with NaN or Inf, and first with bits above limit; or −1."""

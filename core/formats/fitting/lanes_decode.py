@@ -8,23 +8,18 @@ from __future__ import annotations
 import numpy as np
 
 from core.formats.fitting.compiled import helper, kernel
-from core.formats.fitting.lanes_bits import float_of, from_half
+from core.formats.fitting.lanes_bits import float_of, half_at
 from core.formats.ggml.codebook import LEVELS
 from core.formats.ggml.fp4 import DOUBLED
 
 F = np.float32
 
 
-@helper
-def _half(data, at):
-    return from_half(np.uint16(data[at]) | np.uint16(np.uint16(data[at + 1]) << np.uint16(8)))
-
-
 @kernel
 def q4_0(data, out):
     for b in range(out.size // 32):
         at, to = b * 18, b * 32
-        d = _half(data, at)
+        d = half_at(data, at)
         for i in range(16):
             out[to + i] = F(np.int32(data[at + 2 + i] & np.uint8(15)) - 8) * d
         for i in range(16):
@@ -35,7 +30,7 @@ def q4_0(data, out):
 def q4_1(data, out):
     for b in range(out.size // 32):
         at, to = b * 20, b * 32
-        d, m = _half(data, at), _half(data, at + 2)
+        d, m = half_at(data, at), half_at(data, at + 2)
         for i in range(16):
             out[to + i] = F(data[at + 4 + i] & np.uint8(15)) * d + m
         for i in range(16):
@@ -59,7 +54,7 @@ def q5_0(data, out):
     codes = np.empty(32, np.uint8)
     for b in range(out.size // 32):
         at, to = b * 22, b * 32
-        d = _half(data, at)
+        d = half_at(data, at)
         _fifth(data, at + 2, codes)
         for i in range(32):
             out[to + i] = F(np.int32(codes[i]) - 16) * d
@@ -70,7 +65,7 @@ def q5_1(data, out):
     codes = np.empty(32, np.uint8)
     for b in range(out.size // 32):
         at, to = b * 24, b * 32
-        d, m = _half(data, at), _half(data, at + 2)
+        d, m = half_at(data, at), half_at(data, at + 2)
         _fifth(data, at + 4, codes)
         for i in range(32):
             out[to + i] = F(codes[i]) * d + m
@@ -80,7 +75,7 @@ def q5_1(data, out):
 def q8_0(data, out):
     for b in range(out.size // 32):
         at, to = b * 34, b * 32
-        d = _half(data, at)
+        d = half_at(data, at)
         for i in range(32):
             out[to + i] = F(np.int8(data[at + 2 + i])) * d
 
@@ -89,7 +84,7 @@ def q8_0(data, out):
 def q2_k(data, out):
     for b in range(out.size // 256):
         at, to = b * 84, b * 256
-        d, dmin = _half(data, at + 80), _half(data, at + 82)
+        d, dmin = half_at(data, at + 80), half_at(data, at + 82)
         for k in range(16):
             step = d * F(data[at + k] & np.uint8(15))
             low = dmin * F(data[at + k] >> np.uint8(4))
@@ -104,7 +99,7 @@ def q2_k(data, out):
 def q3_k(data, out):
     for b in range(out.size // 256):
         at, to = b * 110, b * 256
-        d = _half(data, at + 108)
+        d = half_at(data, at + 108)
         for k in range(16):
             low = np.int32(data[at + 96 + k % 8] >> np.uint8(k // 8 * 4) & np.uint8(15))
             high = np.int32(data[at + 104 + k % 4] >> np.uint8(k // 4 * 2) & np.uint8(3))
@@ -133,7 +128,7 @@ def _six(data, at, k):
 def q4_k(data, out):
     for b in range(out.size // 256):
         at, to = b * 144, b * 256
-        d, dmin = _half(data, at), _half(data, at + 2)
+        d, dmin = half_at(data, at), half_at(data, at + 2)
         for k in range(8):
             scale, low = _six(data, at + 4, k)
             step, shift = d * F(scale), dmin * F(low)
@@ -147,7 +142,7 @@ def q4_k(data, out):
 def q5_k(data, out):
     for b in range(out.size // 256):
         at, to = b * 176, b * 256
-        d, dmin = _half(data, at), _half(data, at + 2)
+        d, dmin = half_at(data, at), half_at(data, at + 2)
         for k in range(8):
             scale, low = _six(data, at + 4, k)
             step, shift = d * F(scale), dmin * F(low)
@@ -163,7 +158,7 @@ def q5_k(data, out):
 def q6_k(data, out):
     for b in range(out.size // 256):
         at, to = b * 210, b * 256
-        d = _half(data, at + 208)
+        d = half_at(data, at + 208)
         for k in range(16):
             step = d * F(np.int8(data[at + 192 + k]))
             # Run of 16 in half k // 8: quarter k % 8 // 2 tells nibble and high bits.
@@ -190,7 +185,7 @@ def _sixteen(data, at, step, levels, out):
 def iq4_nl(data, out):
     levels = np.array(LEVELS, np.float32)
     for b in range(out.size // 32):
-        _sixteen(data, b * 18 + 2, _half(data, b * 18), levels, out[b * 32 : (b + 1) * 32])
+        _sixteen(data, b * 18 + 2, half_at(data, b * 18), levels, out[b * 32 : (b + 1) * 32])
 
 
 @kernel
@@ -198,7 +193,7 @@ def iq4_xs(data, out):
     levels = np.array(LEVELS, np.float32)
     for b in range(out.size // 256):
         at = b * 136
-        d = _half(data, at)
+        d = half_at(data, at)
         for k in range(8):
             low = np.int32(data[at + 4 + k // 2] >> np.uint8(k % 2 * 4) & np.uint8(15))
             high = np.int32(data[at + 2 + k // 4] >> np.uint8(k % 4 * 2) & np.uint8(3))

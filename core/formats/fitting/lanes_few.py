@@ -64,10 +64,34 @@ def _pairs(out, codes):
         out[i] = codes[i] | codes[i + 32] << np.uint8(2) | codes[i + 64] << np.uint8(4) | codes[i + 96] << np.uint8(6)
 
 
+@helper
+def _put_tq1_0(to, h, codes, tail):
+    """tail: zeros of uint8 [20], scratch. The last four bytes hold four digits; the fifth is 0."""
+    tail[:16] = codes[240:]
+    _fives(to, codes, 32)
+    _fives(to[32:], codes[160:], 16)
+    _fives(to[48:], tail, 4)
+    put_half(to, 52, h)
+
+
+@helper
+def _put_tq2_0(to, h, codes):
+    _pairs(to, codes[:128])
+    _pairs(to[32:], codes[128:])
+    put_half(to, 64, h)
+
+
+@helper
+def _put_q2_0(to, h, codes):
+    put_half(to, 0, h)
+    for i in range(16):
+        four = codes[4 * i : 4 * i + 4]
+        to[2 + i] = four[0] | four[1] << np.uint8(2) | four[2] << np.uint8(4) | four[3] << np.uint8(6)
+
+
 @kernel
 def tq1_0(x, bits, imp, out):
     flat, ints, target = x.reshape(-1), bits.reshape(-1), out.reshape(-1)
-    # The last four bytes hold four digits; the fifth is 0.
     codes, tail = np.empty(256, np.uint8), np.zeros(20, np.uint8)
     for b in range(flat.size // 256):
         d = _largest(ints[b * 256 : (b + 1) * 256])
@@ -75,12 +99,7 @@ def tq1_0(x, bits, imp, out):
         if broken(h):
             return b * 256 // x.shape[1]
         _signs(flat[b * 256 : (b + 1) * 256], _inverse(d), codes)
-        to = target[b * 54 : (b + 1) * 54]
-        tail[:16] = codes[240:]
-        _fives(to, codes, 32)
-        _fives(to[32:], codes[160:], 16)
-        _fives(to[48:], tail, 4)
-        put_half(to, 52, h)
+        _put_tq1_0(target[b * 54 : (b + 1) * 54], h, codes, tail)
     return -1
 
 
@@ -94,10 +113,7 @@ def tq2_0(x, bits, imp, out):
         if broken(h):
             return b * 256 // x.shape[1]
         _signs(flat[b * 256 : (b + 1) * 256], _inverse(d), codes)
-        to = target[b * 66 : (b + 1) * 66]
-        _pairs(to, codes[:128])
-        _pairs(to[32:], codes[128:])
-        put_half(to, 64, h)
+        _put_tq2_0(target[b * 66 : (b + 1) * 66], h, codes)
     return -1
 
 
@@ -111,11 +127,7 @@ def q2_0(x, bits, imp, out):
         if broken(h):
             return b * 64 // x.shape[1]
         _signs(flat[b * 64 : (b + 1) * 64], _inverse(d), codes)
-        to = target[b * 18 : (b + 1) * 18]
-        put_half(to, 0, h)
-        for i in range(16):
-            four = codes[4 * i : 4 * i + 4]
-            to[2 + i] = four[0] | four[1] << np.uint8(2) | four[2] << np.uint8(4) | four[3] << np.uint8(6)
+        _put_q2_0(target[b * 18 : (b + 1) * 18], h, codes)
     return -1
 
 
@@ -143,10 +155,11 @@ def q1_0(x, bits, imp, out):
 
 @helper
 def _exponent(d):
-    """The scale byte for a largest magnitude: ⌊log₂ d⌋ + 125, with log₂ rounded to float32; 0 at the lower end."""
+    """The scale byte for a largest magnitude: ⌊log₂ d⌋ + 125, with log₂ rounded to float32; 0 at the lower end, and
+    252 at the upper, where rounding would reach for 2^128."""
     if d == 0:
         return 0
-    return max(0, np.int32(np.floor(F(np.log2(np.float64(d))))) + 125)
+    return min(252, max(0, np.int32(np.floor(F(np.log2(np.float64(d))))) + 125))
 
 
 @kernel

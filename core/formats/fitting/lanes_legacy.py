@@ -79,15 +79,15 @@ def _blocks(x, first, room, lanes_x):
     """Blocks first … first + 16 into lanes, the last one fills what is missing. room: float32 [512]."""
     count = x.size // BLOCK
     if first + 16 <= count:
-        turn(x, first * BLOCK, BLOCK, lanes_x, 0, 16)
-        turn(x, first * BLOCK + 16, BLOCK, lanes_x, 256, 16)
+        for c in range(0, BLOCK, 16):
+            turn(x, first * BLOCK + c, BLOCK, lanes_x, c * 16, 16)
         return
     flat = x.reshape(-1)
     for j in range(16):
         block = min(first + j, count - 1)
         room[j * BLOCK : (j + 1) * BLOCK] = flat[block * BLOCK : (block + 1) * BLOCK]
-    turn(room, 0, BLOCK, lanes_x, 0, 16)
-    turn(room, 16, BLOCK, lanes_x, 256, 16)
+    for c in range(0, BLOCK, 16):
+        turn(room, c, BLOCK, lanes_x, c * 16, 16)
 
 
 @helper
@@ -97,8 +97,8 @@ def _weigh(x, imp, means, first, room, lanes_x, lanes_w):
     for j in range(16):
         column = min(first + j, count - 1) % across * BLOCK
         room[j * BLOCK : (j + 1) * BLOCK] = imp[column : column + BLOCK]
-    turn(room, 0, BLOCK, lanes_w, 0, 16)
-    turn(room, 16, BLOCK, lanes_w, 256, 16)
+    for c in range(0, BLOCK, 16):
+        turn(room, c, BLOCK, lanes_w, c * 16, 16)
     for j in range(16):
         room[j] = means[min(first + j, count - 1) // across]
     mean = load_at(room, 0)

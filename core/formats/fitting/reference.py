@@ -246,9 +246,9 @@ def _q1_0(x: Tensor, imp: Tensor | None, rows: int) -> Fields:
 
 def _mxfp4(x: Tensor, imp: Tensor | None, rows: int) -> Fields:
     """llama.cpp's scale: the logarithm rounded to float32 before its integer part is taken. Below 2^-125 llama.cpp's
-    scale byte wraps around, even to NaN; ours stays 0."""
+    scale byte wraps around, even to NaN; ours stays 0. Right below 2^128 its largest level is infinite; ours is not."""
     peak = x.abs().amax(1, keepdim=True)
-    e = (peak.double().log2().float().floor() + 125).clamp(min=0).to(torch.uint8)
+    e = (peak.double().log2().float().floor() + 125).clamp(0, 252).to(torch.uint8)
     middles = torch.tensor((0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0), device=x.device)
     code = (x.abs()[:, :, None] > half_e8m0(e)[:, :, None] * middles).sum(2)
     return {"e": e, "codes": torch.where((x < 0) & (code > 0), code + 8, code).to(torch.uint8)}

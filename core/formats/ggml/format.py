@@ -4,7 +4,8 @@ parts are {"blocks": uint8 [rows, bytes of a row]}; a grid holds the stored fiel
 exactly as stored, each [rows, blocks · fields per block]. Bit layouts are in the family modules, searches in
 core/formats/fitting.
 
-`quantize` yields llama.cpp's bytes. `encode` chooses the nearest level of the *stored* grid; where llama.cpp chose a
+`quantize` yields llama.cpp's bytes, or with effort "best" blocks of the same type that are closer to the weights.
+`encode` chooses the nearest level of the *stored* grid; where llama.cpp chose a
 code with its scale before rounding to 16 bit (Q4_0 and the other simple types) the two differ in a few codes, and
 encode's are the closer ones.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from core.formats.base import Format, Grid, Parts, Quantized
+from core.formats.base import BEST, EXACT, Format, Grid, Parts, Quantized
 from core.formats.checks import needs_importance
 from core.formats.ggml.types import GGML_TYPES, GgmlType
 
@@ -68,19 +69,28 @@ class GgmlFormat(Format):
     def needs_importance(self) -> bool:
         return self.type_name in NEED_IMPORTANCE
 
+    @property
+    def efforts(self) -> tuple[str, ...]:
+        """exact: llama.cpp's bytes. best: a search that goes on from there; no block gets worse under llama.cpp's own
+        weights. Signs alone (Q1_0) leave nothing to search."""
+        from core.formats.fitting import refinable
+
+        return (EXACT, BEST) if refinable(self.type_name) else (EXACT,)
+
     def nbytes(self, shape: tuple[int, ...]) -> int:
         return self.type.nbytes(shape)
 
-    def fit(self, w: Tensor, importance: Tensor | None = None) -> Grid:
-        return self.quantize(w, importance).grid
+    def fit(self, w: Tensor, importance: Tensor | None = None, effort: str = EXACT) -> Grid:
+        return self.quantize(w, importance, effort).grid
 
-    def quantize(self, w: Tensor, importance: Tensor | None = None) -> Quantized:
-        """llama.cpp's bytes for these rows. importance below 1e-10 of its mean is raised to that (checks.py)."""
+    def quantize(self, w: Tensor, importance: Tensor | None = None, effort: str = EXACT) -> Quantized:
+        """The blocks of these rows. importance below 1e-10 of its mean is raised to that (checks.py)."""
         from core.formats.fitting import quantize_blocks
 
+        self.require_effort(effort)
         if importance is None and self.needs_importance:
             raise needs_importance(self.name)
-        blocks = quantize_blocks(self.type_name, w, importance)
+        blocks = quantize_blocks(self.type_name, w, importance, effort == BEST)
         return Quantized(self, (w.shape[0], w.shape[1]), parts={"blocks": blocks})
 
     def _across(self, grid: Grid) -> int:
@@ -173,7 +183,7 @@ class GgmlReadOnly(GgmlFormat):
 
     encodable: ClassVar[bool] = False
 
-    def quantize(self, w: Tensor, importance: Tensor | None = None) -> Quantized:
+    def quantize(self, w: Tensor, importance: Tensor | None = None, effort: str = EXACT) -> Quantized:
         from core.errors import UnsupportedFormat
 
         raise UnsupportedFormat(f"{self.name} can be read, not written", "choose another format")

@@ -218,7 +218,8 @@ def test_every_kind_of_format_against_numpy(format: str):
     result = ask(LARGE, format)
     assert result.exact
     assert result.moments.count == LARGE.numel()
-    whole = get_format(format).quantize(LARGE).dequantize()
+    known = get_format(format)
+    whole = known.quantize(LARGE, None, known.efforts[-1]).dequantize()
     same_as_numpy(result.original, LARGE)
     same_as_numpy(result.dequantized, whole)
     same_as_numpy(result.residual, LARGE - whole)
@@ -229,7 +230,7 @@ def test_every_kind_of_format_against_numpy(format: str):
 
 
 def test_against_the_gguf_package():
-    result = ask(LARGE, "q8_0")
+    result = ask(LARGE, "q8_0", params={"effort": "exact"})
     blocks = gguf.quants.quantize(LARGE.numpy(), gguf.GGMLQuantizationType.Q8_0)
     same_as_numpy(result.dequantized, gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.Q8_0))
 
@@ -436,7 +437,7 @@ def test_reach_of_int4_groups_by_arithmetic():
 
 def test_a_grid_with_the_largest_weight_on_it_has_nothing_beyond():
     # Q8_0's scale is rounded to 16 bits: its largest weights are a hair outside, and that is rounding.
-    assert ask(LARGE, "q8_0").reach.beyond == 0
+    assert ask(LARGE, "q8_0", params={"effort": "exact"}).reach.beyond == 0
     assert ask(LARGE, "int8-asym").reach.beyond <= 640
 
 
@@ -449,7 +450,7 @@ def test_typical_group_is_one_of_the_tensor(format: str, width: int):
     group = reach.typical
     assert reach.width == width == group.stop - group.start
     chosen = get_format(format)
-    grid = chosen.fit(LARGE)
+    grid = chosen.fit(LARGE, None, chosen.efforts[-1])
     row = 0 if format.endswith("tensor") else group.row
     levels = chosen.levels(grid, row, group.start).numpy()
     if not format.endswith("tensor"):  # the sample's own grid, drawn until the exact one is there
@@ -479,7 +480,7 @@ def test_every_listed_format_is_shown_or_says_why():
             assert known.needs_importance or not known.encodable, known.name
             assert ("needs importance" if known.encodable else "not written") in result.notes[0]
             continue
-        whole = known.quantize(w).dequantize()
+        whole = known.quantize(w, None, known.efforts[-1]).dequantize()
         same_as_numpy(result.dequantized, whole)
         if known.family == "dense":
             assert result.reach is None
@@ -511,7 +512,7 @@ def test_one_group(format: str):
     chosen = get_format(format)
     view = group_view(GroupRequest(request_of(LARGE, format), 333, 200))
     group = view.group
-    whole = chosen.quantize(LARGE)
+    whole = chosen.quantize(LARGE, None, chosen.efforts[-1])
     row = 0 if format.endswith("tensor") else 333
     np.testing.assert_array_equal(group.levels, chosen.levels(whole.grid, row, 200).numpy())
     assert group.row == 333

@@ -186,6 +186,14 @@ def test_a_method_that_does_not_go_with_a_presets_format_is_a_fallback(picky) ->
         load("q4_0+picky")
 
 
+def test_a_presets_parameters_reach_the_formats_they_suit() -> None:
+    found = by_name(load("Q8_0(effort=best)"), llama(2, ffn=100))
+    assert str(found["blk.0.attn_q.weight"].strategy) == "q8_0(effort=best)"
+    down = found["blk.0.ffn_down.weight"]
+    assert down.strategy == Strategy("f16")
+    assert down.reason == "columns 100: q8_0 → f16; no effort best here, only exact"
+
+
 def test_rules_that_make_no_sense_are_named() -> None:
     outline = llama(1)
     good = Rule(Match(), Strategy("q8_0"))

@@ -120,7 +120,7 @@ def rule(lines: str) -> str:
         (rule("strategy = {format = 4}"), "recipe, rule 2: strategy.format is a number, not text"),
         (
             rule("strategy = {format = 'q4_k', damp = 0.1}"),
-            "recipe, rule 2: unknown parameter 'damp'; known here: none",
+            "recipe, rule 2: unknown parameter 'damp'; known here: effort",
         ),
         (rule("strategy = {format = 'keep', method = 'gptq'}"), "recipe, rule 2: keep takes no method"),
         (rule("strategi = 'q4_k'"), "recipe, rule 2: unknown key 'strategi'; did you mean strategy"),

@@ -1,0 +1,24 @@
+"""Which other scales effort `best` tries for blocks with a scale of their own. Chosen one after the other as those that
+lower the error of Gaussian weights most; so the first ones matter most."""
+
+from __future__ import annotations
+
+# Factors of llama.cpp's scale. Levels that are not symmetric may gain by the other sign.
+_AROUND = (0.95, 1.11, 0.92, 1.03, 0.97, 1.15, 0.9, 0.99, 1.06, 1.01, 0.94, 1.08, 0.87)
+FACTORS: dict[str, tuple[float, ...]] = {
+    "Q4_0": (0.95, 1.11, 0.92, 1.03),
+    "Q5_0": (1.06, 0.98, 1.02, 0.96, 1.13),
+    "Q8_0": (1.0075, 1.015, 1.025, 1.0325, 0.9925, 1.04, 1.05, 1.0575),
+    "TQ1_0": (0.4, 0.55, 0.3, 0.2),  # TQ2_0 too
+    "Q2_0": (-0.4, 0.4, -0.3, 0.3, -0.55, 0.55),
+    "IQ4_NL": (*_AROUND, *(-f for f in _AROUND), -1.0),
+    "weighted": (*_AROUND, *(-f for f in _AROUND), -1.0),
+}
+# The same with a minimum: a factor of the scale, and by how many of its steps the minimum moves.
+LINES: dict[str, tuple[tuple[float, float], ...]] = {
+    "Q4_1": ((0.98, 0.5), (0.98, 0.0)),
+    "Q5_1": ((1.02, 0.25), (1.0, 0.25), (1.0, -0.25)),
+    "weighted": tuple((f, m) for f in (0.92, 0.96, 0.98, 1.0, 1.02, 1.04, 1.06) for m in (-0.25, 0.0, 0.25, 0.5)),
+}
+# How often the best one is fitted again to its codes, by least squares; Q8_0 once.
+REFITS = 2
