@@ -5,13 +5,15 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from core.errors import TargetError
+from core.targets.awq import Awq
 from core.targets.base import Target
 from core.targets.bitsandbytes import BitsAndBytes
 from core.targets.compressed_tensors import CompressedTensors
 from core.targets.dense import DenseFolder
 from core.targets.gguf.target import GgufFile
+from core.targets.gptq import Gptq
 
-TARGETS: tuple[Target, ...] = (GgufFile(), CompressedTensors(), BitsAndBytes(), DenseFolder())
+TARGETS: tuple[Target, ...] = (GgufFile(), CompressedTensors(), Gptq(), Awq(), BitsAndBytes(), DenseFolder())
 
 _BY_NAME = {t.name: t for t in TARGETS}
 

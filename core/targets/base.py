@@ -167,12 +167,14 @@ class Layout:
 class Assignment:
     """An output tensor with the format it will be stored in.
 
-    copy  the stored bytes go over untouched (source.verbatim() is not None and the dtype is the container's own)
+    copy       the stored bytes go over untouched (source.verbatim() is not None and the dtype is the container's own)
+    scattered  the method groups columns out of their order: the parts hold "g_idx", int32, the group of each column
     """
 
     tensor: OutputTensor
     format: Format
     copy: bool = False
+    scattered: bool = False
 
 
 @dataclass(frozen=True, slots=True)

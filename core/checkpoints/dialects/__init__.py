@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from core.checkpoints.base import Checkpoint
+from core.checkpoints.dialects.awq import AwqDialect
 from core.checkpoints.dialects.base import Dialect, QuantizedCheckpoint, QuantizedWeight, quantization_of
+from core.checkpoints.dialects.beside import quantization_beside
 from core.checkpoints.dialects.bitsandbytes import BitsAndBytesDialect
 from core.checkpoints.dialects.compressed_tensors import CompressedTensorsDialect
+from core.checkpoints.dialects.gptq import GptqDialect
 
-DIALECTS: tuple[Dialect, ...] = (CompressedTensorsDialect(), BitsAndBytesDialect())
+DIALECTS: tuple[Dialect, ...] = (CompressedTensorsDialect(), GptqDialect(), AwqDialect(), BitsAndBytesDialect())
 
 
 def as_weights(checkpoint: Checkpoint) -> Checkpoint:
@@ -15,11 +18,14 @@ def as_weights(checkpoint: Checkpoint) -> Checkpoint:
 
     raises  CorruptFile, UnsupportedFormat (the checkpoint is closed then)
     """
-    config = checkpoint.config or {}
-    dialect = next((d for d in DIALECTS if d.speaks(config)), None)
-    if dialect is None:
-        return checkpoint
     try:
+        beside = quantization_beside(checkpoint)
+        if beside:
+            checkpoint.config = {**(checkpoint.config or {}), "quantization_config": beside}
+        config = checkpoint.config or {}
+        dialect = next((d for d in DIALECTS if d.speaks(config)), None)
+        if dialect is None:
+            return checkpoint
         weights = dialect.weights(checkpoint)
         return QuantizedCheckpoint(checkpoint, dialect.name, weights) if weights else checkpoint
     except BaseException:
