@@ -68,6 +68,10 @@ class Commands:
         return self.session.plan is not None and self.session.planned
 
     @property
+    def can_gather(self) -> bool:
+        return self._window.calibrator.can_gather
+
+    @property
     def is_running(self) -> bool:
         return bool(self._window.jobs.running())
 
@@ -174,6 +178,21 @@ class Commands:
 
     def set_target(self, name: str) -> None:
         self._guard(lambda: self.session.apply(SetTarget(name), self))
+
+    def choose_method(self) -> None:
+        self._window.show_method()
+
+    def choose_calibration(self, kind: str) -> None:
+        """Asks for a text or an importance matrix, and calibrates with it."""
+        settings = self._window.settings
+        path = self._window.dialogs.open_calibration(self._window, kind, settings.get("files/calibration_folder"))
+        if path is not None:
+            settings.set("files/calibration_folder", str(path.parent))
+        self._window.panel("calibration").take_file(kind, path)  # type: ignore[attr-defined]
+        self.show_panel("calibration")
+
+    def gather(self) -> None:
+        self._window.calibrator.gather()
 
     def set_device(self, name: str) -> None:
         self.session.set_device(name, self)

@@ -14,6 +14,9 @@ CloseAnswer = Literal["keep", "discard", "stay"]
 _CHECKPOINTS = "Checkpoints (*.safetensors *.gguf *.pt *.pth *.bin *.json *.ckpt);;All files (*)"
 _RECIPES = "Recipes (*.toml);;All files (*)"
 
+_TEXTS = "Texts (*.txt *.md *.raw *.json *.jsonl *.py);;All files (*)"
+_IMATRICES = "Importance matrices (*.gguf *.dat *.imatrix);;All files (*)"
+
 
 class Dialogs(Protocol):
     """Every question returns None (or "stay") when the user thinks better of it."""
@@ -28,6 +31,9 @@ class Dialogs(Protocol):
     def open_recipe(self, parent: QWidget, folder: str) -> Path | None: ...
 
     def save_recipe(self, parent: QWidget, suggested: Path) -> Path | None: ...
+
+    def open_calibration(self, parent: QWidget, kind: str, folder: str) -> Path | None:
+        """kind: "text" or "imatrix"."""
 
     def ask_close(self, parent: QWidget, titles: tuple[str, ...]) -> CloseAnswer: ...
 
@@ -66,6 +72,11 @@ class NativeDialogs:
             return None
         path = Path(name)
         return path if path.suffix else path.with_suffix(".toml")
+
+    def open_calibration(self, parent: QWidget, kind: str, folder: str) -> Path | None:
+        title, kinds = ("Open importance matrix", _IMATRICES) if kind == "imatrix" else ("Open text", _TEXTS)
+        name, _ = QFileDialog.getOpenFileName(parent, title, folder, kinds)
+        return Path(name) if name else None
 
     def ask_close(self, parent: QWidget, titles: tuple[str, ...]) -> CloseAnswer:
         box = QMessageBox(parent)

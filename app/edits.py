@@ -7,18 +7,22 @@ An assignment by hand is a rule like any other: exact names, in front of all oth
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from app.calibration import CalibrationChoice
 from core.errors import RecipeError
-from core.recipes.model import Match, Recipe, Rule, Strategy
+from core.recipes.checking import make_strategy
+from core.recipes.model import KEEP, Match, Recipe, Rule, Strategy, spelled
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What edits change: the recipe, and the name of the target."""
+    """What edits change: the recipe, the name of the target, and what tells how much columns matter."""
 
     recipe: Recipe
     target: str
+    calibration: CalibrationChoice = field(default_factory=CalibrationChoice)
 
 
 class Edit(ABC):
@@ -215,6 +219,58 @@ class SetTarget(Edit):
 
     def invert(self, before: Document) -> Edit:
         return SetTarget(before.target)
+
+
+@dataclass(frozen=True, slots=True)
+class SetMethod(Edit):
+    """Another method for the last rule, the one for all the rest. params: those that differ from its defaults."""
+
+    method: str
+    params: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def label(self) -> str:
+        return f"Use method {self.method}"
+
+    def apply(self, document: Document) -> Document:
+        rules = list(document.recipe.rules)
+        _check_index(len(rules) - 1, rules)
+        last = rules[-1]
+        if last.strategy is None:
+            changed = replace(last, method=self.method, params=self.params)
+        elif last.strategy.format == KEEP:
+            raise RecipeError("what is kept has no method", "choose a preset or a format first")
+        else:
+            changed = replace(last, strategy=make_strategy(last.strategy.format, self.method, dict(self.params)))
+        if changed == last:
+            return document
+        base = spelled(changed.preset, self.method, self.params) if changed.preset else str(changed.strategy)
+        name = base if document.recipe.name == _base_name(last) else document.recipe.name
+        return replace(document, recipe=replace(document.recipe, name=name, rules=(*rules[:-1], changed)))
+
+    def merged(self, later: Edit) -> Edit | None:
+        """A method and its parameters are chosen step by step."""
+        return later if isinstance(later, SetMethod) else None
+
+
+@dataclass(frozen=True, slots=True)
+class SetCalibration(Edit):
+    choice: CalibrationChoice
+
+    @property
+    def label(self) -> str:
+        return f"Calibrate with {self.choice.label}" if self.choice.source else "Use no calibration"
+
+    def apply(self, document: Document) -> Document:
+        return document if document.calibration == self.choice else replace(document, calibration=self.choice)
+
+    def invert(self, before: Document) -> Edit:
+        return SetCalibration(before.calibration)
+
+
+def _base_name(rule: Rule) -> str:
+    """What a recipe of this one rule is called."""
+    return spelled(rule.preset, rule.method, rule.params) if rule.preset else str(rule.strategy)
 
 
 def is_by_hand(rule: Rule) -> bool:

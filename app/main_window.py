@@ -20,11 +20,13 @@ from PySide6.QtWidgets import (
 )
 
 from app.actions import ACTIONS, MENUS, make_actions, refresh
+from app.calibrator import Calibrator
 from app.commands import Commands
 from app.dialogs import Dialogs, NativeDialogs
 from app.edits import Document
 from app.frame.empty import EmptyPage
 from app.frame.memory import local_paths, remember, restore
+from app.frame.method import MethodPopover
 from app.frame.notices import NoticeBar
 from app.frame.palette import CommandPalette
 from app.frame.problems import ProblemsPopover
@@ -61,6 +63,7 @@ class MainWindow(QMainWindow):
         self.session = Session(self)
         self.jobs = jobs if jobs is not None else JobService(self)
         self.planner = Planner(self.session, self.jobs, self.settings.get("files/output_folder"))
+        self.calibrator = Calibrator(self.session, self.jobs)
         self.quantizer = Quantizer(self.session, self.jobs)
         self.commands = Commands(self)
         self.actions_by_id = make_actions(self.commands, theme, self)
@@ -179,6 +182,7 @@ class MainWindow(QMainWindow):
         self.session.noticed.connect(self.notices.show_notice)
         self.planner.opened.connect(self._opened)
         self.planner.busy_changed.connect(self._refresh_toolbar)
+        self.calibrator.busy_changed.connect(self._calibration_changed)
         self.quantizer.stopped.connect(self.commands.took_stop)
         self.quantizer.finished.connect(self.commands.took_report)
         self.jobs.progressed.connect(self._progressed)
@@ -239,6 +243,9 @@ class MainWindow(QMainWindow):
             placeholder.deleteLater()
         if record.id == "rules":
             panel.files_asked.connect(self._rules_asked)  # type: ignore[attr-defined]
+        elif record.id == "calibration":
+            panel.files_asked.connect(self._calibration_asked)  # type: ignore[attr-defined]
+            panel.gather_asked.connect(self.actions_by_id["gather"].trigger)  # type: ignore[attr-defined]
 
     def _fill_tab(self, tabs: QTabWidget) -> None:
         area = "inspector" if tabs is self.inspector else "bottom"
@@ -254,6 +261,16 @@ class MainWindow(QMainWindow):
 
     def _rules_asked(self, what: str) -> None:
         self.actions_by_id["open-recipe" if what == "open" else "save-recipe"].trigger()
+
+    def _calibration_asked(self, kind: str) -> None:
+        self.actions_by_id[f"calibrate-{kind}"].trigger()
+
+    @Slot()
+    def _calibration_changed(self) -> None:
+        panel = self._panels.get("calibration")
+        if panel is not None:
+            panel.show_busy(self.calibrator.loading, self.calibrator.gathering is not None)  # type: ignore[attr-defined]
+        self.refresh_actions()
 
     # Following the session
 
@@ -336,6 +353,13 @@ class MainWindow(QMainWindow):
         popover = ProblemsPopover(self.theme, self.session.problems, self)
         popover.tensor_chosen.connect(lambda name: self.session.select((name,), self))
         popover.open_under(self.toolbar.preflight)
+        return popover
+
+    def show_method(self) -> MethodPopover:
+        """Method and parameters of the recipe's last rule, under their button."""
+        popover = MethodPopover(self.session, self)
+        popover.calibration_asked.connect(lambda: self.show_panel("calibration"))
+        popover.open_under(self.toolbar.method)
         return popover
 
     def _fill_recent(self) -> None:

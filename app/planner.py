@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import QObject, Signal
 
+from app.calibration import NOTHING, CalibrationData, plan_options
 from app.collector import without_collections
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome
 from app.session import Changes, Notice, Session
 from app.totals import PlanTotals, Totals
 from core.context import JobContext
-from core.errors import RecipeError, TargetError
+from core.errors import CalibrationError, RecipeError, TargetError
 
 if TYPE_CHECKING:
     from core.checkpoints.base import Checkpoint
@@ -31,7 +32,8 @@ OPEN, PLAN = "open", "plan"
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """outline: the target's for this checkpoint where it is known; out: where the output would go."""
+    """outline: the target's for this checkpoint where it is known; out: where the output would go; calibration: None
+    while the choice is being read."""
 
     checkpoint: Checkpoint
     recipe: Recipe
@@ -39,6 +41,7 @@ class PlanRequest:
     device: str
     out: Path
     outline: Outline | None
+    calibration: CalibrationData | None = NOTHING
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,9 @@ def plan_task(request: PlanRequest, ctx: JobContext) -> PlanResult:
         ctx.check()
         ctx.partial(outline)
     try:
-        plan = make_plan(request.checkpoint, request.recipe, target, ctx, outline=outline)
-    except (TargetError, RecipeError) as error:
+        options = plan_options(request.calibration, request.recipe)
+        plan = make_plan(request.checkpoint, request.recipe, target, ctx, outline=outline, **options)
+    except (TargetError, RecipeError, CalibrationError) as error:
         return PlanResult(None, {}, (), str(error))
     ctx.check()
     problems = preflight(plan, request.checkpoint, request.out, device=request.device)
@@ -175,6 +179,7 @@ class Planner(QObject):
             session.device,
             self.suggested_output(),
             session.outline if known else None,
+            session.calibration_data,
         )
         self._asked = request
         self._plan = self._jobs.submit(plan_task, request, title="Plan", lane="preview", key=PLAN)
@@ -183,7 +188,7 @@ class Planner(QObject):
     def _changed(self, changes: Changes, initiator: object) -> None:
         if changes.checkpoint:
             self._outline_of = None
-        if changes.checkpoint or changes.recipe or changes.target or changes.device:
+        if changes.checkpoint or changes.recipe or changes.target or changes.device or changes.calibration:
             self.refresh()
 
     def _partial(self, job: JobId, value: object) -> None:
@@ -216,7 +221,8 @@ class Planner(QObject):
             if result.plan is not None and asked is not None:
                 self._outline_of = (id(asked.checkpoint), asked.target)
             self.free_bytes = result.free_bytes
-            self._session.set_plan(result.plan, result.by_name, result.error, result.totals)
+            data = asked.calibration if asked is not None else NOTHING
+            self._session.set_plan(result.plan, result.by_name, result.error, result.totals, data)
             self._session.set_problems(result.problems)
             if result.error:
                 self._session.notify(Notice("error", result.error))

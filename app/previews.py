@@ -19,6 +19,9 @@ from core.context import JobContext
 from core.errors import WorkbenchError
 
 if TYPE_CHECKING:
+    import torch
+
+    from core.calibration.statistics import Statistic
     from core.checkpoints.base import Checkpoint
     from core.engine.model import Plan, PlannedTensor
     from core.recipes.model import Strategy
@@ -61,7 +64,13 @@ def errors_task(request: ErrorRequest, ctx: JobContext) -> int:
         method = get_method(planned.strategy.method)
         try:
             error = preview_error(
-                request.checkpoint, planned.tensor, planned.format, method, dict(planned.strategy.params), ctx
+                request.checkpoint,
+                planned.tensor,
+                planned.format,
+                method,
+                dict(planned.strategy.params),
+                ctx,
+                stats=statistics_of(request.plan, planned),
             )
         except WorkbenchError:
             # Shown as unknown; the run itself says what is wrong with the tensor.
@@ -80,11 +89,20 @@ def errors_task(request: ErrorRequest, ctx: JobContext) -> int:
     return count
 
 
+def statistics_of(plan: Plan, planned: PlannedTensor) -> Mapping[Statistic, torch.Tensor]:
+    """What the plan knows of a tensor's inputs, for a look at some of its rows. Experts have statistics of their own,
+    and a look that is spread over all of them goes without."""
+    from core.engine.known import as_tensors
+
+    known = plan.known.tensors.get(planned.tensor.name)
+    return {} if known is None or known.stacked else as_tensors(known, "cpu")
+
+
 def wanted(request: ErrorRequest) -> tuple[list[PlannedTensor], list[PlannedTensor]]:
     """The tensors to look at: those on screen, and all others, the largest first."""
     from core.methods import METHODS
 
-    ready = {m.name for m in METHODS if not m.needs}
+    ready = {m.name for m in METHODS if m.needs <= request.plan.known.kinds}
 
     def open_question(t: PlannedTensor) -> bool:
         if not t.quantized or t.copy or t.strategy.method not in ready:
@@ -129,7 +147,7 @@ class ErrorPreviews(QObject):
     def _changed(self, changes: Changes, initiator: object) -> None:
         if changes.checkpoint:
             self._told = False
-        if changes.checkpoint or changes.recipe or changes.target:
+        if changes.checkpoint or changes.recipe or changes.target or changes.calibration:
             self._stop()
         if changes.plan:
             self._settle.start()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QObject, QTimer, Signal, Slot
 
+from app.calibration import CalibrationData, walks_along
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Stopped
 from app.reports import describe
@@ -29,7 +30,7 @@ SHOWN_FIRST_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class RunRequest:
-    """One run. by_name: plan.tensors by output name."""
+    """One run. by_name: plan.tensors by output name; calibration: what the plan was made with."""
 
     plan: Plan
     checkpoint: Checkpoint
@@ -38,10 +39,11 @@ class RunRequest:
     resume: bool
     force: bool
     by_name: dict[str, PlannedTensor]
+    calibration: CalibrationData | None = None
 
 
 def run_task(request: RunRequest, ctx: JobContext) -> Report:
-    """The whole run. A stopped one leaves its rest for `resume`."""
+    """The whole run. A stopped one leaves its rest for `resume`. Hands over calibration data that it had to gather."""
     from core.engine.devices import usable_cores
     from core.engine.pipeline import run
 
@@ -49,7 +51,7 @@ def run_task(request: RunRequest, ctx: JobContext) -> Report:
     time.sleep(SHOWN_FIRST_SECONDS)
     ctx.check()
     report = run(
-        request.plan,
+        gathered_first(request, ctx),
         request.checkpoint,
         request.out,
         device=request.device,
@@ -62,6 +64,19 @@ def run_task(request: RunRequest, ctx: JobContext) -> Report:
     )
     describe(report)
     return report
+
+
+def gathered_first(request: RunRequest, ctx: JobContext) -> Plan:
+    """The plan with statistics of the model as it is, where the recipe asks for no more; what the command line does."""
+    plan, data = request.plan, request.calibration
+    if plan.calibration is None or data is None or walks_along(plan.recipe):
+        return plan
+    from app.calibration import CalibrationRequest, gather_task
+    from core.engine.plan import make_plan
+
+    found = gather_task(CalibrationRequest(request.checkpoint, data.choice, request.device), ctx)
+    ctx.partial(found)
+    return make_plan(request.checkpoint, plan.recipe, plan.target, ctx, gathered=found.gathered)
 
 
 def discard_rest(out: Path) -> None:
@@ -107,7 +122,16 @@ class Quantizer(QObject):
         if plan is None or checkpoint is None or not session.planned:
             return None
         return self._submit(
-            RunRequest(plan, checkpoint, out, session.device, resume, force, dict(session.planned_tensors))
+            RunRequest(
+                plan,
+                checkpoint,
+                out,
+                session.device,
+                resume,
+                force,
+                dict(session.planned_tensors),
+                session.calibration_data,
+            )
         )
 
     def again(self, request: RunRequest) -> JobId:
@@ -136,6 +160,11 @@ class Quantizer(QObject):
     def _partial(self, job: JobId, value: object) -> None:
         request = self._requests.get(job)
         if request is None:
+            return
+        if isinstance(value, CalibrationData):
+            session = self._session
+            if request.checkpoint is session.checkpoint and value.choice == session.calibration:
+                session.set_calibration_data(value)
             return
         report: TensorReport = value  # type: ignore[assignment]
         planned = request.by_name.get(report.name)

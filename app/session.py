@@ -6,11 +6,12 @@ service).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from PySide6.QtCore import QObject, Signal
 
+from app.calibration import NOTHING, CalibrationChoice, CalibrationData
 from app.edits import Document, Edit
 from app.totals import PlanTotals, Totals
 from core.recipes.model import Match, Recipe, Rule, Strategy
@@ -27,7 +28,8 @@ _UNDO_LIMIT = 500
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What is different now. errors: output tensors whose error became known or unknown."""
+    """What is different now. calibration: the choice, or what it came to; errors: output tensors whose error became
+    known or unknown."""
 
     checkpoint: bool = False
     recipe: bool = False
@@ -37,6 +39,7 @@ class Changes:
     problems: bool = False
     report: bool = False
     device: bool = False
+    calibration: bool = False
     history: bool = False
     errors: frozenset[str] = frozenset()
 
@@ -87,6 +90,8 @@ class Session(QObject):
         self._checkpoint: Checkpoint | None = None
         self._document = Document(START_RECIPE, START_TARGET)
         self._device = "cpu"
+        self._calibration: CalibrationData | None = NOTHING
+        self._planned_with: CalibrationData | None = NOTHING
         self._outline: Outline | None = None
         self._plan: Plan | None = None
         self._planned: Mapping[str, PlannedTensor] = {}
@@ -121,6 +126,16 @@ class Session(QObject):
         return self._device
 
     @property
+    def calibration(self) -> CalibrationChoice:
+        """What the user chose to calibrate with."""
+        return self._document.calibration
+
+    @property
+    def calibration_data(self) -> CalibrationData | None:
+        """What the choice came to; None while it is being read, or when that failed."""
+        return self._calibration
+
+    @property
     def outline(self) -> Outline | None:
         """The output tensors: of the target, or the checkpoint's own where the target cannot take it."""
         return self._outline
@@ -132,9 +147,15 @@ class Session(QObject):
 
     @property
     def planned(self) -> bool:
-        """Whether `plan` is that of the present recipe and target."""
+        """Whether `plan` is that of the present recipe, target and calibration."""
         plan = self._plan
-        return plan is not None and plan.recipe == self.recipe and plan.target.name == self.target
+        return (
+            plan is not None
+            and plan.recipe == self.recipe
+            and plan.target.name == self.target
+            and self._calibration is not None
+            and self._planned_with is self._calibration
+        )
 
     @property
     def totals(self) -> Totals | None:
@@ -196,20 +217,33 @@ class Session(QObject):
 
         self._checkpoint = checkpoint
         rules = tuple(rule for rule in self.recipe.rules if not is_by_hand(rule))
-        self._document = Document(Recipe(self.recipe.name, rules, self.recipe.comment), self.target)
+        recipe = Recipe(self.recipe.name, rules, self.recipe.comment)
+        # A text goes for any model; an importance matrix is that of one.
+        kept = self.calibration if self.calibration.source == "text" else CalibrationChoice()
+        self._document = Document(recipe, self.target, kept)
         self._forget()
         self._totals = totals if totals is not None else Totals.of(checkpoint)
         self._undo.clear()
         self._redo.clear()
         self.select(())
         return self._tell(
-            Changes(checkpoint=True, recipe=True, outline=True, plan=True, problems=True, report=True, history=True),
+            Changes(
+                checkpoint=True,
+                recipe=True,
+                calibration=True,
+                outline=True,
+                plan=True,
+                problems=True,
+                report=True,
+                history=True,
+            ),
             initiator,
         )
 
     def begin(self, document: Document) -> Changes:
         """Recipe and target to start with; not an edit, so nothing to undo."""
         before, self._document = self._document, document
+        self._calibration = None if document.calibration.source else NOTHING
         self._undo.clear()
         self._redo.clear()
         return self._tell(Changes(recipe=True, target=before.target != document.target, history=True), None)
@@ -293,16 +327,32 @@ class Session(QObject):
         by_name: Mapping[str, PlannedTensor],
         error: str = "",
         totals: PlanTotals | None = None,
+        calibration: CalibrationData | None = NOTHING,
     ) -> Changes:
-        """The outcome of planning: a plan with its sums (made here if not given), or None with the reason."""
-        outline = plan is not None and plan.outline is not self._outline
-        if plan is not None:
-            self._outline = plan.outline
+        """The outcome of planning: a plan with its sums (made here if not given), or None with the reason.
+
+        calibration  what it was planned with
+        """
+        outline = plan is not None and (self._outline is None or plan.outline.tensors is not self._outline.tensors)
+        if plan is not None and outline:
+            # Where the statistics come from is the plan's word; the tensors are the same with and without.
+            self._outline = plan.outline if plan.outline.statistics is None else replace(plan.outline, statistics=None)
         self._plan, self._planned, self._plan_error = plan, by_name, error
+        self._planned_with = calibration
         self._plan_totals = PlanTotals.of(plan) if plan is not None and totals is None else totals
         if plan is not None and self.planned and self._undo and self._undo[-1].bytes_after is None:
             self._undo[-1].bytes_after = plan.nbytes
         return self._tell(Changes(plan=True, outline=outline, history=True), None)
+
+    def set_calibration_data(self, data: CalibrationData | None) -> Changes:
+        """What the present choice came to; None: nothing (yet). Errors previewed with other data are forgotten."""
+        if data is self._calibration:
+            return Changes()
+        self._calibration = data
+        gone = {key: e for key, e in self._errors.items() if not e.written}
+        for key in gone:
+            del self._errors[key]
+        return self._tell(Changes(calibration=True, errors=frozenset(name for name, _ in gone)), None)
 
     def set_problems(self, problems: tuple[Problem, ...]) -> Changes:
         if problems == self._problems:
@@ -334,12 +384,20 @@ class Session(QObject):
         target = before.target != document.target
         if target:
             self._errors.clear()
-        return self._tell(Changes(recipe=before.recipe != document.recipe, target=target, history=True), initiator)
+        calibration = before.calibration != document.calibration
+        if calibration:
+            self._calibration = None if document.calibration.source else NOTHING
+        return self._tell(
+            Changes(recipe=before.recipe != document.recipe, target=target, calibration=calibration, history=True),
+            initiator,
+        )
 
     def _forget(self) -> None:
         self._outline, self._plan, self._planned, self._plan_error = None, None, {}, ""
         self._problems, self._report, self._plan_totals = (), None, None
         self._totals = None
+        self._calibration = None if self.calibration.source else NOTHING
+        self._planned_with = NOTHING
         self._errors.clear()
 
     def _tell(self, changes: Changes, initiator: Any) -> Changes:

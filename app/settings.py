@@ -46,6 +46,7 @@ SETTINGS = (
     Setting("files/recent", list, (), "Recent checkpoints", "The last checkpoints that were opened"),
     Setting("files/open_folder", str, "", "Folder of checkpoints", "Where the last checkpoint was opened"),
     Setting("files/output_folder", str, "", "Folder of outputs", "Where the last output was written"),
+    Setting("files/calibration_folder", str, "", "Folder of texts", "Where the last calibration text was"),
     Setting("files/recipe_folder", str, "", "Folder of recipes", "Where the last recipe file was"),
     Setting("work/recipe", str, "Q4_K_M", "Recipe", "The preset that a new checkpoint starts with"),
     Setting("work/target", str, "gguf", "Target", "The container that a new checkpoint starts with"),

@@ -11,6 +11,7 @@ from PySide6.QtCore import QSize, Qt, Signal
 from PySide6.QtGui import QAction
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QMenu, QPushButton, QSizePolicy, QToolButton, QWidget
 
+from app.frame.method import method_text
 from app.frame.problems import counts_text
 from app.session import Session
 from app.theme import Theme
@@ -104,6 +105,11 @@ class Toolbar(QFrame):
         self.preset = DropDown("Preset", preset_offers, self)
         self.preset.setToolTip("The recipe's base: a preset, or one format for everything that fits")
         self.preset.extra = [actions["open-recipe"], actions["save-recipe"]]
+        self.method = QToolButton(self)
+        self.method.setDefaultAction(actions["choose-method"])
+        self.method.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextOnly)
+        self.method.setProperty("kind", "outline")
+        self.method.setAccessibleName("Method")
         self.target = DropDown("Target", target_offers, self)
         self.target.setToolTip("The container that is written")
         self.device = DropDown("Device", devices, self)
@@ -135,6 +141,8 @@ class Toolbar(QFrame):
             word.setBuddy(drop)
             layout.addWidget(word)
             layout.addWidget(drop)
+            if drop is self.preset:
+                layout.addWidget(self.method)
         layout.addSpacing(8)
         layout.addWidget(self.size_label, 1)
         layout.addSpacing(8)
@@ -154,6 +162,7 @@ class Toolbar(QFrame):
         self.preset.show_value(
             recipe.name, name if edited < 1 else f"{name} + {edited} rule{'' if edited == 1 else 's'}"
         )
+        self.method.setText(f"+ {method_text(recipe.rules[-1] if recipe.rules else None)}")
         self.target.show_value(session.target, _target_title(session.target))
         self.device.show_value(session.device, session.device.upper() if session.device == "cpu" else session.device)
 

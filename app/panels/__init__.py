@@ -58,6 +58,14 @@ PANELS = (
         _Lazy("app.panels.rules.view:RulesPanel"),
     ),
     PanelRecord(
+        "calibration",
+        "Calibration",
+        "bottom",
+        "activity",
+        "What flows through the layers: the text that methods learn from, and what a calibrated run loses",
+        _Lazy("app.panels.calibration.view:CalibrationPanel"),
+    ),
+    PanelRecord(
         "jobs",
         "Jobs",
         "bottom",

@@ -120,8 +120,9 @@ def contrast(a: str, b: str) -> float:
 
 
 def strategy_color(format: str, dark: bool = False) -> str:
-    """The colour of a format's name ("q4_k", "int4-g128"; a method behind a plus changes nothing; "keep" is grey)."""
-    return _strategy_color(format.partition("+")[0].strip().lower(), dark)
+    """The colour of a format's name ("q4_k", "int4-g128"; a method or parameters behind it change nothing; "keep" is
+    grey)."""
+    return _strategy_color(format.partition("+")[0].partition("(")[0].strip().lower(), dark)
 
 
 @lru_cache(maxsize=512)

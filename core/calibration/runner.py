@@ -40,20 +40,20 @@ def gather(
             What a stopped walk finished stays, and the next one goes on from there
     """
     samples = read_samples(checkpoint, settings)
-    identity = (checkpoint.fingerprint(), samples.identity, kept.libraries())
+    before = kept_statistics(checkpoint, samples)
+    if before is not None:
+        return before, samples
+    identity = _identity(checkpoint, samples)
     folder = kept.folder_of("light", *identity)
-    known = kept.load(folder / _RESULT)
-    if known is not None:
-        return kept.as_store(known[0], samples.name, len(samples.ids)), samples
     walk = Walk(checkpoint, samples, folder, repr(identity), LIGHT, device, Counted(ctx))
     found: dict[str, TensorStatistics] = {}
     for block in range(walk.next):
-        before = kept.load(folder / f"block-{block}.npz")
-        if before is None:
+        done = kept.load(folder / f"block-{block}.npz")
+        if done is None:
             walk.restart()
             found.clear()
             break
-        found |= before[0]
+        found |= done[0]
     sizes = [sum(checkpoint.tensors[name].nbytes for name in walk.sources(n)) for n in range(walk.count)]
     for block in range(walk.next, walk.count):
         ctx.progress(sum(sizes[:block]), sum(sizes), walk.skeleton.blocks[block])
@@ -67,3 +67,13 @@ def gather(
     kept.save(folder / _RESULT, found)
     walk.close()
     return kept.as_store(found, samples.name, len(samples.ids)), samples
+
+
+def kept_statistics(checkpoint: Checkpoint, samples: Samples) -> Statistics | None:
+    """What an earlier `gather` found with these samples, or None."""
+    known = kept.load(kept.folder_of("light", *_identity(checkpoint, samples)) / _RESULT)
+    return None if known is None else kept.as_store(known[0], samples.name, len(samples.ids))
+
+
+def _identity(checkpoint: Checkpoint, samples: Samples) -> tuple[str, ...]:
+    return checkpoint.fingerprint(), samples.identity, kept.libraries()

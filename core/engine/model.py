@@ -103,6 +103,7 @@ class TensorReport:
     sqnr_db       10·log₁₀(Σw²/Σ(w−ŵ)²), inf when exact
     relative_mse  Σ(w−ŵ)²/Σw²
     cosine        of the flattened tensors
+    output_error  Σ‖(W−Ŵ)x‖²/Σ‖Wx‖² over the calibration's tokens, where their Hessian was known; no weight error
     """
 
     name: str
@@ -115,6 +116,7 @@ class TensorReport:
     max_abs: float | None = None
     cosine: float | None = None
     fallbacks: tuple[str, ...] = ()
+    output_error: float | None = None
 
 
 @dataclass(frozen=True)

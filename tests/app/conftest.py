@@ -70,6 +70,7 @@ class ScriptedDialogs:
     output: Path | None = None
     recipe: Path | None = None
     saved_recipe: Path | None = None
+    calibration: Path | None = None
     close: CloseAnswer = "stay"
     asked: list[str] = field(default_factory=list)
 
@@ -92,6 +93,10 @@ class ScriptedDialogs:
     def save_recipe(self, parent: QWidget, suggested: Path) -> Path | None:
         self.asked.append("save_recipe")
         return self.saved_recipe
+
+    def open_calibration(self, parent: QWidget, kind: str, folder: str) -> Path | None:
+        self.asked.append(f"open_calibration {kind}")
+        return self.calibration
 
     def ask_close(self, parent: QWidget, titles: tuple[str, ...]) -> CloseAnswer:
         self.asked.append("ask_close")

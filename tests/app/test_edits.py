@@ -25,6 +25,7 @@ from app.edits import (
 from app.session import Changes, Session, signed_bytes
 from core.errors import RecipeError
 from core.recipes.model import Match, Recipe, Rule, Strategy
+from core.targets.base import Outline
 
 NAMES = tuple(f"blk.{i}.attn_q.weight" for i in range(6))
 PRESET = Rule(Match(), preset="Q4_K_M")
@@ -170,7 +171,9 @@ def test_dragging_a_rule_far_is_one_step() -> None:
 def plan_of(session: Session, nbytes: int) -> SimpleNamespace:
     """The few fields of a plan that the session looks at."""
     target = SimpleNamespace(name=session.target)
-    return SimpleNamespace(recipe=session.recipe, target=target, nbytes=nbytes, outline=object(), tensors=(), bpw=4.5)
+    return SimpleNamespace(
+        recipe=session.recipe, target=target, nbytes=nbytes, outline=Outline(()), tensors=(), bpw=4.5
+    )
 
 
 def test_undo_says_the_change_in_bytes() -> None:

@@ -74,7 +74,7 @@ def strategy_choices(outline: Outline, target_name: str, tensors: Sequence[Outpu
 
 def narrowed(choices: Iterable[StrategyChoice], typed: str) -> list[StrategyChoice]:
     """Choices whose name or title holds every typed word; those that begin with it first."""
-    word = typed.strip().lower().partition("+")[0]
+    word = typed.strip().lower().partition("+")[0].partition("(")[0].strip()
     if not word:
         return list(choices)
     words = word.split()

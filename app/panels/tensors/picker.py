@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PySide6.QtCore import QAbstractListModel, QEvent, QModelIndex, QObject, QPoint, QRect, QSize, Qt, Signal
+from PySide6.QtCore import QAbstractListModel, QEvent, QModelIndex, QObject, QPoint, QRect, QSize, Qt, QTimer, Signal
 from PySide6.QtGui import QFontMetrics, QKeyEvent, QPainter
 from PySide6.QtWidgets import (
     QFrame,
@@ -20,15 +20,16 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.forms import MethodForm
 from app.panels.tensors.choices import StrategyChoice, narrowed
 from app.theme import Theme, figures
 from core.engine.progress import bytes_text
 from core.errors import RecipeError
-from core.recipes.model import Strategy
+from core.recipes.model import KEEP, Strategy
 
 WIDTH = 520
 ROW = 24
-VISIBLE_ROWS = 12
+VISIBLE_ROWS = 10
 CHOICE = Qt.ItemDataRole.UserRole
 
 
@@ -120,13 +121,14 @@ class StrategyPicker(QFrame):
         self.setFixedWidth(WIDTH)
         self._all = list(choices)
         self._by_hand = by_hand
+        self._current = current.strip()
         layout = QVBoxLayout(self)
         layout.setContentsMargins(8, 8, 8, 8)
         layout.setSpacing(6)
         title = QLabel(what, self)
         title.setProperty("kind", "muted")
         self.edit = QLineEdit(self)
-        self.edit.setPlaceholderText("Type a format, or format+method")
+        self.edit.setPlaceholderText("Type a format, or format+method(parameter=value)")
         self.edit.setText(current)
         self.edit.selectAll()
         self.list = QListView(self)
@@ -138,6 +140,9 @@ class StrategyPicker(QFrame):
         self._model = _Choices(self)
         self.list.setModel(self._model)
         self.list.setFixedHeight(ROW * VISIBLE_ROWS)
+        self.form = MethodForm(self)
+        line = QFrame(self)
+        line.setProperty("kind", "hairline")
         self.note = QLabel(self)
         self.note.setProperty("kind", "muted")
         self.note.setWordWrap(True)
@@ -148,13 +153,16 @@ class StrategyPicker(QFrame):
         head.addWidget(title, 1)
         head.addWidget(units)
         layout.addLayout(head)
-        for widget in (self.edit, self.list, self.note):
+        for widget in (self.edit, self.list, line, self.form, self.note):
             layout.addWidget(widget)
         self.edit.textEdited.connect(self._narrow)
         self.edit.installEventFilter(self)
         self.list.clicked.connect(self._take)
         self._show(self._all)
         self._point_at(current)
+        self._show_method(current)
+        self.list.selectionModel().currentChanged.connect(self._pointed)
+        self.form.changed.connect(lambda: QTimer.singleShot(0, self, self._fit))
         hint = "Enter assigns, Esc leaves it as it is"
         self.note.setText(f"{hint}, Ctrl+Backspace lets the rules decide" if by_hand else hint)
 
@@ -193,8 +201,34 @@ class StrategyPicker(QFrame):
         if choices:
             self.list.setCurrentIndex(self._model.index(0))
 
+    def _show_method(self, current: str) -> None:
+        """The method of what is assigned now."""
+        from core.recipes import parse_strategy
+
+        try:
+            strategy = parse_strategy(current)
+        except RecipeError:
+            strategy = Strategy(KEEP)
+        self.form.show_choice(strategy.method, dict(strategy.params))
+        self._pointed(self.list.currentIndex())
+
+    def _fit(self) -> None:
+        layout = self.layout()
+        if layout is not None:
+            layout.activate()
+        self.adjustSize()
+
+    def _pointed(self, index: QModelIndex) -> None:
+        """Methods that make no sense on the format in view cannot be chosen."""
+        from core.formats import get_format
+
+        name = self._model.choices[index.row()].text if index.isValid() else KEEP
+        self.form.setEnabled(name != KEEP)
+        if name != KEEP:
+            self.form.allow((get_format(name),))
+
     def _point_at(self, text: str) -> None:
-        word = text.partition("+")[0]
+        word = text.partition("+")[0].partition("(")[0]
         for i, choice in enumerate(self._model.choices):
             if choice.text == word:
                 self.list.setCurrentIndex(self._model.index(i))
@@ -205,22 +239,31 @@ class StrategyPicker(QFrame):
         self.list.setCurrentIndex(self._model.index(row))
 
     def _take(self, index: QModelIndex) -> None:
-        self._finish(Strategy(self._model.choices[index.row()].text))
+        self._assign(self._model.choices[index.row()].text)
 
     def _enter(self) -> None:
-        """What is pointed at, with the method that was typed behind a plus; or exactly what was typed."""
-        from core.recipes import parse_strategy
-
+        """What is pointed at, with the method that was typed behind it, else with the form's; or exactly what was
+        typed."""
         typed = self.edit.text().strip()
         index = self.list.currentIndex()
-        base, plus, method = typed.partition("+")
-        exact = any(c.text == base.strip().lower() for c in self._all)
-        if index.isValid() and not exact:
-            typed = self._model.choices[index.row()].text + plus + method
-        elif index.isValid() and not plus:
-            typed = self._model.choices[index.row()].text
+        base, rest = without_method(typed)
+        exact = any(c.text == base.lower() for c in self._all)
+        if typed == self._current or (index.isValid() and not (exact and rest)):
+            # What stands in the field from the start is no word on the method: the form is.
+            rest = "" if typed == self._current else rest
+            base = self._model.choices[index.row()].text if index.isValid() else base
+        self._assign(base, rest)
+
+    def _assign(self, base: str, rest: str = "") -> None:
+        """Ends with this format; rest: "+method(…)" as typed, else the form says."""
+        from core.recipes import parse_strategy
+        from core.recipes.checking import make_strategy
+
         try:
-            strategy = parse_strategy(typed)
+            if rest or base == KEEP:
+                strategy = parse_strategy(base + rest)
+            else:
+                strategy = make_strategy(base, self.form.method.name, dict(self.form.params))
         except RecipeError as error:
             self.note.setText(str(error))
             self.adjustSize()
@@ -230,6 +273,12 @@ class StrategyPicker(QFrame):
     def _finish(self, strategy: Strategy | None) -> None:
         self.close()
         self.chosen.emit(strategy)
+
+
+def without_method(typed: str) -> tuple[str, str]:
+    """ "q4_k+gptq(damp=0.1)" → ("q4_k", "+gptq(damp=0.1)"); "q4_k(effort=exact)" → ("q4_k", "(effort=exact)")."""
+    cut = min((i for i in (typed.find("+"), typed.find("(")) if i >= 0), default=len(typed))
+    return typed[:cut].strip(), typed[cut:].strip()
 
 
 def picker_title(names: Sequence[str], metrics: QFontMetrics) -> str:

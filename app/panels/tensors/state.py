@@ -151,7 +151,7 @@ class Cells:
 
 def make_cells(rows: Rows, plan: Plan) -> Cells:
     """Lays a plan out beside the rows of its outline. Raises ValueError when it is another outline's plan."""
-    if plan.outline is not rows.outline:
+    if plan.outline.tensors is not rows.outline.tensors:
         raise ValueError("the plan of another outline")
     tensors = list(plan.tensors)
     if [t.tensor.name for t in tensors] != rows.names:

@@ -168,7 +168,7 @@ class TensorsPanel(QWidget):
         session, model = self._session, self.model
         outline = session.outline
         assert outline is not None
-        plan = session.plan if session.plan is not None and session.plan.outline is outline else None
+        plan = session.plan if session.plan is not None and session.plan.outline.tensors is outline.tensors else None
         rows = model.rows if model.rows is not None and model.rows.outline is outline else None
         self._late.clear()
         request = TableRequest(outline, plan, rows, session.known_errors(), self.bar.filter())
