@@ -48,7 +48,12 @@ class Dense(Format):
 
     def _values(self, w: torch.Tensor) -> torch.Tensor:
         """Rounded to the stored type. Raises OutOfRange where a finite weight became infinite."""
-        values = w.to(DTYPES[self.dtype].torch).contiguous()
+        import torch
+
+        values = w.to(DTYPES[self.dtype].torch)
+        # A single row or column counts as contiguous whatever its strides, and yet has no bytes to look at.
+        if not values.is_contiguous() or values.stride(-1) != 1:
+            values = values.clone(memory_format=torch.contiguous_format)
         if values.dtype != w.dtype and not values.isfinite().all():
             bad = (~values.isfinite()).any(1).nonzero()[0, 0].item()
             raise out_of_range(int(bad), f"the range of {self.name}")

@@ -92,5 +92,6 @@ def data_of(tensor: torch.Tensor) -> memoryview:
     """The bytes of a CPU tensor, row by row; copied only when it is not contiguous. In the machine's byte order."""
     import torch
 
-    data: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+    # A single element counts as contiguous whatever its strides: hence the stride of 1, said outright.
+    data: Any = tensor.detach().contiguous().as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
     return memoryview(data)

@@ -34,12 +34,14 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
 NORM = "model.norm.weight"
 
 
-def planned(checkpoint, name: str, strategy: str) -> PlannedTensor:
+def planned(checkpoint, name: str, strategy: str, **params) -> PlannedTensor:
     info = checkpoint.tensors[name]
     tensor = OutputTensor(name, Plain(name), info.shape, info.dtype, role_of(name))
     kept = strategy == "keep"
     stored = get_format(info.dtype.lower() if kept else strategy.partition("+")[0])
-    chosen = Strategy(stored.name if not kept else "keep", strategy.partition("+")[2] or "nearest")
+    chosen = Strategy(
+        stored.name if not kept else "keep", strategy.partition("+")[2] or "nearest", tuple(params.items())
+    )
     return PlannedTensor(tensor, chosen, stored, kept, 0, "all", "", False, stored.nbytes(info.shape))
 
 
@@ -56,10 +58,10 @@ class Plans:
         return self.by_name.get(name)
 
 
-def shown(w: torch.Tensor, strategy: str = "int4-g128", dtype: str = "F32") -> HistogramState:
+def shown(w: torch.Tensor, strategy: str = "int4-g128", dtype: str = "F32", **params) -> HistogramState:
     checkpoint = Memory(w, dtype)
     state = HistogramState()
-    assert state.follow(Plans(checkpoint, planned(checkpoint, "w", strategy)))  # type: ignore[arg-type]
+    assert state.follow(Plans(checkpoint, planned(checkpoint, "w", strategy, **params)))  # type: ignore[arg-type]
     state.take(histogram(state.request))
     return state
 
@@ -95,7 +97,9 @@ def test_the_title_says_the_finding():
     beyond = state.result.reach.share_beyond * 100
     assert 0.3 < beyond < 1.0
     assert state.title() == f"{percent(beyond)} of weights beyond the grid · SQNR {state.result.error.sqnr_db:.1f} dB"
-    assert shown(W, "q8_0").title().startswith("No weight beyond the grid · SQNR 45.")
+    # The finer search gives up a few of the largest weights for the many; llama.cpp's reaches the largest of a block.
+    assert shown(W, "q8_0").title() == "0.0061 % of weights beyond the grid · SQNR 46.5 dB"
+    assert shown(W, "q8_0", effort="exact").title().startswith("No weight beyond the grid · SQNR 45.")
     assert shown(W, "f16").title().startswith("SQNR ")
     assert shown(W, "f32").title().startswith("Farthest weight ")
     assert shown(W.bfloat16().float(), "bf16").title() == "Exact: no weight changes"
@@ -306,7 +310,7 @@ def test_empty_panel_says_what_to_do(bench, qtbot):
 def test_draws_the_demo(bench, qtbot):
     select(bench, qtbot, DOWN, "q4_k")
     panel = bench.panel
-    assert "SQNR 22." in panel.title.text()
+    assert "SQNR 23." in panel.title.text()
     assert DOWN in panel.subtitle.text()
     weights = bench.checkpoint.read(DOWN).float()
     assert panel.percentiles.text().startswith(f"min {short(float(weights.min()))}")

@@ -35,6 +35,11 @@ os._exit(0)
 """
 
 
+# llama.cpp multiplies by 8-bit activations and keeps 16-bit keys and values: where the two likeliest tokens are closer
+# than this, their order may turn.
+NEAR = 0.05
+
+
 def kld(reference: torch.Tensor, other: torch.Tensor) -> float:
     """Mean over tokens of KL(reference ‖ other), nats."""
     p, q = reference.log_softmax(-1), other.log_softmax(-1)
@@ -46,7 +51,8 @@ def size_on_disk(path: Path) -> int:
 
 
 def test_llama_cpp_generates_from_the_gguf(quantize, demo) -> None:
-    """llama.cpp continues a prompt, greedily, as transformers does with the same file."""
+    """llama.cpp continues a prompt, greedily, as transformers does with the same file: every token is the most likely
+    one, or as good as that."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path, _, _ = quantize("Q4_K_M", "gguf")
@@ -61,13 +67,19 @@ def test_llama_cpp_generates_from_the_gguf(quantize, demo) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(demo)
     model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-    ids = tokenizer(PROMPT, return_tensors="pt", add_special_tokens=False)["input_ids"]
-    with torch.inference_mode():
-        theirs = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
-    expected = tokenizer.decode(theirs[0, ids.shape[1] :], skip_special_tokens=True)
-    # llama.cpp's f16 cache may take another turn late; the first words agree.
-    assert len(text) > 20
-    assert text[:16] == expected[:16]
+    ids = tokenizer(PROMPT, add_special_tokens=False)["input_ids"]
+    start, ties = len(ids), 0
+    for _ in range(24):
+        with torch.inference_mode():
+            last = model(torch.tensor([ids])).logits[0, -1]
+        likely = last.argsort(descending=True)[: int((last >= last.max() - NEAR).sum())].tolist()
+        said = [tokenizer.decode([*ids[start:], token]) for token in likely]
+        agreeing = [i for i, words in enumerate(said) if text.startswith(words)]
+        assert agreeing, f"llama.cpp: {text!r}, transformers: {said}"
+        ids.append(likely[agreeing[0]])
+        ties += agreeing[0] > 0
+    assert tokenizer.decode(ids[start:]) == text
+    assert ties <= 2
 
 
 def test_transformers_reads_the_gguf(quantize, original, logits) -> None:

@@ -128,7 +128,7 @@ def without_dust(type_name: str, x: Tensor) -> Tensor:
 
     from core.formats.checks import DUST
 
-    if type_name == "MXFP4":  # its scales go down to 2^-127
+    if type_name in ("MXFP4", "IQ3_S"):  # scales down to 2^-127; a search that has no such reciprocals
         return x
     if on_lanes(x):
         import numpy as np
