@@ -80,8 +80,8 @@ class MethodForm(QWidget):
     @property
     def params(self) -> Params:
         """Those that differ from the method's defaults, in its order."""
-        given = {p.key: _value(self._fields[p.key]) for p in self.method.parameters}
-        return tuple((p.key, given[p.key]) for p in self.method.parameters if given[p.key] != p.default)
+        given = {p.key: _value(self._fields[p.key]) for p in self.method.all_parameters}
+        return tuple((p.key, given[p.key]) for p in self.method.all_parameters if given[p.key] != p.default)
 
     def show_choice(self, method: str, params: Mapping[str, Any]) -> None:
         """Sets method and parameters; what is not named stands at its default. Emits nothing."""
@@ -117,7 +117,7 @@ class MethodForm(QWidget):
         grid.setColumnStretch(0, 1)
         grid.setColumnStretch(2, 1)
         self._fields = {}
-        for place, parameter in enumerate(self.method.parameters):
+        for place, parameter in enumerate(self.method.all_parameters):
             field = _field(parameter, params.get(parameter.key, parameter.default), page)
             label = QLabel(parameter.label, page)
             label.setBuddy(field)

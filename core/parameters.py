@@ -50,6 +50,20 @@ class Parameter:
         return int(value) if self.kind == "int" else float(value)
 
 
+# What happens to the inputs of a layer, beside what happens to its weights. Every method takes it, containers with a
+# place for it say so to their clients.
+PLAIN, DYNAMIC, STATIC = "plain", "dynamic", "static"
+INPUTS = Parameter(
+    "inputs",
+    "choice",
+    PLAIN,
+    "Inputs",
+    "How clients round what comes into the layer, in containers that say so: plain: not at all; dynamic: with a scale "
+    "found as it comes; static: with a scale from calibration.",
+    choices=(PLAIN, DYNAMIC, STATIC),
+)
+
+
 def check_parameters(declared: tuple[Parameter, ...], given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """All parameters with defaults filled in. Raises RecipeError on an unknown key or a value out of bounds."""
     known = {p.key: p for p in declared}

@@ -67,6 +67,10 @@ class TensorStatistics:
             transposed=self.transposed,
         )
 
+    def knows(self, kinds: frozenset[Statistic]) -> bool:
+        """Whether all of these were gathered, and from tokens: every expert saw one."""
+        return kinds <= self.values.keys() and all(self.counts)
+
     @property
     def columns(self) -> int:
         """Input channels; 0 when nothing tells."""

@@ -12,6 +12,7 @@ from core.calibration.statistics import Statistic
 from core.calibration.text import Samples
 from core.engine.known import Known
 from core.formats.base import Format
+from core.parameters import INPUTS, PLAIN
 from core.recipes.model import Recipe, Strategy
 from core.targets.base import Assignment, Layout, Outline, OutputTensor, Target
 
@@ -49,12 +50,17 @@ class PlannedTensor:
         return self.strategy.format != "keep"
 
     @property
+    def inputs(self) -> str:
+        """What is to happen to the layer's inputs: PLAIN, DYNAMIC or STATIC of core/parameters.py."""
+        return str(dict(self.strategy.params).get(INPUTS.key, PLAIN))
+
+    @property
     def bpw(self) -> float:
         return 8 * self.nbytes / self.tensor.numel if self.tensor.numel else 0.0
 
     @property
     def assignment(self) -> Assignment:
-        return Assignment(self.tensor, self.format, self.copy)
+        return Assignment(self.tensor, self.format, self.copy, inputs=self.inputs)
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from core.engine.model import Plan, PlannedTensor, Problem
 from core.errors import RecipeError
 from core.formats.ggml.format import UNWEIGHTED, GgmlFormat
 from core.formats.ggml.types import GGML_TYPES
+from core.parameters import INPUTS, PLAIN, STATIC
 from core.recipes.model import KEEP, Recipe, Resolved, Strategy
 from core.recipes.resolving import MISFIT, REFUSED, resolve
-from core.targets.base import Assignment, Layout, Outline, OutputTensor, Target
+from core.targets.base import STATIC_NEEDS, Assignment, Layout, Outline, OutputTensor, Target
 from core.tensors import DTYPES
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class _Assigner:
             wanted = known or self.target.adapt(self.format(strategy.format), tensor)
             self.formats[key] = wanted
         copy = self._untouched(tensor, strategy, wanted) and self._native(tensor, wanted)
-        return Assignment(tensor, wanted, copy)
+        return Assignment(tensor, wanted, copy, inputs=str(dict(strategy.params).get(INPUTS.key, PLAIN)))
 
     @staticmethod
     def _untouched(tensor: OutputTensor, strategy: Strategy, format: Format) -> bool:
@@ -225,6 +226,7 @@ def _problems(
             hint="start from the original weights",
         )
     yield from _needs(planned, statistics)
+    yield from _inputs(planned, target, statistics, known)
     yield from _blind(planned, recipe, statistics)
     yield from _unweighted(planned, outline, statistics, known)
     for o in target.objections([t.assignment for t in planned]):
@@ -285,6 +287,26 @@ def _needs(planned: Sequence[PlannedTensor], statistics: frozenset[Statistic]) -
         if missing:
             words = ", ".join(sorted(s.value for s in missing))
             yield Problem("error", f"{method} needs calibration data ({words})", name, "or take the method nearest")
+
+
+def _inputs(
+    planned: Sequence[PlannedTensor], target: Target, statistics: frozenset[Statistic], known: Known
+) -> Iterable[Problem]:
+    """Inputs that the container has no word for, and static ones whose range nobody knows."""
+    refused: list[tuple[str, str]] = []
+    unknown: list[tuple[str, str]] = []
+    later = statistics >= STATIC_NEEDS and known.provenance is None  # the run will gather them
+    for t in planned:
+        if t.inputs == PLAIN:
+            continue
+        why = target.refuses_inputs(t.format, t.inputs)
+        there = known.tensors.get(t.tensor.name)
+        if why:
+            refused.append((t.tensor.name, why))
+        elif t.inputs == STATIC and not later and (there is None or not there.knows(STATIC_NEEDS)):
+            unknown.append((t.tensor.name, "static inputs need calibration data (absmax, range)"))
+    yield from listed("error", refused, "leave inputs out, or choose another format or target")
+    yield from listed("error", unknown, "calibrate with a text, or take inputs=dynamic")
 
 
 def _blind(planned: Sequence[PlannedTensor], recipe: Recipe, statistics: frozenset[Statistic]) -> Iterable[Problem]:

@@ -24,6 +24,8 @@ from core.engine.known import bind, numbers
 from core.engine.model import Plan, PlannedTensor
 from core.engine.units import Unit
 from core.engine.work import Keep, UnitResult, Work
+from core.parameters import STATIC
+from core.targets.base import STATIC_NEEDS
 
 if TYPE_CHECKING:
     import torch
@@ -137,11 +139,13 @@ class Blocks(Stages):
 
 
 def wanted(plan: Plan) -> frozenset[Statistic]:
-    """The statistics that a plan's methods use; importance, which formats use, always."""
+    """The statistics that a plan's methods and static inputs use; importance, which formats use, always."""
     from core.methods import get_method
 
     methods = {t.strategy.method for t in plan.tensors if t.quantized}
     needs = frozenset[Statistic]().union(*(get_method(name).needs for name in methods))
+    if any(t.inputs == STATIC for t in plan.tensors):
+        needs |= STATIC_NEEDS
     return (needs | {Statistic.IMPORTANCE}) & ALL
 
 

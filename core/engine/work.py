@@ -21,8 +21,17 @@ from core.engine.known import as_tensors, rows_of_expert
 from core.engine.model import Plan, PlannedTensor
 from core.engine.pages import was_read
 from core.engine.units import Unit, row_multiple, rows_within
-from core.errors import CheckpointError, DeviceError, NonFinite, OutOfRange, TargetError, WorkbenchError
-from core.targets.base import Placed, Target
+from core.errors import (
+    CalibrationError,
+    CheckpointError,
+    DeviceError,
+    NonFinite,
+    OutOfRange,
+    TargetError,
+    WorkbenchError,
+)
+from core.parameters import STATIC
+from core.targets.base import STATIC_NEEDS, Placed, Target
 
 if TYPE_CHECKING:
     import torch
@@ -255,6 +264,20 @@ class _Task:
             _empty_cache(self.work.device)
             device = _device_words(self.work.device)
             self.notes[f"{self.planned.tensor.name}: {device} ran out of memory; done in slices of {step} rows"] = None
+        if not self.unit.start and self.planned.inputs == STATIC:
+            self._store_inputs()
+
+    def _store_inputs(self) -> None:
+        """What clients need to round this layer's inputs. Without it they would compute nonsense: no fall-back."""
+        known = as_tensors(self.known, "cpu")
+        if not known.keys() >= STATIC_NEEDS:
+            raise CalibrationError(
+                f"the range of its inputs is not known{_reach(self.known, '')}",
+                "give a longer calibration text, or inputs=dynamic",
+                self.planned.tensor.name,
+            )
+        for name, offset, data in self.work.target.store_inputs(self.planned.assignment, known):
+            self.put(name, offset, data)
 
     def _common_grid(self) -> Grid | None:
         """The grid of a tensor that has a single one, such as one scale for all its weights. Fitted to the whole, it
@@ -317,13 +340,14 @@ class _Task:
             words = ", ".join(sorted(kind.value for kind in missing))
             self.fallbacks[f"{method.name} → nearest: no {words}{_reach(known)}"] = None
             return get_method("nearest").quantize(w, planned.format, stats, {}, self.ctx)
-        params: dict[str, Any] = check_parameters(method.parameters, dict(planned.strategy.params), planned.tensor.name)
+        given = dict(planned.strategy.params)
+        params: dict[str, Any] = check_parameters(method.all_parameters, given, planned.tensor.name)
         return method.quantize(w, planned.format, stats, params, self.ctx)
 
 
-def _reach(known: TensorStatistics | None) -> str:
+def _reach(known: TensorStatistics | None, otherwise: str = " of its inputs is known") -> str:
     """Why a statistic that was gathered is not there."""
-    return ", as no token reached it" if known is not None and not any(known.counts) else " of its inputs is known"
+    return ", as no token reached it" if known is not None and not any(known.counts) else otherwise
 
 
 def _stamp(path: Path) -> tuple[int, int]:

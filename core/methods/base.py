@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from core.calibration.statistics import Statistic
 from core.context import SILENT, JobContext
 from core.formats.base import Format, Quantized
-from core.parameters import Parameter
+from core.parameters import INPUTS, Parameter
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +23,11 @@ class Method(ABC):
     help: ClassVar[str]
     needs: ClassVar[frozenset[Statistic]] = frozenset()
     parameters: ClassVar[tuple[Parameter, ...]] = ()
+
+    @property
+    def all_parameters(self) -> tuple[Parameter, ...]:
+        """What a strategy with this method may set: the method's own, then what the container is told about inputs."""
+        return (*self.parameters, INPUTS)
 
     def misfit(self, format: Format) -> str | None:
         """Why the method makes no sense on this format, or None."""

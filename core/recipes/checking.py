@@ -64,8 +64,8 @@ def check_method(method: str, params: Mapping[str, Any], where: str = "") -> tup
         known = get_method(method)
     except RecipeError as error:
         raise RecipeError(error.message, error.hint, where) from None
-    values = check_parameters(known.parameters, params, where)
-    return tuple((p.key, values[p.key]) for p in known.parameters if values[p.key] != p.default)
+    values = check_parameters(known.all_parameters, params, where)
+    return tuple((p.key, values[p.key]) for p in known.all_parameters if values[p.key] != p.default)
 
 
 def parse_strategy(text: str, where: str = "") -> Strategy:

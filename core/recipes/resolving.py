@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from core.errors import RecipeError
+from core.parameters import INPUTS, PLAIN
 from core.recipes.checking import check_recipe
 from core.recipes.matching import conflicts, describe, winners
 from core.recipes.model import KEEP, Recipe, Resolved, Rule, Strategy
@@ -128,15 +129,20 @@ class _Decider:
         kept = self._kept_as(case, wanted)
         if kept is not None:
             return kept
+        params = rule.params
+        if choice.inputs != PLAIN and INPUTS.key not in dict(params):
+            params = (*params, (INPUTS.key, choice.inputs))
         why = self.method_misfit(rule.method, wanted)
         if not why:
             # A preset's formats differ in what can be said of them; what a parameter says to some of them holds there.
-            unsuited = self.unsuited(rule.method, wanted, rule.params)
-            strategy = self.given(wanted.name, rule.method, () if unsuited else rule.params)
+            unsuited = self.unsuited(rule.method, wanted, params)
+            inputs = tuple(p for p in params if p[0] == INPUTS.key)
+            strategy = self.given(wanted.name, rule.method, inputs if unsuited else params)
             reason = "; ".join(filter(None, (choice.reason, unsuited)))
             return Resolved(strategy, case.index, case.text, reason, choice.fallback)
         reason = "; ".join(filter(None, (choice.reason, f"{rule.method} → nearest: {why}")))
-        return Resolved(Strategy(wanted.name), case.index, case.text, reason, True)
+        inputs = tuple(p for p in params if p[0] == INPUTS.key)
+        return Resolved(Strategy(wanted.name, params=inputs), case.index, case.text, reason, True)
 
     def _kept_as(self, case: _Case, wanted: Format) -> Resolved | None:
         """The decision to keep a tensor that cannot or should not take a format; None when it takes it.

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
-from core.calibration.statistics import Provenance
+from core.calibration.statistics import Provenance, Statistic
 from core.checkpoints.base import Checkpoint
 from core.formats.base import Format, Quantized
+from core.parameters import PLAIN
 from core.roles import Role
 
 if TYPE_CHECKING:
@@ -169,12 +170,14 @@ class Assignment:
 
     copy       the stored bytes go over untouched (source.verbatim() is not None and the dtype is the container's own)
     scattered  the method groups columns out of their order: the parts hold "g_idx", int32, the group of each column
+    inputs     what clients shall do with the layer's inputs: PLAIN, DYNAMIC or STATIC of core/parameters.py
     """
 
     tensor: OutputTensor
     format: Format
     copy: bool = False
     scattered: bool = False
+    inputs: str = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +188,10 @@ class Objection:
     tensor: str
     message: str
     hint: str = ""
+
+
+# What is known of a layer's inputs where a target stores something about them.
+STATIC_NEEDS = frozenset({Statistic.ABSMAX, Statistic.RANGE})
 
 
 class Target(ABC):
@@ -204,6 +211,11 @@ class Target(ABC):
     @abstractmethod
     def refuses(self, format: Format, tensor: OutputTensor) -> str | None:
         """Why this container cannot hold this tensor in this format, or None. Shape misfits are the format's word."""
+
+    def refuses_inputs(self, format: Format, inputs: str) -> str | None:
+        """Why this container cannot tell clients to treat the inputs of a layer in this format so, or None. Plain
+        inputs need no telling."""
+        return None if inputs == PLAIN else f"{self.name} says nothing of inputs: {inputs} ones have no place here"
 
     def objections(self, assignments: Sequence[Assignment]) -> Iterable[Objection]:
         """What only shows when all tensors are seen together ("4 and 8 bits in one folder")."""
@@ -241,3 +253,12 @@ class Target(ABC):
         self, assignment: Assignment, quantized: Quantized, start: int, stop: int
     ) -> Iterator[tuple[str, int, memoryview | bytes]]:
         """For rows start … stop: (stored name, byte offset inside that stored tensor, bytes). On CPU memory."""
+
+    def store_inputs(
+        self, assignment: Assignment, statistics: Mapping[Statistic, torch.Tensor]
+    ) -> Iterator[tuple[str, int, memoryview | bytes]]:
+        """What is stored of the inputs of a layer whose assignment says STATIC; asked once per tensor.
+
+        statistics  STATIC_NEEDS at least, float32, of the very inputs that the weights as stored will see
+        """
+        return iter(())

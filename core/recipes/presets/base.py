@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from core.errors import RecipeError
+from core.parameters import PLAIN
 from core.recipes.model import KEEP
 
 if TYPE_CHECKING:
@@ -20,11 +21,13 @@ class Choice:
     format    a format's name, or "keep"
     reason    why it is not the preset's default format; "" when it is
     fallback  the shape forced a substitute
+    inputs    what clients shall do with the layer's inputs, as the parameter of that name says
     """
 
     format: str
     reason: str = ""
     fallback: bool = False
+    inputs: str = PLAIN
 
 
 KEPT = Choice(KEEP)
