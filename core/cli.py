@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import core
-from core import commands
+from core import commands, quality_commands
 from core.calibration.text import LENGTH, SAMPLES, SEED
 from core.errors import Cancelled, WorkbenchError, one_line
+from core.evaluation.text import SCORES, WINDOW
 from core.terminal import json_text, prepare_streams, silence_stdout
 
 
@@ -145,10 +146,35 @@ def _parser() -> argparse.ArgumentParser:
     made = command("compare", commands.compare, "show how far apart two checkpoints are, tensor by tensor")
     made.add_argument("a", type=Path)
     made.add_argument("b", type=Path)
-    made = command("evaluate", commands.evaluate, "measure perplexity (not in this version)")
-    made.add_argument("checkpoint", type=Path)
-    made.add_argument("--against", type=Path, metavar="QUANTIZED")
-    made.add_argument("--text", required=True, type=Path, metavar="FILE")
+    made = command(
+        "evaluate", quality_commands.evaluate, "measure perplexity, and the distance of what was made from a model"
+    )
+    made.add_argument("checkpoint", type=Path, help="the original: a Hugging Face folder; or a GGUF by itself")
+    made.add_argument("--against", type=Path, metavar="QUANTIZED", help="a folder or GGUF made from it")
+    made.add_argument("--recipe", metavar="R", help="or what this recipe would make of it, without writing it")
+    made.add_argument(
+        "--target", default="", metavar="T", help="container for the recipe (default: the first that fits)"
+    )
+    made.add_argument("--imatrix", type=Path, metavar="FILE", help="importance of columns, for the recipe")
+    made.add_argument(
+        "--calibration",
+        nargs="?",
+        const="",
+        metavar="TEXT",
+        help="for the recipe: calibrate on this text (default: Python's standard library)",
+    )
+    made.add_argument("--text", type=Path, metavar="FILE", help="text to predict (default: Python's standard library)")
+    made.add_argument("--window", type=_workers, default=WINDOW, metavar="N", help=f"tokens of a window ({WINDOW})")
+    made.add_argument("--stride", type=_workers, metavar="N", help="tokens between windows (default: a window)")
+    made.add_argument("--samples", type=_workers, metavar="N", help="windows at most (default: all of the text)")
+    made.add_argument(
+        "--score",
+        choices=SCORES,
+        default=SCORES[0],
+        help="all tokens of a window but its first, or the second half of it, as llama.cpp does",
+    )
+    made.add_argument("--layers", action="store_true", help="also the output error of every matrix on real inputs")
+    made.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     command("formats", commands.formats, "list every format, and which target takes it")
     return parser
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.engine.progress import bytes_text, duration_text
-from core.errors import CalibrationError, MissingExtra, OutputError, TargetError
+from core.errors import CalibrationError, OutputError, TargetError
 from core.terminal import Progress, table
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def plan(args: argparse.Namespace) -> Answer:
     from core.recipes import load
 
     with open_checkpoint(args.checkpoint) as checkpoint, _progress() as ctx:
-        made, why = make_plan_for(checkpoint, load(args.recipe), args.target, ctx, **_plan_options(args))
+        made, why = make_plan_for(checkpoint, load(args.recipe), args.target, ctx, **plan_options(args))
     rows = [
         (t.tensor.name, str(t.strategy), t.rule_text, bytes_text(t.nbytes), f"{t.bpw:.2f}", t.reason)
         for t in made.tensors
@@ -74,9 +74,9 @@ def quantize(args: argparse.Namespace) -> Answer:
     from core.recipes import load
 
     with open_checkpoint(args.checkpoint) as checkpoint, _progress() as ctx:
-        options = _plan_options(args)
+        options = plan_options(args)
         if args.calibration is not None:
-            options |= _calibrated(args, checkpoint, ctx, options)
+            options |= calibrated(args, checkpoint, ctx, options)
         made, why = make_plan_for(checkpoint, load(args.recipe), args.target, ctx, **options)
         out = output_path(args.out, checkpoint, made)
         if not args.json:
@@ -188,13 +188,6 @@ def compare(args: argparse.Namespace) -> Answer:
     return answer, [*lines, "", total]
 
 
-def evaluate(args: argparse.Namespace) -> Answer:
-    raise MissingExtra(
-        "perplexity needs the calibration extra, which is not part of this version yet",
-        "`compare` gives the error of the weights",
-    )
-
-
 def formats(args: argparse.Namespace) -> Answer:
     from core.formats import FORMATS
     from core.methods import METHODS
@@ -284,7 +277,7 @@ def make_plan_for(
     return first
 
 
-def _plan_options(args: argparse.Namespace) -> dict[str, Any]:
+def plan_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `plan` and `quantize` say about a plan besides recipe and target."""
     from core.calibration.imatrix import read_imatrix
 
@@ -298,7 +291,7 @@ def _text_settings(args: argparse.Namespace, path: Path | None) -> TextSettings:
     return TextSettings(path, args.samples, args.length, args.seed)
 
 
-def _calibrated(
+def calibrated(
     args: argparse.Namespace, checkpoint: Checkpoint, ctx: JobContext, options: dict[str, Any]
 ) -> dict[str, Any]:
     """What --calibration adds to the plan. Where importance is all that the recipe's methods use, the model is walked

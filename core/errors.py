@@ -8,6 +8,7 @@
     │   └── OutOfRange           weights too large for a format's scales (the row)
     ├── RecipeError              a rule, pattern, format or parameter that makes no sense
     ├── CalibrationError         statistics that cannot be gathered
+    ├── EvaluationError          a model that cannot be judged, or two that cannot be compared
     ├── TargetError              the container cannot carry what was asked
     ├── PlanError                preflight found problems; nothing was written
     ├── OutputError              the place to write to
@@ -82,6 +83,10 @@ class RecipeError(WorkbenchError):
 
 class CalibrationError(WorkbenchError):
     """Statistics that a method needs cannot be gathered."""
+
+
+class EvaluationError(WorkbenchError):
+    """A model cannot be judged on a text, or two cannot be compared."""
 
 
 class TargetError(WorkbenchError):

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
 
 from core.engine.progress import Meter, Speed, bytes_text, duration_text
@@ -66,9 +66,12 @@ class Progress:
     """A JobContext for people: one line on stderr, repainted on a terminal, now and then repeated elsewhere.
 
     Ctrl-C inside `interruptible()` makes check() raise Cancelled; a second one ends the program the hard way.
+
+    amount  how done, total and rate are said
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, amount: Callable[[float], str] = bytes_text) -> None:
+        self._amount = amount
         self._stream = stream if stream is not None else sys.stderr
         self._terminal = self._stream.isatty()
         self._meter = Meter()
@@ -84,7 +87,7 @@ class Progress:
             if now - self._last < (_REPAINT_SECONDS if self._terminal else _LINE_SECONDS):
                 return
             self._last = now
-            self._say(_progress_text(speed, note))
+            self._say(_progress_text(speed, note, self._amount))
 
     def partial(self, value: Any) -> None:
         pass
@@ -130,10 +133,14 @@ class Progress:
             self.clear()
 
 
-def _progress_text(speed: Speed, note: str) -> str:
-    parts = [f"{100 * speed.share:3.0f} %", f"{bytes_text(speed.done)} of {bytes_text(speed.total)}"]
+def tokens_text(count: float) -> str:
+    return f"{count:,.0f} tokens"
+
+
+def _progress_text(speed: Speed, note: str, amount: Callable[[float], str]) -> str:
+    parts = [f"{100 * speed.share:3.0f} %", f"{amount(speed.done)} of {amount(speed.total)}"]
     if speed.rate:
-        parts.append(f"{bytes_text(speed.rate)}/s")
+        parts.append(f"{amount(speed.rate)}/s")
     if speed.eta_seconds is not None and speed.done < speed.total:
         parts.append(f"{duration_text(speed.eta_seconds)} left")
     if note:

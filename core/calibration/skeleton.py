@@ -13,8 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from core.calibration.purpose import CALIBRATION, Purpose
 from core.calibration.text import require_transformers
 from core.checkpoints.base import Checkpoint
+from core.checkpoints.huggingface import CONFIG
 from core.errors import CalibrationError, MissingExtra
 
 if TYPE_CHECKING:
@@ -62,10 +64,10 @@ class Skeleton:
     raises  CalibrationError: no config.json, an architecture that transformers does not know, no decoder blocks
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
-        self.checkpoint, self.device = checkpoint, device
-        self.model = _build(checkpoint)
-        self.path, self.blocks = _blocks(self.model, checkpoint)
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu", purpose: Purpose = CALIBRATION) -> None:
+        self.checkpoint, self.device, self.purpose = checkpoint, device, purpose
+        self.model = _build(checkpoint, purpose)
+        self.path, self.blocks = _blocks(self.model, checkpoint, purpose)
         self._targets, self._converters = _targets(self.model, checkpoint)
         for module in self.model.modules():
             for leaf, buffer in module._buffers.items():
@@ -229,15 +231,15 @@ class Skeleton:
         return tuple(Piece(name, matrix, turned) for name, matrix in (made.sources[index] for index in found))
 
 
-def _build(checkpoint: Checkpoint) -> Any:
+def _build(checkpoint: Checkpoint, purpose: Purpose) -> Any:
     import torch
     from torch.overrides import TorchFunctionMode
 
-    if checkpoint.config is None or not checkpoint.path.is_dir():
+    if checkpoint.config is None or not (checkpoint.folder() / CONFIG).is_file():
         raise CalibrationError(
-            "calibration runs the model, and needs its folder with config.json", "open that folder", checkpoint.path
+            f"{purpose.word} runs the model, and needs its folder with config.json", "open that folder", checkpoint.path
         )
-    transformers = require_transformers()
+    transformers = require_transformers(purpose)
 
     class EmptyIsMeta(TorchFunctionMode):
         """Parameters are made by torch.empty; tables that a model computes for itself are not."""
@@ -251,7 +253,7 @@ def _build(checkpoint: Checkpoint) -> Any:
     words = ", ".join(str(c) for c in checkpoint.config.get("architectures") or ["none"])[:100]
     try:
         config = transformers.AutoConfig.from_pretrained(
-            str(checkpoint.path), local_files_only=True, trust_remote_code=False
+            str(checkpoint.folder()), local_files_only=True, trust_remote_code=False
         )
         for part in (config, config.get_text_config()):
             part.use_cache = False
@@ -265,7 +267,7 @@ def _build(checkpoint: Checkpoint) -> Any:
         raise CalibrationError(
             f"transformers {transformers.__version__} cannot build a causal language model of architecture {words} "
             f"({said})",
-            "quantize without calibration",
+            purpose.otherwise,
             checkpoint.path,
         ) from error
     # Parameters made otherwise hold arbitrary numbers now; on the meta device it shows when one is not loaded.
@@ -277,7 +279,7 @@ def _build(checkpoint: Checkpoint) -> Any:
     return model.eval()
 
 
-def _blocks(model: Any, checkpoint: Checkpoint) -> tuple[str, tuple[str, ...]]:
+def _blocks(model: Any, checkpoint: Checkpoint, purpose: Purpose) -> tuple[str, tuple[str, ...]]:
     """The list of decoder blocks: as many as the config has layers, and of all such lists the one that holds most."""
     import torch
 
@@ -290,7 +292,7 @@ def _blocks(model: Any, checkpoint: Checkpoint) -> tuple[str, tuple[str, ...]]:
     if not lists:
         raise CalibrationError(
             f"no list of {count} decoder blocks is found in {type(model).__name__}",
-            "quantize without calibration",
+            purpose.otherwise,
             checkpoint.path,
         )
     _, path, length = max(lists)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.calibration.purpose import CALIBRATION, Purpose
 from core.checkpoints.base import Checkpoint
 from core.errors import CalibrationError, MissingExtra
 
@@ -66,9 +67,9 @@ def read_samples(checkpoint: Checkpoint, settings: TextSettings) -> Samples:
     import numpy as np
 
     settings.check()
-    text, name = _text(settings.path)
-    tokenizer = _tokenizer(checkpoint.folder())
-    begin = _beginning(tokenizer)
+    text, name = text_of(settings.path)
+    tokenizer = tokenizer_of(checkpoint.folder())
+    begin = beginning_of(tokenizer)
     room = settings.length - len(begin)
     if room < 1:
         raise CalibrationError(f"samples of {settings.length} tokens are no text", "give a longer --length")
@@ -93,7 +94,8 @@ def read_samples(checkpoint: Checkpoint, settings: TextSettings) -> Samples:
     return Samples(ids, name, digest)
 
 
-def _text(path: Path | None) -> tuple[str, str]:
+def text_of(path: Path | None) -> tuple[str, str]:
+    """A text and its name; without a path, the standard library's. raises CalibrationError"""
     if path is None:
         return _standard_library(), STANDARD_LIBRARY
     try:
@@ -132,15 +134,16 @@ def _pieces(text: str) -> list[str]:
     return pieces
 
 
-def _tokenizer(folder: Path) -> Any:
-    transformers = require_transformers()
+def tokenizer_of(folder: Path, purpose: Purpose = CALIBRATION) -> Any:
+    """The folder's tokenizer. raises CalibrationError: there is none; MissingExtra"""
+    transformers = require_transformers(purpose)
     try:
         found = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a foreign file makes a foreign library raise
         said = " ".join(str(error).split())[:160]
         raise CalibrationError(
             f"has no tokenizer that transformers reads ({said})",
-            "calibration needs tokenizer.json and tokenizer_config.json beside the weights",
+            f"{purpose.word} needs tokenizer.json and tokenizer_config.json beside the weights",
             folder,
         ) from error
     if not found.is_fast and not len(found):
@@ -148,7 +151,7 @@ def _tokenizer(folder: Path) -> Any:
     return found
 
 
-def _beginning(tokenizer: Any) -> list[int]:
+def beginning_of(tokenizer: Any) -> list[int]:
     """Tokens that the tokenizer puts before every text."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     given = tokenizer("a")["input_ids"]
@@ -157,12 +160,12 @@ def _beginning(tokenizer: Any) -> list[int]:
     return []
 
 
-def require_transformers() -> Any:
+def require_transformers(purpose: Purpose = CALIBRATION) -> Any:
     """The library that runs models. Raises MissingExtra."""
     try:
         import transformers
     except ImportError as error:
         raise MissingExtra(
-            "calibration needs the package transformers", 'pip install "quantbench[calibration]"'
+            f"{purpose.word} needs the package transformers", f'pip install "quantbench[{purpose.extra}]"'
         ) from error
     return transformers

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.calibration.gathering import KEPT_TOKENS, Gatherer, Key, Split
+from core.calibration.purpose import CALIBRATION, Purpose
 from core.calibration.skeleton import Piece, Replace, Skeleton, quiet
 from core.calibration.statistics import Statistic, TensorStatistics, stack, together
 from core.calibration.text import Samples
@@ -48,7 +50,9 @@ class Walk:
 
     folder  for hidden states: two files of 4 bytes · samples · length · hidden size
     kinds   of statistics to gather
+    batches how many parts the samples go through in
     next    the first block that is not finished: 0, or more after a walk with this folder and identity was stopped
+    ctx     progress in batches of the block at work
     raises  CalibrationError: what the model does cannot be followed block by block; OSError for the folder
     """
 
@@ -61,6 +65,7 @@ class Walk:
         kinds: frozenset[Statistic],
         device: str = "cpu",
         ctx: JobContext = SILENT,
+        purpose: Purpose = CALIBRATION,
     ) -> None:
         import torch
 
@@ -70,9 +75,10 @@ class Walk:
         self.ids = torch.from_numpy(samples.ids)
         count, length = self.ids.shape
         self.batch = next(n for n in range(max(1, min(count, BATCH_TOKENS // length)), 0, -1) if count % n == 0)
+        self.batches = count // self.batch
         self._share = min(1.0, KEPT_TOKENS / (count * length))
         with quiet():
-            self.skeleton = Skeleton(checkpoint, device)
+            self.skeleton = Skeleton(checkpoint, device, purpose)
             self.count = len(self.skeleton.blocks)
             self._check_ids()
             self._tuple = False
@@ -99,7 +105,7 @@ class Walk:
         try:
             self._shape_of_output()
             shared: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-            for batch in range(len(self.ids) // self.batch):
+            for batch in range(self.batches):
                 self.ctx.check()
                 calls = self._record(batch)
                 if not batch:
@@ -118,11 +124,10 @@ class Walk:
         finally:
             skeleton.release("")
 
-    def _forward(self, batch: int) -> None:
-        """The whole model on a batch of ids, until something raises _Reached."""
-        ids = self.ids[batch * self.batch : (batch + 1) * self.batch].to(self.device)
+    def _forward(self, samples: slice) -> Any:
+        """Logits of the whole model on some of the ids, unless something raises _Reached before."""
         try:
-            self.skeleton.model(input_ids=ids)
+            return self.skeleton.model(input_ids=self.ids[samples].to(self.device)).logits
         except (_Reached, WorkbenchError, Cancelled, Split):
             raise
         except Exception as error:  # a foreign model's code
@@ -132,9 +137,9 @@ class Walk:
         from core.errors import DeviceError, one_line
 
         if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
-            return DeviceError(f"{self.device} has no memory left for {what}", "give a shorter --length")
+            return DeviceError(f"{self.device} has no memory left for {what}", self.skeleton.purpose.shorter)
         return CalibrationError(
-            f"{what} cannot be run: {one_line(error)[:200]}", "quantize without calibration", self.checkpoint.path
+            f"{what} cannot be run: {one_line(error)[:200]}", self.skeleton.purpose.otherwise, self.checkpoint.path
         )
 
     def _shape_of_output(self) -> None:
@@ -149,7 +154,7 @@ class Walk:
 
         block.forward = stop
         try:
-            self._forward(0)
+            self._forward(self._batch(0))
         except _Reached:
             pass
         finally:
@@ -171,8 +176,8 @@ class Walk:
             hidden, args, options = _apart(args, options)
             if n != len(calls) or (calls and hidden is not calls[-1][2]):
                 raise CalibrationError(
-                    "the model does something to hidden states between its blocks, which calibration cannot follow",
-                    "quantize without calibration",
+                    "the model does something to hidden states between its blocks, which cannot be followed",
+                    self.skeleton.purpose.otherwise,
                     self.checkpoint.path,
                 )
             calls.append((args, options, hidden))
@@ -180,11 +185,11 @@ class Walk:
                 raise _Reached
             return (hidden,) if self._tuple else hidden
 
-        self._with_blocks(call, lambda: self._forward(batch))
+        self._with_blocks(call, lambda: self._forward(self._batch(batch)))
         if len(calls) < self.count:
             raise CalibrationError(
                 f"the model runs {len(calls)} of its {self.count} blocks on a text",
-                "quantize without calibration",
+                self.skeleton.purpose.otherwise,
                 self.checkpoint.path,
             )
         return calls
@@ -244,9 +249,12 @@ class Walk:
         return slice(n * self.batch, (n + 1) * self.batch)
 
     def _read(self, block: int, batch: int) -> torch.Tensor:
+        return self._states(block, self._batch(batch))
+
+    def _states(self, block: int, samples: slice) -> torch.Tensor:
         import torch
 
-        array: np.ndarray = self._files[block % 2][self._batch(batch)]
+        array: np.ndarray = self._files[block % 2][samples]
         return torch.from_numpy(array.copy()).to(self.device)
 
     def _write(self, block: int, batch: int, hidden: torch.Tensor) -> None:
@@ -305,9 +313,10 @@ class Walk:
         with quiet():
             self.skeleton.load(name, replace)
             try:
-                for batch in range(len(self.ids) // self.batch):
+                for batch in range(self.batches):
                     self.ctx.check()
                     self._through(block, batch, True)
+                    self.ctx.progress(batch + 1, self.batches, name)
             finally:
                 self.skeleton.release(name)
         self._finish(block)
@@ -319,10 +328,11 @@ class Walk:
         for sharing in (True, False):
             gatherer = Gatherer(parameters, self.kinds, self._share, sharing)
             try:
-                for batch in range(len(self.ids) // self.batch):
+                for batch in range(self.batches):
                     self.ctx.check()
                     with gatherer.active():
                         self._through(block, batch, onward)
+                    self.ctx.progress(batch + 1, self.batches, prefix)
                 return gatherer
             except Split:
                 assert sharing
@@ -337,7 +347,7 @@ class Walk:
             hidden = out[0] if isinstance(out, tuple) else out
             if not bool(hidden.isfinite().all()):
                 raise CalibrationError(
-                    "its outputs hold NaN or Inf on the calibration text",
+                    "its outputs hold NaN or Inf on the text",
                     "is the checkpoint sound?",
                     self.skeleton.blocks[block],
                 )
@@ -356,7 +366,7 @@ class Walk:
                     n for n, p in self.skeleton.model.named_parameters(remove_duplicate=False) if p is head.weight
                 )
                 gatherer = Gatherer({name: head.weight}, self.kinds, self._share)
-                for batch in range(len(self.ids) // self.batch):
+                for batch in range(self.batches):
                     self.ctx.check()
                     self._to_head(batch, gatherer)
                 return self._by_tensor(gatherer)
@@ -364,18 +374,46 @@ class Walk:
                 self.skeleton.release("")
 
     def _to_head(self, batch: int, gatherer: Gatherer) -> None:
+        def run() -> None:
+            with gatherer.active():
+                self._forward(self._batch(batch))
+
+        gatherer.stop = _Reached
+        self._with_blocks(self._behind(self._batch(batch)), run)
+
+    def _behind(self, samples: slice) -> Any:
+        """What stands for the blocks once all are finished: the last one returns what they made of these samples."""
+
         def call(n: int, *args: Any, **options: Any) -> Any:
             hidden, _, _ = _apart(args, options)
             if n == self.count - 1:
-                hidden = self._read(self.count, batch)
+                hidden = self._states(self.count, samples)
             return (hidden,) if self._tuple else hidden
 
-        def run() -> None:
-            with gatherer.active():
-                self._forward(batch)
+        return call
 
-        gatherer.stop = _Reached
-        self._with_blocks(call, run)
+    def hidden(self, batch: int) -> torch.Tensor:
+        """float32 [samples, length, hidden size]: the states of a batch before the block that is next."""
+        return self._read(self.next, batch)
+
+    @contextmanager
+    def predicting(self) -> Iterator[Callable[[int], torch.Tensor]]:
+        """After all blocks, a function: number of a sample → logits, float32 [length, vocabulary]. raises as `gather`
+        does"""
+        assert self.next == self.count
+        made: list[torch.Tensor] = []
+
+        def logits(sample: int) -> torch.Tensor:
+            one = slice(sample, sample + 1)
+            self._with_blocks(self._behind(one), lambda: made.append(self._forward(one)))
+            return made.pop()[0].float()
+
+        with quiet():
+            self.skeleton.load("")
+            try:
+                yield logits
+            finally:
+                self.skeleton.release("")
 
     def _by_tensor(self, gatherer: Gatherer) -> dict[str, TensorStatistics]:
         """Statistics of parameters as those of the checkpoint tensors that they are made from."""

@@ -195,7 +195,7 @@ def test_failures_are_one_line(cli, source: Path, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out")
     assert "missing" in one_line(cli("inspect", tmp_path / "missing", "--json"))
     assert "unknown recipe 'q4_m'" in one_line(cli("quantize", source, "--recipe", "q4_m", *out))
-    assert "calibration extra" in one_line(cli("evaluate", source, "--text", source, "--json"))
+    assert "evaluation needs tokenizer.json" in one_line(cli("evaluate", source, "--text", source, "--json"))
     line = one_line(cli("quantize", source, "--recipe", "q8_0", *out, "--calibration", source))
     assert "is no text" in line
     line = one_line(cli("quantize", source, "--recipe", "q8_0", *out, "--imatrix", source))

@@ -27,7 +27,7 @@ def outline(checkpoint: Checkpoint) -> Outline:
     model = _model(checkpoint)
     notes = [*model.arch.check(model.hyper)]
     found = names.find(model)
-    made = found.tensors
+    made = [*found.tensors]
     eights = sum(t.dtype.startswith("F8_") for t in made)
     if eights:
         notes.append(f"{eights} tensors of 8-bit floats become bf16 where they are kept: GGUF has no such type")
@@ -48,6 +48,17 @@ def outline(checkpoint: Checkpoint) -> Outline:
         tied=model.tied,
         notes=tuple(notes),
     )
+
+
+def places(checkpoint: Checkpoint) -> names.Found:
+    """Where each tensor of a model is in a GGUF of it, whatever its vocabulary. raises as `outline` does"""
+    return names.find(_model(checkpoint))
+
+
+def computed(checkpoint: Checkpoint) -> frozenset[str]:
+    """Names of a GGUF's tensors that come from config.json alone."""
+    model = _model(checkpoint)
+    return frozenset(extra.name for extra in model.arch.computed(model.hyper))
 
 
 def pairs(checkpoint: Checkpoint, outline: Outline) -> list[tuple[str, Value]]:

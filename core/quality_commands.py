@@ -1,0 +1,161 @@
+"""The sub-commands that judge a model, as commands.py has those that make one: the call into core/evaluation, the
+object for `--json`, the lines for people.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING, Any
+
+from core.calibration.text import LENGTH, SAMPLES, SEED
+from core.commands import Answer, calibrated, make_plan_for, plan_options
+from core.engine.progress import bytes_text, duration_text
+from core.errors import EvaluationError
+from core.terminal import Progress, table, tokens_text
+
+if TYPE_CHECKING:
+    from core.checkpoints.base import Checkpoint
+    from core.context import JobContext
+    from core.engine.model import Plan
+    from core.evaluation.perplexity import Against, Evaluation
+    from core.evaluation.text import Windows
+
+
+def evaluate(args: argparse.Namespace) -> Answer:
+    from core.checkpoints import open_checkpoint
+    from core.engine.devices import parse_device
+    from core.evaluation import perplexity
+    from core.evaluation.subjects import as_model, as_written
+    from core.evaluation.text import WindowSettings, read_windows
+
+    if args.against is not None and args.recipe is not None:
+        raise EvaluationError("--against and --recipe both say what to compare with", "give one of them")
+    device = parse_device(args.device)
+    settings = WindowSettings(args.text, args.window, args.stride, args.samples, args.score)
+    settings.check()
+    with ExitStack() as stack:
+        ctx: JobContext = stack.enter_context(_progress())
+        checkpoint = stack.enter_context(open_checkpoint(args.checkpoint))
+        model = stack.enter_context(as_model(checkpoint))
+        windows = read_windows(model.folder(), settings)
+        other: Checkpoint | None = None
+        plan: Plan | None = None
+        if args.against is not None:
+            opened = stack.enter_context(open_checkpoint(args.against))
+            other = stack.enter_context(as_model(opened, model))
+        elif args.recipe is not None:
+            plan = _plan(args, checkpoint, ctx)
+            other = stack.enter_context(as_written(plan, checkpoint, device=device, ctx=ctx))
+        result = perplexity.evaluate(model, windows, against=other, layers=args.layers, device=device, ctx=ctx)
+        nbytes = checkpoint.nbytes
+        other_bytes = 0 if other is None else other.nbytes
+    answer = {
+        "checkpoint": str(args.checkpoint),
+        "text": windows.samples.name,
+        "convention": windows.convention,
+        "window": args.window,
+        "stride": args.stride or args.window,
+        "score": args.score,
+        "windows": windows.count,
+        "tokens": result.perplexity.tokens,
+        "perplexity": result.perplexity.value,
+        "perplexity_error": result.perplexity.error,
+        "bytes": nbytes,
+        "device": result.device,
+        "seconds": result.seconds,
+        "tokens_per_second": result.tokens_per_second,
+        "peak_rss_bytes": result.peak_rss_bytes,
+    }
+    if result.against is not None:
+        answer["against"] = {
+            "path": None if args.against is None else str(args.against),
+            "recipe": None if plan is None else plan.recipe.name,
+            "target": None if plan is None else plan.target.name,
+            "bytes": other_bytes,
+            "bpw": _bpw(model, other_bytes),
+            **_against_json(result.against, args.layers),
+        }
+    return answer, _lines(args, windows, result, plan)
+
+
+def _plan(args: argparse.Namespace, checkpoint: Checkpoint, ctx: JobContext) -> Plan:
+    """Of the recipe, with what it needs to know."""
+    from core.recipes import load
+
+    given = argparse.Namespace(
+        **{**vars(args), "shard_size": None, "samples": SAMPLES, "length": LENGTH, "seed": SEED},
+    )
+    options = plan_options(given)
+    if args.calibration is not None:
+        options |= calibrated(given, checkpoint, ctx, options)
+    return make_plan_for(checkpoint, load(args.recipe), args.target, ctx, **options)[0]
+
+
+def _bpw(model: Checkpoint, nbytes: int) -> float:
+    return 8 * nbytes / model.parameters if model.parameters else 0.0
+
+
+def _against_json(against: Against, layers: bool) -> dict[str, Any]:
+    d = against.distance
+    found: dict[str, Any] = {
+        "perplexity": against.perplexity.value,
+        "perplexity_error": against.perplexity.error,
+        "perplexity_ratio": d.ratio,
+        "perplexity_ratio_error": d.ratio_error,
+        "perplexity_difference": d.difference,
+        "perplexity_difference_error": d.difference_error,
+        "kld_mean": d.kld_mean,
+        "kld_error": d.kld_error,
+        "kld_median": d.kld_median,
+        "kld_p90": d.kld_p90,
+        "kld_p99": d.kld_p99,
+        "kld_max": d.kld_max,
+        "top1_agreement": d.top1_agreement,
+        "top1_error": d.top1_error,
+        "blocks": [{"name": b.name, "hidden_error": b.relative_error} for b in against.blocks],
+    }
+    if layers:
+        found["layers"] = [
+            {"name": e.name, "output_error": e.output_error, "weight_error": e.weight_error, "tokens": e.tokens}
+            for e in against.layers
+        ]
+    return found
+
+
+def _lines(args: argparse.Namespace, windows: Windows, result: Evaluation, plan: Plan | None) -> list[str]:
+    p = result.perplexity
+    lines = [
+        f"{windows.samples.name}: {windows.convention}, {p.tokens:,} in all",
+        f"perplexity {p.value:.4f} ± {p.error:.4f}  {args.checkpoint}",
+    ]
+    if result.against is not None:
+        lines += _against_lines(result.against, str(args.against) if plan is None else plan.recipe.name)
+    lines.append(
+        f"{duration_text(result.seconds)} · {result.tokens_per_second:,.0f} tokens/s on {result.device} · "
+        f"peak memory {bytes_text(result.peak_rss_bytes)}"
+    )
+    return lines
+
+
+def _against_lines(against: Against, name: str) -> list[str]:
+    p, d = against.perplexity, against.distance
+    lines = [
+        f"perplexity {p.value:.4f} ± {p.error:.4f}  {name}",
+        f"  ratio {d.ratio:.5f} ± {d.ratio_error:.5f}, difference {d.difference:+.4f} ± {d.difference_error:.4f}",
+        f"  KLD mean {d.kld_mean:.6f} ± {d.kld_error:.6f}, median {d.kld_median:.6f}, 99 % {d.kld_p99:.6f}, "
+        f"max {d.kld_max:.4f} nats",
+        f"  same top token {100 * d.top1_agreement:.2f} ± {100 * d.top1_error:.2f} %",
+    ]
+    if against.layers:
+        rows = [
+            (e.name, "–" if e.output_error is None else f"{e.output_error:.3g}", f"{e.weight_error:.3g}")
+            for e in against.layers
+        ]
+        title = "Relative errors of single layers: of their outputs on real inputs, and of their weights"
+        lines += ["", title, *table(("tensor", ">output error", ">weight error"), rows), ""]
+    return lines
+
+
+def _progress() -> AbstractContextManager[Progress]:
+    return Progress(amount=tokens_text).interruptible()
