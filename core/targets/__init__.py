@@ -12,8 +12,18 @@ from core.targets.compressed_tensors import CompressedTensors
 from core.targets.dense import DenseFolder
 from core.targets.gguf.target import GgufFile
 from core.targets.gptq import Gptq
+from core.targets.torchao import TorchAo, TorchAoDynamic
 
-TARGETS: tuple[Target, ...] = (GgufFile(), CompressedTensors(), Gptq(), Awq(), BitsAndBytes(), DenseFolder())
+TARGETS: tuple[Target, ...] = (
+    GgufFile(),
+    CompressedTensors(),
+    Gptq(),
+    Awq(),
+    BitsAndBytes(),
+    TorchAo(),
+    TorchAoDynamic(),
+    DenseFolder(),
+)
 
 _BY_NAME = {t.name: t for t in TARGETS}
 

@@ -9,8 +9,15 @@ from core.checkpoints.dialects.beside import quantization_beside
 from core.checkpoints.dialects.bitsandbytes import BitsAndBytesDialect
 from core.checkpoints.dialects.compressed_tensors import CompressedTensorsDialect
 from core.checkpoints.dialects.gptq import GptqDialect
+from core.checkpoints.dialects.torchao import TorchAoDialect
 
-DIALECTS: tuple[Dialect, ...] = (CompressedTensorsDialect(), GptqDialect(), AwqDialect(), BitsAndBytesDialect())
+DIALECTS: tuple[Dialect, ...] = (
+    CompressedTensorsDialect(),
+    GptqDialect(),
+    AwqDialect(),
+    BitsAndBytesDialect(),
+    TorchAoDialect(),
+)
 
 
 def as_weights(checkpoint: Checkpoint) -> Checkpoint:

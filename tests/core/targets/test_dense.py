@@ -262,7 +262,7 @@ def test_shards_fill_up_in_order() -> None:
 
 
 def test_targets_are_found_by_name() -> None:
-    assert [t.name for t in TARGETS] == ["gguf", "compressed-tensors", "gptq", "awq", "bitsandbytes", "dense"]
+    assert all(get_target(t.name) is t for t in TARGETS)
     assert get_target(" GGUF ").suffix == ".gguf"
     with pytest.raises(TargetError, match=r"gguff.*did you mean gguf"):
         get_target("gguff")
