@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 TIMEOUT_SECONDS = 120.0
 
@@ -35,14 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     from app.main import leave_if_stuck
 
-    session = _Session(args.out, args.theme, (int(width), int(height)))
+    session = Shots(args.out, args.theme, (int(width), int(height)))
     status = session.take(args.checkpoint, args.select, args.no_run)
     leave_if_stuck(session.window, status)
     return status
 
 
-class _Session:
-    """One window and its pictures."""
+class Shots:
+    """One window and its pictures; app/pictures.py takes those of single panels with it."""
 
     def __init__(self, out: Path, theme: str, size: tuple[int, int]) -> None:
         from PySide6.QtCore import QSettings
@@ -66,8 +67,6 @@ class _Session:
         self.window.load_panels()
 
     def take(self, checkpoint: str | None, select: str, no_run: bool) -> int:
-        from app.main import dispose
-
         window = self.window
         try:
             if checkpoint is None:
@@ -93,14 +92,48 @@ class _Session:
                 sys.stderr.write("screenshot: the run did not finish\n")
             return 0 if done else 1
         finally:
-            window.close()
-            self.wait(lambda: not window.isVisible(), 10.0)
-            self.scratch.cleanup()
-            dispose(window)
+            self.close()
+
+    def close(self) -> None:
+        """Closes the window and takes it apart."""
+        from app.main import dispose
+
+        self.window.close()
+        self.wait(lambda: not self.window.isVisible(), 10.0)
+        self.scratch.cleanup()
+        dispose(self.window)
+
+    def open(self, path: Path) -> bool:
+        """Opens a checkpoint, if it is not open already, and waits for its plan."""
+        session = self.window.session
+        if session.checkpoint is None or session.checkpoint.path != path:
+            self.window.commands.open_path(path)
+            self.wait(lambda: session.checkpoint is not None and session.checkpoint.path == path)
+        return self.wait(self._settled)
+
+    def select(self, source: str) -> bool:
+        """Selects the output tensor that is made from this tensor of the checkpoint. Whether there is one."""
+        outline = self.window.session.outline
+        found = [t.name for t in outline.tensors if source in t.source.names()] if outline is not None else []
+        self.window.session.select(tuple(found[:1]))
+        return bool(found)
+
+    def show_panel(self, id: str) -> Any:
+        """Brings a panel to the front."""
+        self.window.show_panel(id)
+        self.pause(0.1)
+        return self.window.panel(id)
+
+    def save_panel(self, name: str) -> None:
+        """Saves the window as it is, under the name of a panel."""
+        self._write(f"{name}-{self.suffix}.png")
 
     def save(self, name: str) -> None:
+        self._write(f"window-{name}-{self.suffix}.png")
+
+    def _write(self, file: str) -> None:
         self.pause(0.3)
-        path = self.out / f"window-{name}-{self.suffix}.png"
+        path = self.out / file
         if not self.window.grab().save(str(path)):
             raise SystemExit(f"screenshot: {path} cannot be written")
         sys.stdout.write(f"{path}\n")

@@ -42,6 +42,14 @@ PANELS = (
         _Lazy("app.panels.histogram.view:HistogramPanel"),
     ),
     PanelRecord(
+        "outliers",
+        "Outliers",
+        "inspector",
+        "crosshair",
+        "The selected tensor's largest weights by row, column and place, and its inputs' where they are known",
+        _Lazy("app.panels.outliers.view:OutliersPanel"),
+    ),
+    PanelRecord(
         "info",
         "Info",
         "inspector",

@@ -52,10 +52,12 @@ class Plot(pg.GraphicsLayoutWidget):
 
     hovered(x)             where the mouse is, None when it left
     range_changed(a, b)    the part of x that is in view, at most every RANGE_MS
+    went_home()            the whole is shown again
     """
 
     hovered = Signal(object)
     range_changed = Signal(float, float)
+    went_home = Signal()
 
     def __init__(self, x_label: str, values: Callable[[], str], name: str = "plot") -> None:
         """values: what "Copy values" copies, as CSV; name: of exported files."""
@@ -138,6 +140,15 @@ class Plot(pg.GraphicsLayoutWidget):
     @Slot()
     def go_home(self) -> None:
         self.show_range(*self._home)
+        self.went_home.emit()
+
+    def cursor(self) -> tuple[int, float, float] | None:
+        """Which strip the mouse is over, and the place there; None when it is over none."""
+        for i, strip in enumerate(self._strips):
+            if self._at is not None and strip.item.vb.sceneBoundingRect().contains(self._at):
+                place = strip.item.vb.mapSceneToView(self._at)
+                return i, float(place.x()), float(place.y())
+        return None
 
     @property
     def x_range(self) -> tuple[float, float]:
@@ -238,9 +249,13 @@ class Plot(pg.GraphicsLayoutWidget):
                 line.setPos(x)
         self.hovered.emit(x)
 
-    def _range_moved(self, *_: object) -> None:
+    def redraw_soon(self) -> None:
+        """Tells the range again, at most every RANGE_MS: something else about the view changed."""
         if not self._range.isActive():
             self._range.start()
+
+    def _range_moved(self, *_: object) -> None:
+        self.redraw_soon()
 
     @Slot()
     def _tell_range(self) -> None:

@@ -89,6 +89,10 @@ class Strip:
         self._heights = (base, top)
         self.fit()
 
+    def keep(self, low: float, high: float) -> None:
+        """Takes note of a y range that was set by hand, for a strip without ticks: it lasts when the size changes."""
+        self._heights = (low, high)
+
     def fit(self) -> None:
         """Gives the band its pixels at the strip's present height."""
         base, top = self._heights

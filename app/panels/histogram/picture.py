@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from app.plotting.words import percent, short
 from core.analysis.counts import Counts
 from core.analysis.histogram import BINS, HistogramResult
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+__all__ = ["Curve", "Picture", "csv_of", "percent", "picture_of", "short"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,26 +100,3 @@ def _top(curve: Curve) -> float:
 
 def _headroom(floor: float, top: float) -> float:
     return top + 0.06 * (top - floor) if top > floor else floor + 1.0
-
-
-def percent(value: float) -> str:
-    """0.3 → "0.3 %", 12.34 → "12 %": two figures; less than a ten-thousandth of a percent says so."""
-    if value == 0:
-        return "0 %"
-    if value < 1e-4:
-        return "< 0.0001 %"
-    if value >= 99.95:
-        return "100 %"
-    digits = max(0, 1 - math.floor(math.log10(value)))
-    return f"{value:.{min(digits, 5)}f}".rstrip("0").rstrip(".") + " %" if digits else f"{value:.0f} %"
-
-
-def short(value: float) -> str:
-    """Three figures, a true minus: 0.0213, −1.2e-05."""
-    if value == 0:
-        return "0"
-    text = f"{value:.3g}"
-    if "e" in text:
-        mantissa, exponent = text.split("e")
-        text = f"{mantissa}e{int(exponent)}"
-    return "−" + text[1:] if text.startswith("-") else text

@@ -1,0 +1,470 @@
+"""The outliers panel: bars per column, row or input channel with a threshold to drag, the map of |W| on the same axis,
+and the list of what lies beyond. What is shown is decided in state.py and heat.py."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+from PySide6.QtCore import QModelIndex, QRectF, Qt, Slot
+from PySide6.QtGui import QColor, QResizeEvent
+from PySide6.QtWidgets import (
+    QComboBox,
+    QHBoxLayout,
+    QHeaderView,
+    QLabel,
+    QLineEdit,
+    QSplitter,
+    QStackedLayout,
+    QTableView,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from app.job_service import JobService
+from app.labels import ElidedLabel, hairline
+from app.panels.outliers import findings
+from app.panels.outliers.heat import Heat, HeatView
+from app.panels.outliers.state import AXES, QUANTITIES, OutlierState
+from app.panels.outliers.table import LineModel
+from app.panels.preview import Asked, PreviewPanel
+from app.plotting.maps import ColorScale, Scale, shaded
+from app.plotting.words import short
+from app.session import Session
+from app.theme import current
+from core.analysis.outliers import OutlierResult, Region, outliers, region
+
+if TYPE_CHECKING:
+    from app.plotting.plot import Plot
+
+ROW = 22
+# Lines of the axis to either side of one that was chosen in the list.
+AROUND = 32
+# Below this height the list makes room for the plots.
+LIST_FROM = 360
+
+
+class OutliersPanel(PreviewPanel):
+    """Large weights and large inputs of the first selected tensor."""
+
+    key = "outliers"
+
+    def __init__(self, session: Session, jobs: JobService) -> None:
+        super().__init__(session, jobs)
+        self._theme = current()
+        self.state, self.heat = OutlierState(), Heat()
+        self.plot: Plot | None = None
+        self._framed: tuple[str, str] = ("", "")
+        self._shown: HeatView | None = None
+        self._build()
+        self._theme.changed.connect(self._redraw)
+        self.watch()
+
+    # --- building -----------------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        self.empty = QLabel(self.state.empty)
+        self.empty.setWordWrap(True)
+        self.empty.setProperty("kind", "muted")
+        self.empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self.empty.setContentsMargins(24, 24, 24, 24)
+        self.title = ElidedLabel()
+        font = self.title.font()
+        font.setBold(True)
+        self.title.setFont(font)
+        self.subtitle = ElidedLabel("muted", Qt.TextElideMode.ElideMiddle)
+        self.notes = QLabel()
+        self.notes.setProperty("kind", "muted")
+        self.notes.setWordWrap(True)
+        self.notes.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.numbers = ElidedLabel("muted")
+        self.scale = ColorScale()
+        self._plots = QWidget()
+        self._plot_box = QVBoxLayout(self._plots)
+        self._plot_box.setContentsMargins(0, 0, 0, 0)
+        self._plot_box.setSpacing(4)
+        under = QHBoxLayout()
+        under.setSpacing(16)
+        under.addWidget(self.numbers, 1)
+        under.addWidget(self.scale)
+        self._plot_box.addLayout(under)
+        self.list = QTableView()
+        self.model = LineModel(self.list)
+        self.list.setModel(self.model)
+        self.list.setShowGrid(False)
+        self.list.setSelectionBehavior(QTableView.SelectionBehavior.SelectRows)
+        self.list.setSelectionMode(QTableView.SelectionMode.SingleSelection)
+        self.list.verticalHeader().hide()
+        self.list.verticalHeader().setDefaultSectionSize(ROW)
+        self.list.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
+        self.list.horizontalHeader().setHighlightSections(False)
+        self.list.setAccessibleName("Beyond the threshold")
+        self.list.clicked.connect(self._line_chosen)
+        self.list.activated.connect(self._line_chosen)
+        self.split = QSplitter(Qt.Orientation.Vertical)
+        self.split.setChildrenCollapsible(False)
+        self.split.addWidget(self._plots)
+        self.split.addWidget(self.list)
+        self.split.setStretchFactor(0, 3)
+        self.split.setStretchFactor(1, 1)
+        self.split.setSizes([300, 110])
+        full = QWidget()
+        column = QVBoxLayout(full)
+        column.setContentsMargins(12, 8, 12, 8)
+        column.setSpacing(4)
+        for widget in (self.title, self.subtitle, self.notes):
+            column.addWidget(widget)
+        column.addWidget(self.split, 1)
+        column.addWidget(hairline())
+        column.addLayout(self._controls())
+        self._stack = QStackedLayout(self)
+        self._stack.addWidget(self.empty)
+        self._stack.addWidget(full)
+
+    def _controls(self) -> QHBoxLayout:
+        self.axis, self.quantity = QComboBox(), QComboBox()
+        for box, choices in ((self.axis, AXES), (self.quantity, QUANTITIES)):
+            for word, text, about in choices:
+                box.addItem(text, word)
+                box.setItemData(box.count() - 1, about, Qt.ItemDataRole.ToolTipRole)
+        self.axis.setToolTip("What a bar stands for, and what runs along the plots")
+        self.quantity.setToolTip("What the bars show")
+        self.axis.currentIndexChanged.connect(self._axis_chosen)
+        self.quantity.currentIndexChanged.connect(self._quantity_chosen)
+        self.limit = QLineEdit()
+        self.limit.setFixedWidth(72)
+        self.limit.setAlignment(Qt.AlignmentFlag.AlignRight)
+        self.limit.setToolTip("Threshold: type it, or drag the dashed line")
+        self.limit.setAccessibleName("Threshold")
+        self.limit.editingFinished.connect(self._limit_typed)
+        self.reset = self._button("arrow-counter-clockwise", "", "Threshold as it was: 6 × RMS, or 6.0 for inputs")
+        self.reset.clicked.connect(self._reset_limit)
+        self.log = self._button("chart-bar-horizontal", "Logarithmic", "Show sizes on a logarithmic axis")
+        self.log.setCheckable(True)
+        self.log.toggled.connect(self._toggle_log)
+        self.home = self._button("arrows-out-line-horizontal", "", "Reset zoom (double-click the plot)")
+        self.home.clicked.connect(self._go_home)
+        line = QHBoxLayout()
+        line.setSpacing(8)
+        beyond = QLabel("beyond")
+        beyond.setProperty("kind", "muted")
+        for widget in (self.axis, self.quantity, beyond, self.limit, self.reset):
+            line.addWidget(widget)
+        line.addStretch(1)
+        line.addWidget(self.log)
+        line.addWidget(self.home)
+        return line
+
+    def _button(self, icon: str, text: str, help: str) -> QToolButton:
+        button = QToolButton()
+        button.setIcon(self._theme.icon(icon))
+        button.setText(text)
+        button.setToolTip(help)
+        button.setProperty("kind", "flat")
+        if text:
+            button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        return button
+
+    def _make_plot(self) -> Plot:
+        """At the first picture: an empty panel costs no pyqtgraph."""
+        import pyqtgraph as pg
+
+        from app.plotting.cells import CellTexts
+        from app.plotting.plot import Plot
+
+        self.plot = plot = Plot("column", self.state.csv, "outliers")
+        plot.setMinimumHeight(120)
+        self._bars = plot.strip("largest |w|", 5, lanes=1)
+        self._map = plot.strip("row", 4)
+        self._high = self._bars.fill("original")
+        self._low = self._bars.fill("original")
+        self._beyond = self._bars.fill("residual", 1.0)
+        self._dead = self._bars.ticks("caution", 0)
+        self._bad = self._bars.ticks("failure", 0)
+        self._lines = [pg.InfiniteLine(angle=0, movable=True) for _ in range(2)]
+        for line in self._lines:
+            line.setZValue(25)
+            line.setCursor(Qt.CursorShape.SizeVerCursor)
+            line.hide()
+            line.sigDragged.connect(self._dragged)
+            self._bars.item.addItem(line, ignoreBounds=True)
+        box = self._map.item.vb
+        box.invertY(True)
+        box.setMouseEnabled(x=True, y=True)
+        self._image = pg.ImageItem(axisOrder="row-major")
+        self._image.setZValue(1)
+        self._texts = CellTexts()
+        self._texts.setZValue(2)
+        self._marks = pg.ScatterPlotItem(pxMode=True)
+        self._marks.setZValue(20)
+        for item in (self._image, self._texts, self._marks):
+            self._map.item.addItem(item, ignoreBounds=True)
+        self._map.item.showGrid(x=False, y=False)
+        box.sigYRangeChanged.connect(self._map_moved)
+        plot.hovered.connect(self._hovered)
+        plot.range_changed.connect(self._draw)
+        plot.went_home.connect(self._rows_home)
+        self._plot_box.insertWidget(0, plot, 1)
+        return plot
+
+    # --- following ----------------------------------------------------------------------------------------------------
+
+    def follow(self) -> bool:
+        fresh = self.state.follow(self._session)
+        if fresh:
+            self.heat.forget()
+            self.drop_side("region")
+        return fresh
+
+    def asked(self) -> Asked | None:
+        request = self.state.request
+        return Asked(outliers, request, f"Outliers of {request.tensor.name}") if request is not None else None
+
+    def take(self, value: Any, final: bool) -> None:
+        self.state.take(cast(OutlierResult, value))
+
+    def fail(self, line: str) -> None:
+        self.state.fail(line)
+
+    def show_progress(self, permille: int) -> None:
+        self.subtitle.setText(f"{findings.subtitle(self.state)} · {permille / 10:.0f} %")
+
+    @Slot()
+    def blank(self) -> None:
+        if self.plot is not None and self.state.result is None:
+            self.plot.hide()
+            self.scale.show_scale("", "")
+            self.model.show([], self.state.x_label)
+            for label in (self.title, self.numbers, self.notes):
+                label.setText("")
+            self.subtitle.setText(findings.subtitle(self.state))
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        self.list.setVisible(self.height() >= LIST_FROM)
+
+    # --- showing ------------------------------------------------------------------------------------------------------
+
+    def show_state(self) -> None:
+        state = self.state
+        self.empty.setText(state.empty)
+        if state.request is None:
+            self._stack.setCurrentIndex(0)
+            return
+        if state.result is None and not state.failure:
+            return
+        self._stack.setCurrentIndex(1)
+        self._write()
+        if state.result is None:
+            self.model.show([], state.x_label)
+            self.scale.show_scale("", "")
+            if self.plot is not None:
+                self.plot.hide()
+            return
+        plot = self.plot or self._make_plot()
+        plot.show()
+        fresh = self._framed != (state.result.name, state.axis)
+        go = fresh or plot.at_home
+        self._framed = (state.result.name, state.axis)
+        plot.name = f"{state.result.name}-outliers"
+        self.heat.turned = state.axis == "rows"
+        low, high = state.home()
+        plot.set_home(low, high, (low, high), go=go)
+        across = state.result.columns if self.heat.turned else state.result.rows
+        self._map.item.vb.setLimits(yMin=-0.5, yMax=max(1, across) - 0.5, minYRange=2)
+        for strip in plot.strips:
+            strip.item.vb.setLimits(minXRange=min(4, max(1, state.length)))
+        self._map.axis.setLabel("column" if self.heat.turned else "row")
+        self._map.item.getAxis("bottom").setLabel(state.x_label)
+        if go:
+            self._rows_home()
+        self._redraw()
+
+    def _write(self) -> None:
+        state = self.state
+        self.title.setText(state.title())
+        self.subtitle.setText(findings.subtitle(state))
+        self.notes.setText(findings.notes(state))
+        self.notes.setVisible(bool(findings.notes(state)))
+        self.numbers.setText(findings.statistics(state))
+        self.quantity.setEnabled(not state.on_inputs)
+        for widget in (self.limit, self.reset):
+            widget.setEnabled(state.has_threshold)
+        if not self.limit.hasFocus():
+            limit = state.threshold
+            self.limit.setText(short(limit) if math.isfinite(limit) and state.has_threshold else "")
+
+    @Slot()
+    def _redraw(self) -> None:
+        if self.plot is not None and self.state.result is not None:
+            self._draw(*self.plot.x_range)
+            self._fill_list()
+
+    def _fill_list(self) -> None:
+        self.model.show(self.state.listed(), self.state.x_label)
+
+    @Slot(float, float)
+    def _draw(self, low: float, high: float) -> None:
+        if self.state.result is None or self.plot is None:
+            return
+        self._draw_bars(low, high)
+        self._draw_map()
+
+    def _draw_bars(self, low: float, high: float) -> None:
+        state = self.state
+        profile = state.profile(low, high, max(16, int(self._bars.item.vb.width())))
+        floor = profile.base if profile.logarithmic else 0.0
+        for item, heights in ((self._high, profile.high), (self._low, profile.low), (self._beyond, profile.beyond)):
+            item.setFillLevel(floor)
+            item.setData(x=profile.edges, y=heights)
+        self._low.setVisible(state.quantity == "range" and not state.on_inputs)
+        self._bars.axis.setLabel(state.y_label)
+        self._bars.set_heights(profile.base, profile.top, profile.logarithmic)
+        self._dead.setXVals(state.dead())
+        self._bad.setXVals(state.bad())
+        limit = state.threshold
+        mirrored = state.quantity == "range" and not state.on_inputs
+        at = math.log10(limit) if profile.logarithmic and limit > 0 else limit
+        from app.plotting.strip import pen
+
+        for line, sign in zip(self._lines, (1, -1), strict=True):
+            visible = state.has_threshold and math.isfinite(limit) and (sign > 0 or mirrored)
+            line.setVisible(visible)
+            line.setPen(pen(self._theme, "text", Qt.PenStyle.DashLine))
+            line.setHoverPen(pen(self._theme, "accent", Qt.PenStyle.SolidLine))
+            if visible and not line.moving:
+                line.setPos(sign * at)
+        self._bars.item.update()
+
+    def _draw_map(self) -> None:
+        result, heat = self.state.result, self.heat
+        assert result is not None
+        assert self.plot is not None
+        box = self._map.item.vb
+        (x0, x1), (y0, y1) = box.viewRange()
+        view = (max(x0, -0.5), x1, max(y0, -0.5), y1)
+        cells = max(1, int(box.width())), max(1, int(box.height()))
+        request = self.state.request
+        if result.exact and request is not None:
+            closer = heat.closer(request, result, view, cells)
+            if closer is not None:
+                self.submit_side("region", Asked(region, closer, f"Part of {result.name}"), self._take_region)
+        shown = self._shown = heat.picture(result, view, cells)
+        if shown is None:
+            self._image.clear()
+            return
+        scale = Scale(shown.low, shown.high, shown.logarithmic)
+        self._image.setImage(shaded(shown.values, scale), autoLevels=False)
+        rect = QRectF(shown.left, shown.top, shown.width, shown.height)
+        self._image.setRect(rect)
+        self._texts.show_values(shown.signed, scale.place(shown.values) > 0.55, rect)
+        word = "log scale" if shown.logarithmic else ""
+        self.scale.show_scale(short(shown.low), f"{short(shown.high)} {word}".strip())
+        self.scale.setToolTip("The largest |w| of each cell of the map")
+        self._draw_marks()
+
+    def _draw_marks(self) -> None:
+        import pyqtgraph as pg
+
+        result, turned = self.state.result, self.heat.turned
+        assert result is not None
+
+        def place(row: int, column: int) -> tuple[float, float]:
+            return (row, column) if turned else (column, row)
+
+        ring = pg.mkPen(QColor(self._theme.colors.residual), width=2)
+        cross = pg.mkPen(QColor(self._theme.colors.failure), width=2)
+        clear = pg.mkBrush(None)
+        spots = [
+            {"pos": place(s.row, s.column), "symbol": "o", "size": 11, "pen": ring, "brush": clear}
+            for s in self.state.spots()
+        ]
+        spots += [
+            {"pos": place(s.row, s.column), "symbol": "x", "size": 11, "pen": cross, "brush": clear} for s in result.bad
+        ]
+        self._marks.setData(spots)
+
+    def _take_region(self, value: Any) -> None:
+        self.heat.region = cast(Region, value)
+        if self.state.result is not None and self.plot is not None:
+            self._draw_map()
+
+    # --- acting -------------------------------------------------------------------------------------------------------
+
+    @Slot(int)
+    def _axis_chosen(self, index: int) -> None:
+        self.state.axis = self.axis.currentData()
+        self.show_state()
+
+    @Slot(int)
+    def _quantity_chosen(self, index: int) -> None:
+        self.state.quantity = self.quantity.currentData()
+        self.show_state()
+
+    @Slot(bool)
+    def _toggle_log(self, on: bool) -> None:
+        self.state.logarithmic = on
+        self._redraw()
+
+    @Slot()
+    def _limit_typed(self) -> None:
+        # What is no number is put back to what is in force.
+        with contextlib.suppress(ValueError):
+            self._set_limit(float(self.limit.text().strip().replace(",", ".")))
+        self.limit.clearFocus()
+        self._write()
+
+    @Slot()
+    def _reset_limit(self) -> None:
+        self.state.reset_threshold()
+        self._write()
+        self._redraw()
+
+    def _dragged(self, line: Any) -> None:
+        at = abs(float(line.value()))
+        self._set_limit(10 ** float(line.value()) if self._bars.axis.logarithmic else at)
+
+    def _set_limit(self, value: float) -> None:
+        self.state.set_threshold(value)
+        self._write()
+        self._redraw()
+
+    @Slot(QModelIndex)
+    def _line_chosen(self, index: QModelIndex) -> None:
+        """Shows the line's neighbourhood."""
+        if self.plot is not None and index.isValid():
+            at = self.model.lines[index.row()].index
+            self.plot.show_range(at - AROUND - 0.5, at + AROUND + 0.5)
+
+    @Slot()
+    def _go_home(self) -> None:
+        if self.plot is not None:
+            self.plot.go_home()
+
+    @Slot()
+    def _rows_home(self) -> None:
+        result = self.state.result
+        if result is not None and self.plot is not None:
+            across = result.columns if self.heat.turned else result.rows
+            self._map.set_heights(-0.5, max(1, across) - 0.5, False)
+
+    def _map_moved(self, *_: object) -> None:
+        (low, high) = self._map.item.vb.viewRange()[1]
+        self._map.axis.base = low
+        self._map.keep(low, high)
+        if self.plot is not None:
+            self.plot.redraw_soon()
+
+    @Slot(object)
+    def _hovered(self, x: float | None) -> None:
+        state, result = self.state, self.state.result
+        if x is None or result is None or self.plot is None:
+            self.numbers.setText(findings.statistics(state))
+            return
+        cursor = self.plot.cursor()
+        if cursor is not None and cursor[0] == 1:
+            self.numbers.setText(self.heat.read_off(result, self._shown, cursor[1], cursor[2]))
+        else:
+            self.numbers.setText(findings.read_off(state, x))

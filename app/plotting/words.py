@@ -1,0 +1,33 @@
+"""Numbers as people read them beside a plot. No Qt."""
+
+from __future__ import annotations
+
+import math
+
+
+def percent(value: float) -> str:
+    """0.3 → "0.3 %", 12.34 → "12 %": two figures; less than a ten-thousandth of a percent says so."""
+    if value == 0:
+        return "0 %"
+    if value < 1e-4:
+        return "< 0.0001 %"
+    if value >= 99.95:
+        return "100 %"
+    digits = max(0, 1 - math.floor(math.log10(value)))
+    return f"{value:.{min(digits, 5)}f}".rstrip("0").rstrip(".") + " %" if digits else f"{value:.0f} %"
+
+
+def short(value: float) -> str:
+    """Three figures, a true minus: 0.0213, −1.2e-05."""
+    if value == 0:
+        return "0"
+    text = f"{value:.3g}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        text = f"{mantissa}e{int(exponent)}"
+    return "−" + text[1:] if text.startswith("-") else text
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """ "1 column", "12 columns", "3,120 weights"."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
