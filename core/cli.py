@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import core
-from core import commands, quality_commands
+from core import commands, compare_command, quality_commands
 from core.calibration.text import LENGTH, SAMPLES, SEED
 from core.errors import Cancelled, WorkbenchError, one_line
 from core.evaluation.text import SCORES, WINDOW
@@ -136,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         "--keep-partial", action="store_true", help="when stopped with Ctrl-C, leave the rest for --resume"
     )
     made.add_argument("--no-errors", action="store_true", help="do not measure the error of each tensor")
+    made.add_argument("--report", type=Path, metavar="FILE.html", help="write what was done, and its error, as a page")
     made = command("imatrix", commands.imatrix, "gather the importance of columns, as llama-imatrix does")
     made.add_argument("checkpoint", type=Path, help="a Hugging Face folder")
     made.add_argument("--text", type=Path, metavar="FILE", help="text to run (default: Python's standard library)")
@@ -143,9 +144,13 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     made.add_argument("--force", action="store_true", help="replace an existing file")
     samples(made)
-    made = command("compare", commands.compare, "show how far apart two checkpoints are, tensor by tensor")
-    made.add_argument("a", type=Path)
-    made.add_argument("b", type=Path)
+    made = command("compare", compare_command.compare, "show how far apart two checkpoints are, tensor by tensor")
+    made.add_argument("a", type=Path, metavar="A", help="a folder or file of any kind we read")
+    made.add_argument("b", type=Path, metavar="B", help="another of the same model, of the same kind or another")
+    made.add_argument("--source", type=Path, metavar="C", help="what both were made from: the error of each against it")
+    made.add_argument("--csv", type=Path, metavar="FILE", help="write the table as comma-separated values, too")
+    made.add_argument("--filter", default="", metavar="WORDS", help="list tensors with these words in name, role, type")
+    made.add_argument("--sort", choices=compare_command.SORTS, default="name", help="what comes first (name)")
     made = command(
         "evaluate", quality_commands.evaluate, "measure perplexity, and the distance of what was made from a model"
     )

@@ -57,7 +57,7 @@ def plan(args: argparse.Namespace) -> Answer:
     from core.engine.plan import plan_json
     from core.recipes import load
 
-    with open_checkpoint(args.checkpoint) as checkpoint, _progress() as ctx:
+    with open_checkpoint(args.checkpoint) as checkpoint, progress() as ctx:
         made, why = make_plan_for(checkpoint, load(args.recipe), args.target, ctx, **plan_options(args))
     rows = [
         (t.tensor.name, str(t.strategy), t.rule_text, bytes_text(t.nbytes), f"{t.bpw:.2f}", t.reason)
@@ -73,12 +73,14 @@ def quantize(args: argparse.Namespace) -> Answer:
     from core.engine.pipeline import run
     from core.recipes import load
 
-    with open_checkpoint(args.checkpoint) as checkpoint, _progress() as ctx:
+    with open_checkpoint(args.checkpoint) as checkpoint, progress() as ctx:
         options = plan_options(args)
         if args.calibration is not None:
             options |= calibrated(args, checkpoint, ctx, options)
         made, why = make_plan_for(checkpoint, load(args.recipe), args.target, ctx, **options)
         out = output_path(args.out, checkpoint, made)
+        if args.report is not None:
+            _check_report(args.report, out)
         if not args.json:
             _tell([*_plan_lines(made, why), *(f"{p.severity}: {p}" for p in made.problems if p.severity != "error")])
         report = run(
@@ -94,7 +96,14 @@ def quantize(args: argparse.Namespace) -> Answer:
             keep_partial=args.keep_partial,
             cluster=args.cluster,
         )
-    return _report_json(made, report, why), _report_lines(report)
+    answer, lines = _report_json(made, report, why), _report_lines(report)
+    if args.report is not None:
+        from core.report import write_report
+
+        write_report(args.report, made, report)
+        answer["report"] = str(args.report)
+        lines.append(f"{args.report}: the report")
+    return answer, lines
 
 
 def imatrix(args: argparse.Namespace) -> Answer:
@@ -108,7 +117,7 @@ def imatrix(args: argparse.Namespace) -> Answer:
     if os.path.lexists(args.out) and not args.force:
         raise OutputError("exists already", "choose another name, or --force to replace it", args.out)
     device = parse_device(args.device)
-    with open_checkpoint(args.checkpoint) as checkpoint, _progress() as ctx:
+    with open_checkpoint(args.checkpoint) as checkpoint, progress() as ctx:
         found, _ = gather(checkpoint, _text_settings(args, args.text), device=device, ctx=ctx)
         named, known = by_gguf(found, checkpoint)
         try:
@@ -131,61 +140,6 @@ def imatrix(args: argparse.Namespace) -> Answer:
     lines += [] if known else ["this model has no names in GGUF: tensors are named as in the checkpoint"]
     total = f"{args.out}: {len(named.tensors):,} tensors · {args.samples:,} samples of {args.length:,} tokens"
     return answer, [*lines, f"{total} of {named.provenance.dataset}"]
-
-
-def compare(args: argparse.Namespace) -> Answer:
-    from core.analysis.compare import compare as compare_checkpoints
-    from core.checkpoints import open_checkpoint
-
-    with open_checkpoint(args.a) as a, open_checkpoint(args.b) as b, _progress() as ctx:
-        result = compare_checkpoints(a, b, ctx)
-    answer = {
-        "a": result.a,
-        "b": result.b,
-        "tensors": [
-            {
-                "name": t.name,
-                "sqnr_db": t.sqnr_db,
-                "relative_mse": t.relative_mse,
-                "max_abs": t.max_abs,
-                "cosine": t.cosine,
-                "bytes_a": t.bytes_a,
-                "bytes_b": t.bytes_b,
-                "dtype_a": t.dtype_a,
-                "dtype_b": t.dtype_b,
-                "note": t.note,
-            }
-            for t in result.tensors
-        ],
-        "only_a": list(result.only_a),
-        "only_b": list(result.only_b),
-        "bytes_a": result.bytes_a,
-        "bytes_b": result.bytes_b,
-        "sqnr_db": result.total.sqnr_db,
-        "relative_mse": result.total.relative_mse,
-        "max_abs": result.total.max_abs,
-        "metadata": {key: list(pair) for key, pair in result.metadata.items()},
-    }
-    rows = [
-        (
-            t.name,
-            f"{t.dtype_a} → {t.dtype_b}",
-            bytes_text(t.bytes_a),
-            bytes_text(t.bytes_b),
-            _decibel(t.sqnr_db),
-            _figure(t.relative_mse),
-            _figure(t.max_abs),
-            t.note,
-        )
-        for t in result.tensors
-    ]
-    lines = list(table(("tensor", "stored as", ">A", ">B", ">SQNR, dB", ">relative MSE", ">max |a−b|", "note"), rows))
-    lines += [f"only in A: {name}" for name in result.only_a] + [f"only in B: {name}" for name in result.only_b]
-    lines += [f"{key}: {left!r} in A, {right!r} in B" for key, (left, right) in result.metadata.items()]
-    sqnr = result.total.sqnr_db
-    error = "no weight differs" if sqnr == math.inf else f"SQNR {_decibel(sqnr)} dB over all weights"
-    total = f"{len(rows):,} tensors in both · {bytes_text(result.bytes_a)} → {bytes_text(result.bytes_b)} · {error}"
-    return answer, [*lines, "", total]
 
 
 def formats(args: argparse.Namespace) -> Answer:
@@ -324,7 +278,7 @@ def output_path(out: Path, checkpoint: Checkpoint, plan: Plan) -> Path:
 # Words and figures
 
 
-def _progress() -> AbstractContextManager[Progress]:
+def progress() -> AbstractContextManager[Progress]:
     return Progress().interruptible()
 
 
@@ -378,6 +332,14 @@ def _report_json(plan: Plan, report: Report, why: str) -> dict[str, Any]:
     }
 
 
+def _check_report(path: Path, out: Path) -> None:
+    """Before hours of work: whether the page can be written at their end."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise OutputError("the report cannot be written there", "name a file in a folder that exists", path)
+    if path.absolute() == out.absolute():
+        raise OutputError("is the output itself", "name another file for the report", path)
+
+
 def _report_lines(report: Report) -> list[str]:
     def error(t: TensorReport) -> float:
         return math.inf if t.sqnr_db is None else t.sqnr_db
@@ -385,7 +347,7 @@ def _report_lines(report: Report) -> list[str]:
     worst = [t for t in sorted(report.tensors, key=error)[:5] if math.isfinite(error(t))]
     lines = []
     if worst:
-        rows = [(t.name, t.strategy, bytes_text(t.nbytes), _decibel(t.sqnr_db)) for t in worst]
+        rows = [(t.name, t.strategy, bytes_text(t.nbytes), decibel(t.sqnr_db)) for t in worst]
         lines = ["largest errors", *table(("tensor", "strategy", ">size", ">SQNR, dB"), rows), ""]
     lines += [f"fallback: {text}" for text in report.fallbacks] + [f"note: {text}" for text in report.notes.values()]
     speed = f"{report.weights_per_second / 1e6:.1f} M weights/s on {report.device}"
@@ -406,11 +368,11 @@ def _shape_text(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape)) or "scalar"
 
 
-def _decibel(value: float | None) -> str:
+def decibel(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.1f}" if math.isfinite(value) else "exact" if value > 0 else "NaN"
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
     return "–" if value is None else "0" if value == 0 else f"{value:.3g}"
