@@ -16,10 +16,10 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     raises  OutputError, with nothing left behind
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
-    make_whole(path, lambda partial: partial.write_bytes(data) and None)
+    make_whole(path, lambda partial: partial.write_bytes(data))
 
 
-def make_whole(path: str | Path, make: Callable[[Path], None]) -> None:
+def make_whole(path: str | Path, make: Callable[[Path], object]) -> None:
     """The same for whoever writes a file by its path: make(partial) writes a hidden sibling with the same suffix.
 
     raises  OutputError for an OSError; what make raises otherwise. Nothing is left behind

@@ -28,7 +28,7 @@ def error_map(facts: Facts) -> Chart | None:
     if not cells:
         return None
     roles = [r for r in ROLES if any(role == r for role, _ in cells)]
-    layers: list[int | None] = sorted({layer for _, layer in cells if layer is not None})
+    layers: list[int | None] = [*sorted({layer for _, layer in cells if layer is not None})]
     if any(layer is None for _, layer in cells):
         layers.insert(0, None)
     width = max(9.0, min(64.0, (WIDTH - _LEFT - 8) / len(layers)))
@@ -43,9 +43,8 @@ def error_map(facts: Facts) -> Chart | None:
         y = 22 + j * _ROW
         drawn.append(label(_LEFT - 8, y + 16, role, "end"))
         for i, layer in enumerate(layers):
-            row = cells.get((role, layer))
-            if row is not None:
-                drawn.append(_cell(_LEFT + i * width, y, width, row, low, high))
+            if (role, layer) in cells:
+                drawn.append(_cell(_LEFT + i * width, y, width, cells[role, layer], low, high))
     bottom = 22 + len(roles) * _ROW
     drawn.append(_scale(_LEFT, bottom + 20, low, high))
     worst = facts.measured[0]
