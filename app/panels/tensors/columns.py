@@ -17,12 +17,12 @@ class Column:
 
 
 COLUMNS = (
-    Column("name", "tensor", "Name in the output; blocks can be folded", 168),
+    Column("name", "tensor", "Name in the output; blocks can be folded", 160),
     Column("role", "role", "What part of the model it is", 70),
     Column("shape", "shape", "Rows × columns, leading dimensions first", 84, number=True),
-    Column("dtype", "dtype", "Type in the checkpoint", 48),
+    Column("dtype", "dtype", "Type in the checkpoint", 52),
     Column("strategy", "strategy", "Format and method it gets; double-click, F2 or Enter to change", 104),
-    Column("bpw", "bpw", "Stored bits per weight, scales and padding included", 44, number=True),
+    Column("bpw", "bpw", "Stored bits per weight, scales and padding included", 54, number=True),
     Column("size", "size", "Bytes it takes in the output, bars on one scale", 84, number=True),
     Column(
         "sqnr",
