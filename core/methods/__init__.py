@@ -6,10 +6,11 @@ from difflib import get_close_matches
 
 from core.errors import RecipeError
 from core.methods.base import Method, Statistic
+from core.methods.gptq import Gptq
 from core.methods.hqq import Hqq
 from core.methods.nearest import Nearest
 
-METHODS: tuple[Method, ...] = (Nearest(), Hqq())
+METHODS: tuple[Method, ...] = (Nearest(), Gptq(), Hqq())
 
 _BY_NAME = {m.name: m for m in METHODS}
 

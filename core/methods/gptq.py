@@ -1,0 +1,324 @@
+"""GPTQ: columns are rounded one after the other, and those still to come make up for the error of those that are done,
+as far as the layer's inputs go together. Frantar et al. 2022, arXiv:2210.17323.
+
+The step itself is in hessian.py's first paragraph; the sums over earlier columns are taken once per panel of
+`lazy_cols`, by matrix multiplication, and inside a panel column by column. (The published code pushes each error ahead
+instead, to all columns behind it; these here are the same sums, collected when they are needed.)
+
+Grids. Where a format fits runs of columns apart (groups, blocks, super-blocks), the grid of a run is fitted when its
+first column is reached, to what earlier errors have made of its weights, with D as importance. So GGML's K-quants get
+llama.cpp's search, or the finer one, for every super-block. static_groups fits all of them to the original weights.
+Formats with one grid for a row or the whole are fitted once, to the original.
+
+Order. act_order takes the columns with the largest inputs first, while there are columns left to make up for them:
+
+    off        as stored
+    groups     runs by their mean input, columns by input inside a run; every grid is fitted when reached
+    columns    columns by input; grids are fitted to the original
+    scattered  columns by input, groups formed in that order (GPTQ's desc_act), for folders that store the group of each
+
+Against the published code: dead columns keep their weights (hessian.py); symmetric ranges are symmetric for groups
+without negative weights too; groups narrower than a panel are fitted to up-to-date weights, not to those from before
+the panel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from core.context import SILENT, JobContext
+from core.formats.base import BEST, EXACT, Format, Grid, Quantized
+from core.formats.uniform import RANGES, Uniform
+from core.methods.base import Method, Statistic
+from core.methods.hessian import FACTORS, Factor, factored
+from core.methods.nearest import AUTO, as_fitted
+from core.parameters import Parameter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+OFF, GROUPS, COLUMNS, SCATTERED = "off", "groups", "columns", "scattered"
+
+
+class Gptq(Method):
+    name: ClassVar[str] = "gptq"
+    title: ClassVar[str] = "GPTQ"
+    help: ClassVar[str] = (
+        "Rounds column by column; later columns make up for the errors of earlier ones. Needs calibration."
+    )
+    needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HESSIAN})
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter(
+            "damp", "float", 0.01, "Damping", "Share of the Hessian's mean diagonal that is added to it.", 0.0, 1.0
+        ),
+        Parameter(
+            "act_order",
+            "choice",
+            GROUPS,
+            "Order of columns",
+            "Largest inputs first. groups: runs, then columns inside them; columns: all, on fixed grids; scattered: "
+            "groups formed in that order (GPTQ folders only).",
+            choices=(OFF, GROUPS, COLUMNS, SCATTERED),
+        ),
+        Parameter("static_groups", "bool", False, "Static groups", "Fit every grid to the original weights."),
+        Parameter(
+            "lazy_cols", "int", 128, "Columns per panel", "A matter of speed; the result is the same but for rounding.",
+            8, 4096,
+        ),
+        Parameter(
+            "effort",
+            "choice",
+            AUTO,
+            "Effort",
+            "Of the grids: exact: llama.cpp's own search; best: a finer one; auto: best where a format has it.",
+            choices=(AUTO, EXACT, BEST),
+        ),
+        Parameter(
+            "range",
+            "choice",
+            "rmse",
+            "Range",
+            "Of integer formats: minmax: all weights; percentile: all but the outermost; rmse: lowest error, searched.",
+            choices=RANGES,
+        ),
+    )  # fmt: skip
+
+    def unsuited(self, format: Format, params: Mapping[str, Any]) -> str | None:
+        effort = params.get("effort", AUTO)
+        if effort != AUTO and effort not in format.efforts:
+            return f"no effort {effort} here, only {' and '.join(format.efforts)}"
+        return None
+
+    def quantize(
+        self,
+        w: Tensor,
+        format: Format,
+        stats: Mapping[Statistic, Tensor],
+        params: Mapping[str, Any],
+        ctx: JobContext = SILENT,
+    ) -> Quantized:
+        if w.numel() == 0:
+            return format.quantize(w)
+        given = {p.key: params.get(p.key, p.default) for p in self.parameters}
+        hessian, columns = stats[Statistic.HESSIAN], w.shape[1]
+        fitted = with_range(format, given["range"])
+        effort = format.efforts[-1] if given["effort"] == AUTO else given["effort"]
+        job = Job.of(fitted, columns, given["act_order"], given["static_groups"], effort, given["lazy_cols"])
+        factor = job.factor(hessian, given["damp"], w.device)
+        if factor is None:
+            done = fitted.quantize(w, stats.get(Statistic.IMPORTANCE), effort)
+            done.fallbacks += ("gptq → nearest: the Hessian of its inputs cannot be factored",)
+            return done
+        done = solve(w, job, factor, ctx)
+        done.fallbacks += factor.remarks
+        return done
+
+
+def with_range(format: Format, range: str) -> Format:
+    """The format with this way of choosing the range, or its own where it has no such choice."""
+    known = isinstance(format, Uniform) and range in format.ranges
+    return as_fitted(format, {"range": range}) if known else format
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done with a matrix.
+
+    width      columns of a grid that is fitted when reached; 0: one grid, fitted to the original
+    run        columns that stay together in any order
+    lazy       columns of a panel
+    """
+
+    format: Format
+    columns: int
+    order: str
+    width: int
+    run: int
+    effort: str
+    lazy: int
+
+    @classmethod
+    def of(cls, format: Format, columns: int, order: str, static: bool, effort: str, lazy: int) -> Job:
+        from core.methods.ladders import fitted_columns
+
+        run = fitted_columns(format, columns)
+        width = 0 if static or order == COLUMNS else run
+        coded = format.columns_per_code
+        return cls(format, columns, order, width, run, effort, max(coded, lazy // coded * coded))
+
+    def factor(self, hessian: Tensor, damp: float, device: Any) -> Factor | None:
+        """Made once for all slices of a tensor."""
+        key = (damp, self.order, self.run if self.order == GROUPS else 0, self.format.columns_per_code, str(device))
+
+        def make() -> Factor | None:
+            here = hessian.to(device)
+            return factored(here, damp, self.sorted(here.diagonal()))
+
+        return FACTORS.get(hessian, key, make)
+
+    def sorted(self, diagonal: Tensor) -> Tensor:
+        """int64 [columns]: in which order they are rounded. Of equals, the first comes first."""
+        import torch
+
+        coded, run = self.format.columns_per_code, self.run if self.order == GROUPS else 0
+        natural = torch.arange(self.columns, device=diagonal.device)
+        if self.order == OFF:
+            return natural
+        # What is coded together stays together.
+        inner = diagonal.double().view(-1, coded).sum(1)
+        if not run:
+            units = inner.sort(descending=True, stable=True).indices
+        else:
+            each = run // coded
+            inside = inner.view(-1, each).sort(dim=1, descending=True, stable=True).indices
+            runs = inner.view(-1, each).sum(1).sort(descending=True, stable=True).indices
+            units = (inside + torch.arange(len(inside), device=inside.device)[:, None] * each)[runs].reshape(-1)
+        return natural.view(-1, coded)[units].reshape(-1)
+
+
+def solve(w: Tensor, job: Job, factor: Factor, ctx: JobContext = SILENT, *, lanes: bool | None = None) -> Quantized:
+    """Codes and grid of w, floating [rows, columns], on its device.
+
+    lanes   whether the inner step runs on compiled lanes; None: where it can
+    raises  NonFinite, OutOfRange
+    """
+    import torch
+
+    from core.formats.checks import require_finite
+    from core.formats.fitting import on_lanes
+    from core.methods.ladders import joined, ladder_of
+
+    require_finite(w)
+    ladder = ladder_of(job.format, job.columns)
+    if lanes is None:
+        lanes = on_lanes(w) and ladder is not None
+    order = factor.order
+    natural = bool((order[1:] > order[:-1]).all())
+    # Transposed, so that all rows of a column lie side by side.
+    wt = w.detach().t()
+    wt = (wt if natural else wt[order]).to(torch.float32).contiguous()
+    errors = torch.empty_like(wt)
+    codes: Tensor | None = None
+    weight = torch.empty_like(factor.weight)
+    weight[order] = factor.weight
+    panel_of = _Lanes if lanes else _Reference
+    whole = None if job.width else job.format.fit(w, weight, job.effort)
+    panel = panel_of(job, factor, wt, errors, whole)
+    grids: dict[int, Grid] = {}
+    width = job.width or job.columns
+    span = width * max(1, job.lazy // width) if job.width else job.lazy
+    for start in range(0, job.columns, span):
+        stop = min(job.columns, start + span)
+        x = wt[start:stop].clone()
+        if start:
+            x.addmm_(factor.feedback[:start, start:stop].t(), errors[:start])
+        step = min(width, job.lazy)
+        for a in range(start, stop, step):
+            ctx.check()
+            b = min(stop, a + step, a - a % width + width)
+            if job.width and a % width == 0:
+                group = int(order[a]) // width
+                inner = order[a : a + width] - group * width
+                own = torch.empty(width, wt.shape[1], device=w.device)
+                own[inner] = x[a - start : a - start + width]
+                grids[group] = job.format.fit(
+                    own.t().contiguous(), weight[group * width : (group + 1) * width], job.effort
+                )
+                panel.begin(grids[group], group * width)
+            found = panel.solve(x[a - start : b - start], a, b)
+            codes = torch.empty(wt.shape, dtype=found.dtype, device=w.device) if codes is None else codes
+            codes[order[a:b]] = found
+            if b < stop:
+                x[b - start :].addmm_(factor.feedback[a:b, b:stop].t(), errors[a:b])
+    assert codes is not None
+    grid = whole if whole is not None else joined(job.format, [grids[n] for n in range(len(grids))])
+    return Quantized(job.format, (w.shape[0], w.shape[1]), codes=codes.t().contiguous(), grid=grid)
+
+
+class _Reference:
+    """Columns through the format's own encode and decode, on any device.
+
+    wt, errors  float32 [columns, rows], in the factor's order; errors are written
+    """
+
+    def __init__(self, job: Job, factor: Factor, wt: Tensor, errors: Tensor, whole: Grid | None) -> None:
+        self.job, self.factor, self.wt, self.errors = job, factor, wt, errors
+        self.places = factor.order.tolist()
+        if whole is not None:
+            self.begin(whole, 0)
+
+    def begin(self, grid: Grid, first: int) -> None:
+        """From here on this grid, whose own columns begin at `first`."""
+        self.grid, self.first = grid, first
+
+    def solve(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Codes [columns, rows] of columns start … stop; x is what errors before them have made of their weights."""
+        import torch
+
+        found, each = [], self.job.format.columns_per_code
+        feedback = self.factor.feedback
+        for k in range(start, stop, each):
+            made_up = x[k - start : k - start + each]
+            made_up = made_up + feedback[start:k, k : k + each].t() @ self.errors[start:k]
+            place = self.places[k] - self.first
+            codes = self.job.format.encode(made_up.t(), self.grid, place)
+            self.errors[k : k + each] = self.wt[k : k + each] - self.job.format.decode(codes, self.grid, place).t()
+            found.append(codes.t())
+        return torch.cat(found)
+
+
+class _Lanes(_Reference):
+    """The same on one CPU core's lanes, for formats with a ladder."""
+
+    def __init__(self, job: Job, factor: Factor, wt: Tensor, errors: Tensor, whole: Grid | None) -> None:
+        from core.methods.ladders import ladder_of
+
+        ladder = ladder_of(job.format, job.columns)
+        assert ladder is not None
+        self.ladder = ladder
+        super().__init__(job, factor, wt, errors, whole)
+
+    def begin(self, grid: Grid, first: int) -> None:
+        import torch
+
+        from core.methods.ladders import lines_of
+
+        super().begin(grid, first)
+        lines = lines_of(self.job.format, grid)
+        shape = (lines.step.shape[1], self.wt.shape[1])
+
+        def turned(part: Tensor | None) -> Any:
+            if part is None:
+                return torch.zeros(1, 1).expand(shape).numpy()
+            return part.t().expand(shape).contiguous().numpy()
+
+        self.lines = tuple(turned(part) for part in (lines.step, lines.zero, lines.shift))
+        self.width = lines.width or self.job.columns
+
+    def solve(self, x: Tensor, start: int, stop: int) -> Tensor:
+        import numpy as np
+        import torch
+
+        from core.methods.lanes_gptq import listed_levels, whole_levels
+
+        ladder = self.ladder
+        run = ((self.factor.order[start:stop] - self.first) // self.width).to(torch.int32)
+        index = torch.empty(x.shape, dtype=torch.uint8)
+        given = (
+            self.wt[start:stop].numpy(),
+            x.numpy(),
+            self.factor.feedback[start:stop, start:stop].numpy(),
+            run.numpy(),
+            *self.lines,
+        )
+        made = (self.errors[start:stop].numpy(), index.numpy())
+        values = ladder.values
+        if ladder.whole:
+            low, high = np.float32(values[0]), np.float32(values[-1])
+            whole_levels(*given, low, high, *made)
+            return index.view(ladder.codes.dtype) + ladder.codes[0]
+        bounds = (values[1:] + values[:-1]) / 2
+        listed_levels(*given, values.numpy(), bounds.numpy(), *made)
+        return ladder.codes[index.to(torch.int32)]
