@@ -325,6 +325,7 @@ def _report_json(plan: Plan, report: Report, why: str) -> dict[str, Any]:
                 "relative_mse": t.relative_mse,
                 "max_abs": t.max_abs,
                 "cosine": t.cosine,
+                "output_error": t.output_error,
                 "seconds": t.seconds,
             }
             for t in report.tensors
@@ -349,6 +350,11 @@ def _report_lines(report: Report) -> list[str]:
     if worst:
         rows = [(t.name, t.strategy, bytes_text(t.nbytes), decibel(t.sqnr_db)) for t in worst]
         lines = ["largest errors", *table(("tensor", "strategy", ">size", ">SQNR, dB"), rows), ""]
+    known = sorted((t for t in report.tensors if t.output_error is not None), key=lambda t: -(t.output_error or 0.0))
+    if known:
+        rows = [(t.name, t.strategy, bytes_text(t.nbytes), f"{t.output_error:.3g}") for t in known[:5]]
+        head = ("tensor", "strategy", ">size", ">relative")
+        lines += ["largest errors of outputs, on the calibration text", *table(head, rows), ""]
     lines += [f"fallback: {text}" for text in report.fallbacks] + [f"note: {text}" for text in report.notes.values()]
     speed = f"{report.weights_per_second / 1e6:.1f} M weights/s on {report.device}"
     return [

@@ -23,7 +23,7 @@ from core.engine.work import UnitResult
 from core.engine.writer import output_error
 from core.errors import OutputError
 
-JOURNAL_VERSION = 1
+JOURNAL_VERSION = 2
 # What each digest of the first line stands for, as a user would say it.
 _WORDS = {
     "version": "the version of Quantbench",
@@ -164,6 +164,7 @@ class Journal:
                     "written": r.written,
                     "errors": r.errors,
                     "fallbacks": r.fallbacks,
+                    "outputs": r.outputs,
                 }
                 for r in results
             ]
@@ -219,13 +220,14 @@ def _parsed(line: bytes) -> Any:
 
 def _result(entry: Any) -> UnitResult | None:
     try:
-        errors = entry["errors"]
+        errors, outputs = entry["errors"], entry["outputs"]
         return UnitResult(
             index=int(entry["unit"]),
             seconds=float(entry["seconds"]),
             written=int(entry["written"]),
             errors=None if errors is None else tuple(float(v) for v in errors),
             fallbacks=tuple(str(text) for text in entry["fallbacks"]),
+            outputs=None if outputs is None else tuple(float(v) for v in outputs),
         )
     except (TypeError, KeyError, ValueError):
         return None

@@ -244,11 +244,13 @@ def trace(source: RowSource, checkpoint: Checkpoint, row: int) -> Origin:
 
 
 def as_tensors(known: TensorStatistics | None, device: str) -> dict[Statistic, Any]:
-    """The values as torch tensors on the device. Where no token came along, importance only: 1 everywhere."""
+    """The values as torch tensors on the device, but Hessians in memory, where one serves all slices of a tensor. Where
+    no token came along, importance only: 1 everywhere."""
     if known is None:
         return {}
     import torch
 
     seen = any(known.counts)
     kept = {kind: array for kind, array in known.values.items() if seen or kind is Statistic.IMPORTANCE}
-    return {kind: torch.from_numpy(array).to(device) for kind, array in kept.items()}
+    here = {Statistic.HESSIAN: "cpu"}
+    return {kind: torch.from_numpy(array).to(here.get(kind, device)) for kind, array in kept.items()}

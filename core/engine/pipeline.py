@@ -24,6 +24,7 @@ from core.engine.units import Unit, cut
 from core.engine.work import UnitResult, Work
 from core.engine.writer import Output, partial_path
 from core.errors import Cancelled, CheckpointError, DeviceError, PlanError, TargetError
+from core.methods import METHODS
 
 if TYPE_CHECKING:
     from core.checkpoints.base import Checkpoint
@@ -105,6 +106,9 @@ def run(
             if calibrated is not None:
                 calibrated.remove()
         raise
+    finally:
+        for method in METHODS:
+            method.forget()
     journal.remove()
     if calibrated is not None:
         calibrated.remove()
@@ -150,6 +154,9 @@ class _Tally:
             seconds=sum(r.seconds for r in results),
             fallbacks=tuple(fallbacks),
         )
+        outputs = [r.outputs for r in results if r.outputs is not None]
+        if outputs:
+            base = replace(base, output_error=_output_error(outputs))
         return _with_errors(base, errors) if errors else base
 
 
@@ -162,6 +169,15 @@ def _with_errors(report: TensorReport, errors: Sequence[tuple[float, ...]]) -> T
     return replace(
         report, sqnr_db=sums.sqnr_db, relative_mse=sums.relative_mse, max_abs=sums.max_abs, cosine=sums.cosine
     )
+
+
+def _output_error(outputs: Sequence[tuple[float, ...]]) -> float | None:
+    from core.analysis.output import OutputSums
+
+    sums = OutputSums()
+    for values in outputs:
+        sums = sums + OutputSums(*values)
+    return sums.relative
 
 
 class _Job:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from core.analysis.error import ErrorSums
+    from core.analysis.output import OutputSums
     from core.checkpoints.base import Checkpoint
     from core.formats.base import Grid, Quantized
 
@@ -117,6 +118,7 @@ class UnitResult:
 
     errors   ErrorSums as a tuple, None where nothing was measured
     written  bytes put into the output
+    outputs  OutputSums as a tuple, None where nothing is known of the inputs' Hessian
     notes    about the run rather than the tensor; not journalled
     """
 
@@ -125,6 +127,7 @@ class UnitResult:
     written: int
     errors: tuple[float, ...] | None
     fallbacks: tuple[str, ...]
+    outputs: tuple[float, ...] | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -161,7 +164,8 @@ def process(
         raise
     seconds = time.perf_counter() - began
     errors = task.sums.to_tuple() if task.sums is not None else None
-    return UnitResult(unit.index, seconds, task.written, errors, tuple(task.fallbacks), tuple(task.notes))
+    outputs = task.outputs.to_tuple() if task.outputs is not None else None
+    return UnitResult(unit.index, seconds, task.written, errors, tuple(task.fallbacks), outputs, tuple(task.notes))
 
 
 class _Task:
@@ -183,6 +187,7 @@ class _Task:
         self.places = {place.stored.name: place for place in work.places[planned.tensor.name]}
         self.written = 0
         self.sums: ErrorSums | None = None
+        self.outputs: OutputSums | None = None
         # Dicts keep order and drop repetitions.
         self.fallbacks: dict[str, None] = {}
         self.known = work.statistics.get(planned.tensor.name) if planned.quantized else None
@@ -296,8 +301,10 @@ class _Task:
     def _piece(self, start: int, stop: int, grid: Grid | None) -> None:
         planned, work = self.planned, self.work
         w = to_device(planned.tensor.source.read(self.checkpoint, start, stop), work.device)
+        known = self._known_of(start)
+        stats = as_tensors(known, work.device)
         try:
-            quantized = self._quantized(w, start, grid)
+            quantized = self._quantized(w, known, stats, grid)
         except (NonFinite, OutOfRange) as error:
             # It counted from the top of this piece.
             error.message = _ROW.sub(lambda found: f"row {int(found[1]) + start}", error.message, count=1)
@@ -313,12 +320,30 @@ class _Task:
             wide = w.float() if w.element_size() == 1 else w
             sums = ErrorSums().add(wide, stored)
             self.sums = sums if self.sums is None else self.sums + sums
+            if Statistic.HESSIAN in stats:
+                from core.analysis.output import OutputSums
+
+                more = OutputSums.of(w, stored, stats[Statistic.HESSIAN])
+                self.outputs = more if self.outputs is None else self.outputs + more
         self.fallbacks.update(dict.fromkeys(quantized.fallbacks))
         here = quantized if work.device == "cpu" else to_cpu(quantized)
         for name, offset, data in work.target.store(planned.assignment, here, start, stop):
             self.put(name, offset, data)
 
-    def _quantized(self, w: torch.Tensor, start: int, grid: Grid | None) -> Quantized:
+    def _known_of(self, start: int) -> TensorStatistics | None:
+        """What is known of the inputs of rows from `start` on, which are one expert's where there are any."""
+        known = self.known
+        if known is not None and known.stacked:
+            return known.of_expert(start // rows_of_expert(self.planned.tensor, known))
+        return known
+
+    def _quantized(
+        self,
+        w: torch.Tensor,
+        known: TensorStatistics | None,
+        stats: Mapping[Statistic, torch.Tensor],
+        grid: Grid | None,
+    ) -> Quantized:
         planned = self.planned
         if grid is not None:
             from core.formats.base import Quantized
@@ -330,10 +355,6 @@ class _Task:
         from core.methods import get_method
         from core.parameters import check_parameters
 
-        known = self.known
-        if known is not None and known.stacked:
-            known = known.of_expert(start // rows_of_expert(planned.tensor, known))
-        stats = as_tensors(known, self.work.device)
         method = get_method(planned.strategy.method)
         missing = method.needs - stats.keys()
         if missing:

@@ -37,6 +37,9 @@ class Method(ABC):
         """Why these values of the method's parameters make no sense on a format that the method takes, or None."""
         return None
 
+    def forget(self) -> None:
+        """Frees what was kept from one slice to the next; called when a run is over."""
+
     @abstractmethod
     def quantize(
         self,

@@ -10,12 +10,12 @@ first column is reached, to what earlier errors have made of its weights, with D
 llama.cpp's search, or the finer one, for every super-block. static_groups fits all of them to the original weights.
 Formats with one grid for a row or the whole are fitted once, to the original.
 
-Order. act_order takes the columns with the largest inputs first, while there are columns left to make up for them:
+Order. act_order takes the columns with the largest inputs first, while there are columns left to make up for them. None
+of these orders shows in what is stored:
 
     off        as stored
     groups     runs by their mean input, columns by input inside a run; every grid is fitted when reached
     columns    columns by input; grids are fitted to the original
-    scattered  columns by input, groups formed in that order (GPTQ's desc_act), for folders that store the group of each
 
 Against the published code: dead columns keep their weights (hessian.py); symmetric ranges are symmetric for groups
 without negative weights too; groups narrower than a panel are fitted to up-to-date weights, not to those from before
@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from core.context import SILENT, JobContext
+from core.errors import CalibrationError
 from core.formats.base import BEST, EXACT, Format, Grid, Quantized
 from core.formats.uniform import RANGES, Uniform
 from core.methods.base import Method, Statistic
@@ -39,7 +40,7 @@ from core.parameters import Parameter
 if TYPE_CHECKING:
     from torch import Tensor
 
-OFF, GROUPS, COLUMNS, SCATTERED = "off", "groups", "columns", "scattered"
+OFF, GROUPS, COLUMNS = "off", "groups", "columns"
 
 
 class Gptq(Method):
@@ -56,11 +57,10 @@ class Gptq(Method):
         Parameter(
             "act_order",
             "choice",
-            GROUPS,
+            COLUMNS,
             "Order of columns",
-            "Largest inputs first. groups: runs, then columns inside them; columns: all, on fixed grids; scattered: "
-            "groups formed in that order (GPTQ folders only).",
-            choices=(OFF, GROUPS, COLUMNS, SCATTERED),
+            "Largest inputs first. groups: runs of a grid, then columns inside them; columns: all, on fixed grids.",
+            choices=(OFF, GROUPS, COLUMNS),
         ),
         Parameter("static_groups", "bool", False, "Static groups", "Fit every grid to the original weights."),
         Parameter(
@@ -91,6 +91,9 @@ class Gptq(Method):
             return f"no effort {effort} here, only {' and '.join(format.efforts)}"
         return None
 
+    def forget(self) -> None:
+        FACTORS.forget()
+
     def quantize(
         self,
         w: Tensor,
@@ -102,7 +105,7 @@ class Gptq(Method):
         if w.numel() == 0:
             return format.quantize(w)
         given = {p.key: params.get(p.key, p.default) for p in self.parameters}
-        hessian, columns = stats[Statistic.HESSIAN], w.shape[1]
+        hessian, columns = required(stats, w.shape[1]), w.shape[1]
         fitted = with_range(format, given["range"])
         effort = format.efforts[-1] if given["effort"] == AUTO else given["effort"]
         job = Job.of(fitted, columns, given["act_order"], given["static_groups"], effort, given["lazy_cols"])
@@ -114,6 +117,17 @@ class Gptq(Method):
         done = solve(w, job, factor, ctx)
         done.fallbacks += factor.remarks
         return done
+
+
+def required(stats: Mapping[Statistic, Tensor], columns: int) -> Tensor:
+    """The Hessian. Raises CalibrationError when there is none, or one of another size."""
+    hessian = stats.get(Statistic.HESSIAN)
+    if hessian is None:
+        raise CalibrationError("needs the Hessian of its inputs", "give a calibration text")
+    if hessian.shape != (columns, columns):
+        size = " × ".join(map(str, hessian.shape))
+        raise CalibrationError(f"has a Hessian of {size} for {columns} columns", "gather it again")
+    return hessian
 
 
 def with_range(format: Format, range: str) -> Format:
@@ -222,7 +236,7 @@ def solve(w: Tensor, job: Job, factor: Factor, ctx: JobContext = SILENT, *, lane
                 group = int(order[a]) // width
                 inner = order[a : a + width] - group * width
                 own = torch.empty(width, wt.shape[1], device=w.device)
-                own[inner] = x[a - start : a - start + width]
+                own[inner] = settled(wt[a : a + width], x[a - start : a - start + width], factor.feedback, a)
                 grids[group] = job.format.fit(
                     own.t().contiguous(), weight[group * width : (group + 1) * width], job.effort
                 )
@@ -235,6 +249,20 @@ def solve(w: Tensor, job: Job, factor: Factor, ctx: JobContext = SILENT, *, lane
     assert codes is not None
     grid = whole if whole is not None else joined(job.format, [grids[n] for n in range(len(grids))])
     return Quantized(job.format, (w.shape[0], w.shape[1]), codes=codes.t().contiguous(), grid=grid)
+
+
+def settled(w: Tensor, x: Tensor, feedback: Tensor, start: int) -> Tensor:
+    """What weights of columns from `start` on would be if none of them were rounded: float32 [columns, rows].
+
+    Each x_k counts on the errors of the columns before it, w_j minus its own settled value among them:
+    s = w + (x − w) (I + A)⁻¹, with A among these columns.
+    w, x   float32 [columns, rows]: the weights, and what errors before `start` have made of them
+    """
+    import torch
+
+    stop = start + w.shape[0]
+    own = feedback[start:stop, start:stop]
+    return w + torch.linalg.solve_triangular(own.t(), x - w, upper=False, unitriangular=True)
 
 
 class _Reference:

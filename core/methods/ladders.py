@@ -1,5 +1,5 @@
-"""How one weight's levels look to a method that goes column by column: a ladder of levels, the same for all weights of a
-format, and the lines that scale it, which are the grid's.
+"""How one weight's levels look to a method that goes column by column: a ladder of levels, the same for all weights of
+a format, and the lines that scale it, which are the grid's.
 
     ŵ = step · (level − zero) + shift
 
