@@ -286,7 +286,12 @@ def _needs(planned: Sequence[PlannedTensor], statistics: frozenset[Statistic]) -
             continue
         if missing:
             words = ", ".join(sorted(s.value for s in missing))
-            yield Problem("error", f"{method} needs calibration data ({words})", name, "or take the method nearest")
+            yield Problem(
+                "error",
+                f"{method} needs calibration data ({words})",
+                name,
+                "give a calibration text, or take the method nearest",
+            )
 
 
 def _inputs(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # Damping is raised tenfold at a time, up to the mean of the diagonal itself; from this, where none was asked for.
 SMALLEST_RAISE, LARGEST = 1e-4, 1.0
+# Columns of the Cholesky factor that are made at a time.
+BLOCK = 128
 # Factors that are kept: those of tensors in work at the same time, and never more memory than this but for the newest.
 KEPT, KEPT_BYTES = 4, 1 << 30
 
@@ -75,11 +77,9 @@ def factored(hessian: Tensor, damp: float, order: Tensor) -> Factor | None:
             own = square.diagonal()
             own[own == 0] = mean  # dead columns, where nothing is added
             own += tried * mean
-            lower, info = torch.linalg.cholesky_ex(square)
-            del square
-            if int(info) == 0 and bool(torch.isfinite(lower.diagonal()).all()):
+            if _lower(square):
                 said = () if first else (f"Hessian not positive definite: damping raised from {damp:g} to {tried:g}",)
-                return _factor(lower, order, said)
+                return _factor(square, order, said)
         first = False
     return None
 
@@ -89,6 +89,28 @@ def _dampings(damp: float) -> list[float]:
     while tried[-1] < LARGEST:
         tried.append(min(LARGEST, max(10 * tried[-1], SMALLEST_RAISE)))
     return tried
+
+
+def _lower(square: Tensor) -> bool:
+    """Cholesky in place, the lower factor; what lies above its diagonal means nothing. False: not positive definite.
+
+    In blocks of our own, of multiplications alone but for the blocks: LAPACK's differs with the number of threads.
+    """
+    import torch
+
+    n = square.shape[0]
+    for k in range(0, n, BLOCK):
+        stop = min(n, k + BLOCK)
+        if k:
+            square[k:, k:stop].addmm_(square[k:, :k], square[k:stop, :k].t(), alpha=-1)
+        own, info = torch.linalg.cholesky_ex(square[k:stop, k:stop])
+        if int(info) or not bool(torch.isfinite(own.diagonal()).all()):
+            return False
+        square[k:stop, k:stop] = own
+        if stop < n:
+            below = torch.linalg.solve_triangular(own.t(), square[stop:, k:stop], upper=True, left=False)
+            square[stop:, k:stop] = below
+    return True
 
 
 def _factor(lower: Tensor, order: Tensor, remarks: tuple[str, ...]) -> Factor:

@@ -160,7 +160,8 @@ def test_methods_ask_for_their_statistics(monkeypatch) -> None:
     monkeypatch.setattr(core.methods, "_BY_NAME", {"hungry": Hungry(), "nearest": Nearest()})
     plan = plan_of("Q4_K_M+hungry", llama(2))
     assert texts(plan, "error") == [
-        "token_embd.weight: hungry needs calibration data (hessian); or take the method nearest"
+        "token_embd.weight: hungry needs calibration data (hessian); give a calibration text, or take the method "
+        "nearest"
     ]
     assert texts(plan_of("Q4_K_M+hungry", llama(2), statistics=frozenset({Statistic.HESSIAN})), "error") == []
 
