@@ -180,8 +180,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--layers", action="store_true", help="also the output error of every matrix on real inputs")
     made.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    made = command(
+        "generate", quality_commands.generate, "let a model go on from a prompt, and measure time and memory"
+    )
+    made.add_argument("checkpoint", type=Path, help="a Hugging Face folder, or a .gguf file")
+    made.add_argument("--prompt", required=True, metavar="TEXT", help="what the model goes on from")
+    made.add_argument("--tokens", type=_workers, default=128, metavar="N", help="to generate at most (128)")
+    made.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): the likeliest token")
+    made.add_argument("--seed", type=int, default=0, metavar="S", help="of sampling (0)")
+    made.add_argument(
+        "--runtime",
+        choices=("transformers", "llama.cpp"),
+        default="",
+        help="what runs it (default: llama.cpp for a GGUF, transformers for all else)",
+    )
+    made.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
+    made = command(
+        "experiments", quality_commands.experiments, "list all runs: quantizations, evaluations, generations"
+    )
+    made.add_argument("--csv", action="store_true", help="as a table for spreadsheets")
     command("formats", commands.formats, "list every format, and which target takes it")
     return parser
 
 
-COMMANDS = ("inspect", "plan", "quantize", "imatrix", "compare", "evaluate", "formats")
+COMMANDS = (
+    "inspect",
+    "plan",
+    "quantize",
+    "imatrix",
+    "compare",
+    "evaluate",
+    "generate",
+    "experiments",
+    "formats",
+)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from core.checkpoints.base import Checkpoint
     from core.context import JobContext
     from core.engine.model import Plan, Report, TensorReport
+    from core.evaluation.experiments import Experiment
     from core.recipes.model import Recipe
 
 # The object for --json, and the lines for people.
@@ -71,6 +72,7 @@ def plan(args: argparse.Namespace) -> Answer:
 def quantize(args: argparse.Namespace) -> Answer:
     from core.checkpoints import open_checkpoint
     from core.engine.pipeline import run
+    from core.evaluation.experiments import of_quantization
     from core.recipes import load
 
     with open_checkpoint(args.checkpoint) as checkpoint, progress() as ctx:
@@ -96,7 +98,8 @@ def quantize(args: argparse.Namespace) -> Answer:
             keep_partial=args.keep_partial,
             cluster=args.cluster,
         )
-    answer, lines = _report_json(made, report, why), _report_lines(report)
+    unlogged = log(of_quantization(made, report))
+    answer, lines = _report_json(made, report, why) | {"unlogged": unlogged}, _report_lines(report)
     if args.report is not None:
         from core.report import write_report
 
@@ -263,6 +266,16 @@ def calibrated(
     if wanted(first) <= LIGHT:
         return {"gathered": gather(checkpoint, settings, device=parse_device(args.device), ctx=ctx)[0]}
     return {"calibration": read_samples(checkpoint, settings)}
+
+
+def log(row: Experiment) -> str:
+    """Notes a run in the log of experiments. Returns "", or why it waits beside the log, which stderr says too."""
+    from core.evaluation.experiments import Log
+
+    why = Log().add(row)
+    if why:
+        _tell([f"note: {why}"])
+    return why
 
 
 def output_path(out: Path, checkpoint: Checkpoint, plan: Plan) -> Path:

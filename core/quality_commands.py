@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import argparse
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from core.calibration.text import LENGTH, SAMPLES, SEED
-from core.commands import Answer, calibrated, make_plan_for, plan_options
+from core.commands import Answer, calibrated, log, make_plan_for, plan_options
 from core.engine.progress import bytes_text, duration_text
 from core.errors import EvaluationError
 from core.terminal import Progress, table, tokens_text
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 def evaluate(args: argparse.Namespace) -> Answer:
     from core.checkpoints import open_checkpoint
     from core.engine.devices import parse_device
-    from core.evaluation import perplexity
+    from core.evaluation import experiments, perplexity
     from core.evaluation.subjects import as_model, as_written
     from core.evaluation.text import WindowSettings, read_windows
 
@@ -50,6 +51,17 @@ def evaluate(args: argparse.Namespace) -> Answer:
         result = perplexity.evaluate(model, windows, against=other, layers=args.layers, device=device, ctx=ctx)
         nbytes = checkpoint.nbytes
         other_bytes = 0 if other is None else other.nbytes
+        row = experiments.of_evaluation(
+            result,
+            windows,
+            args.checkpoint,
+            recipe="" if plan is None else plan.recipe.name,
+            target="" if plan is None else plan.target.name,
+            judged=args.against,
+            nbytes=nbytes if other is None else other_bytes,
+            parameters=model.parameters,
+        )
+    unlogged = log(row)
     answer = {
         "checkpoint": str(args.checkpoint),
         "text": windows.samples.name,
@@ -66,6 +78,7 @@ def evaluate(args: argparse.Namespace) -> Answer:
         "seconds": result.seconds,
         "tokens_per_second": result.tokens_per_second,
         "peak_rss_bytes": result.peak_rss_bytes,
+        "unlogged": unlogged,
     }
     if result.against is not None:
         answer["against"] = {
@@ -77,6 +90,61 @@ def evaluate(args: argparse.Namespace) -> Answer:
             **_against_json(result.against, args.layers),
         }
     return answer, _lines(args, windows, result, plan)
+
+
+def generate(args: argparse.Namespace) -> Answer:
+    from core.checkpoints import open_checkpoint
+    from core.evaluation import experiments, generation
+
+    request = generation.Request(args.prompt, args.tokens, args.temperature, args.seed)
+    request.check()
+    with open_checkpoint(args.checkpoint) as checkpoint, _progress() as ctx:
+        made = generation.generate(checkpoint, request, runtime=args.runtime, device=args.device, ctx=ctx)
+        row = experiments.of_generation(made, args.checkpoint, checkpoint.nbytes, checkpoint.parameters)
+    unlogged = log(row)
+    answer = {"checkpoint": str(args.checkpoint), "prompt": args.prompt} | asdict(made) | {"unlogged": unlogged}
+    figures = (
+        f"{made.output_tokens:,} tokens behind {made.input_tokens:,} in {made.seconds:.2f} s · first after "
+        f"{1000 * made.prompt_seconds:,.0f} ms · {made.tokens_per_second:,.1f} tokens/s on {made.runtime}, "
+        f"{made.device} · peak memory {bytes_text(made.peak_rss_bytes)}"
+    )
+    return answer, [args.prompt + made.text, "", figures]
+
+
+def experiments(args: argparse.Namespace) -> Answer:
+    from datetime import datetime
+    from pathlib import PurePath
+
+    from core.evaluation.experiments import Log, as_csv, as_json
+
+    log = Log()
+    rows = log.rows()
+    answer = {"log": str(log.path), "experiments": [as_json(row) for row in rows]}
+    if args.csv:
+        return answer, as_csv(rows).splitlines()
+    if not rows:
+        return answer, ["no experiments yet: quantize, evaluate and generate write a row each"]
+    shown = [
+        (
+            datetime.fromtimestamp(row.time).strftime("%Y-%m-%d %H:%M"),
+            row.kind,
+            PurePath(row.model).name,
+            row.recipe or PurePath(row.out).name,
+            "" if row.bytes is None else bytes_text(row.bytes),
+            _number(row.bpw, ".2f"),
+            _number(row.perplexity, ".4f"),
+            _number(row.kld, ".5f"),
+            _number(row.tokens_per_second, ",.0f"),
+            "" if row.seconds is None else duration_text(row.seconds),
+        )
+        for row in rows
+    ]
+    titles = ("time", "kind", "model", "recipe", ">size", ">bpw", ">perplexity", ">KLD", ">tokens/s", ">took")
+    return answer, list(table(titles, shown))
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _plan(args: argparse.Namespace, checkpoint: Checkpoint, ctx: JobContext) -> Plan:

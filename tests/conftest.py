@@ -9,9 +9,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("PYQTGRAPH_QT_LIB", "PySide6")
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# Runs are logged, and tests leave no rows in anybody's log.
+_LOG = tempfile.mkdtemp(prefix="quantbench-tests-")
+os.environ["QUANTBENCH_EXPERIMENTS"] = str(Path(_LOG) / "experiments.sqlite")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,3 +32,7 @@ def root() -> Path:
 def demo() -> Path:
     """The demo checkpoint: a small trained Llama in bf16."""
     return ROOT / "resources" / "demo"
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_LOG, ignore_errors=True)
