@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from core.errors import RecipeError
 from core.formats.base import Format, Grid, Parts, Quantized
+from core.formats.biased import BIASED, biased
 from core.formats.bnb import BNB4
 from core.formats.dense import DENSE
 from core.formats.fp8 import FP8
@@ -23,6 +24,7 @@ FORMATS: tuple[Format, ...] = (
     *(f for f in GGML if f.name not in {g.name for g in MX}),
     *UNIFORM,
     *SHIFTED,
+    *BIASED,
     *FP8,
     *MX,
     *BNB4,
@@ -36,7 +38,7 @@ _BY_NAME = {f.name: f for f in FORMATS}
 def get_format(name: str) -> Format:
     """The format by name, upper or lower case. Raises RecipeError with the closest known name."""
     wanted = name.strip().lower()
-    found = _BY_NAME.get(wanted) or uniform(wanted) or shifted(wanted) or llm_int8(wanted)
+    found = _BY_NAME.get(wanted) or uniform(wanted) or shifted(wanted) or biased(wanted) or llm_int8(wanted)
     if found is not None:
         return found
     close = get_close_matches(wanted, _BY_NAME, n=1, cutoff=0.5)

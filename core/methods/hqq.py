@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from core.context import SILENT, JobContext
 from core.formats.base import Format, Grid, Quantized
+from core.formats.biased import Biased
 from core.formats.shifted import Shifted
 from core.formats.uniform import Uniform
 from core.methods.base import Method, Statistic
@@ -91,7 +92,7 @@ class Hqq(Method):
         if isinstance(format, Uniform):
             if not format.row_local:
                 return "needs a scale per row or group"
-            return "needs a zero point (an -asym or -shift format)" if format.symmetric else None
+            return "needs a zero point (an -asym, -shift or -bias format)" if format.symmetric else None
         if getattr(format, "type_name", "") in GGML_TOP:
             return None
         return "needs levels with a scale and a zero of their own per group"
@@ -129,6 +130,8 @@ class Hqq(Method):
 
 
 def levels_of(format: Format) -> Levels:
+    if isinstance(format, Biased):
+        return Levels(format.qmax - format.qmin, "offset", format.scale_dtype)
     if isinstance(format, Uniform):
         zero = "shift" if isinstance(format, Shifted) else "whole"
         return Levels(format.qmax - format.qmin, zero, format.scale_dtype, format.qmin)
@@ -139,6 +142,10 @@ def lines_of(format: Format, grid: Grid) -> tuple[Tensor, Tensor]:
     """Step and offset of every group of a fitted grid, float32 [rows, groups]."""
     import torch
 
+    if isinstance(format, Biased):
+        # The solver's steps are positive: lines that fall are read from their other end.
+        step, offset = grid["scale"].to(torch.float32), grid["bias"].to(torch.float32)
+        return step.abs(), offset + step.clamp(max=0) * (format.qmax - format.qmin)
     if not isinstance(format, Uniform):
         return grid["d"].to(torch.float32), grid["m"].to(torch.float32)
     zero = format.zero_of(grid)

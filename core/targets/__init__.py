@@ -12,6 +12,7 @@ from core.targets.compressed_tensors import CompressedTensors
 from core.targets.dense import DenseFolder
 from core.targets.gguf.target import GgufFile
 from core.targets.gptq import Gptq
+from core.targets.mlx import Mlx
 from core.targets.torchao import TorchAo, TorchAoDynamic
 
 TARGETS: tuple[Target, ...] = (
@@ -22,6 +23,7 @@ TARGETS: tuple[Target, ...] = (
     BitsAndBytes(),
     TorchAo(),
     TorchAoDynamic(),
+    Mlx(),
     DenseFolder(),
 )
 

@@ -16,6 +16,7 @@ import torch
 import core.formats.fitting as fitting
 from core.errors import CalibrationError, NonFinite, OutOfRange, RecipeError
 from core.formats import FORMATS, Format, Quantized, get_format
+from core.formats.biased import Biased
 from core.formats.shifted import Shifted
 from core.formats.uniform import Uniform
 
@@ -87,7 +88,12 @@ def brute_force(f: Uniform, w: torch.Tensor) -> torch.Tensor:
     shape = {"tensor": (1, 1), "row": (rows, 1)}.get(f.granularity, (rows, columns // max(1, f.group)))
     x = w.double().reshape(*shape, -1)
     q = torch.arange(f.qmin, f.qmax + 1, dtype=torch.float64)
-    if f.symmetric:
+    if isinstance(f, Biased):
+        low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
+        edge = torch.where(low.abs() > high.abs(), low, high)
+        step = edge / (edge.abs() / (high - low) * (2**f.width - 1)).round()
+        levels = edge - step.abs() * edge.sign() * (q - f.qmin)
+    elif f.symmetric:
         levels = x.abs().amax(-1, keepdim=True) / ((2**f.width - 1) / 2) * q
     else:
         low, high = x.amin(-1, keepdim=True).clamp(max=0), x.amax(-1, keepdim=True).clamp(min=0)

@@ -9,6 +9,7 @@ from core.checkpoints.dialects.beside import quantization_beside
 from core.checkpoints.dialects.bitsandbytes import BitsAndBytesDialect
 from core.checkpoints.dialects.compressed_tensors import CompressedTensorsDialect
 from core.checkpoints.dialects.gptq import GptqDialect
+from core.checkpoints.dialects.mlx import MlxDialect
 from core.checkpoints.dialects.torchao import TorchAoDialect
 
 DIALECTS: tuple[Dialect, ...] = (
@@ -17,6 +18,7 @@ DIALECTS: tuple[Dialect, ...] = (
     AwqDialect(),
     BitsAndBytesDialect(),
     TorchAoDialect(),
+    MlxDialect(),
 )
 
 

@@ -75,7 +75,7 @@ def test_listed() -> None:
 def test_misfits() -> None:
     for name in FORMATS:
         assert HQQ.misfit(get_format(name)) is None
-    assert HQQ.misfit(get_format("int4-g64")) == "needs a zero point (an -asym or -shift format)"
+    assert HQQ.misfit(get_format("int4-g64")) == "needs a zero point (an -asym, -shift or -bias format)"
     assert HQQ.misfit(get_format("int4-tensor-asym")) == "needs a scale per row or group"
     for name in ("q4_0", "q4_k", "nf4", "fp8-e4m3", "bf16"):
         assert HQQ.misfit(get_format(name)) == "needs levels with a scale and a zero of their own per group"
