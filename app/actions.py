@@ -223,6 +223,7 @@ ACTIONS = (
     Action("show-info", "Go to info", "View", lambda c: c.show_panel("info"), "Ctrl+3"),
     Action("show-rules", "Go to rules", "View", lambda c: c.show_panel("rules"), "Ctrl+4"),
     Action("show-calibration", "Go to calibration", "View", lambda c: c.show_panel("calibration")),
+    Action("show-errormap", "Go to error map", "View", lambda c: c.show_panel("errormap"), "Ctrl+8"),
     Action("show-jobs", "Go to jobs", "View", lambda c: c.show_panel("jobs"), "Ctrl+5"),
     Action("show-log", "Go to log", "View", lambda c: c.show_panel("log"), "Ctrl+6"),
     Action(

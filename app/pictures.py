@@ -68,8 +68,24 @@ def outliers(shots: Shots, odd: Path) -> bool:
     return ready
 
 
+def errormap(shots: Shots, odd: Path) -> bool:
+    """The demo under its preset, every tensor measured, one role selected."""
+    if not shots.open(DEMO):
+        return False
+    panel = shots.show_panel("errormap")
+    ready = shots.wait(lambda: panel.state.ready and panel.state.complete)
+    layout = panel.state.layout
+    if ready and layout is not None:
+        line = layout.lines.index("down")
+        shots.window.session.select(panel.state.in_cells((line, c) for c in range(1, len(layout.columns))))
+        panel.canvas.hovered.emit(line, 1)
+    shots.save_panel("errormap")
+    return ready
+
+
 PICTURES: dict[str, Callable[[Shots, Path], bool]] = {
     "outliers": outliers,
+    "errormap": errormap,
 }
 
 

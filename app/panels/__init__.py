@@ -66,6 +66,14 @@ PANELS = (
         _Lazy("app.panels.rules.view:RulesPanel"),
     ),
     PanelRecord(
+        "errormap",
+        "Error map",
+        "bottom",
+        "grid-four",
+        "The error of every tensor by layer and role, the worst first",
+        _Lazy("app.panels.errormap.view:ErrorMapPanel"),
+    ),
+    PanelRecord(
         "calibration",
         "Calibration",
         "bottom",

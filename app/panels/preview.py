@@ -99,7 +99,7 @@ class PreviewPanel(QWidget):
 
     def refresh(self) -> None:
         """Looks at the session again, or remembers to when the panel is seen."""
-        if not self.isVisible():
+        if not self.isVisible() and self._session.checkpoint is not None:
             self._behind = True
             return
         self._behind = False

@@ -229,7 +229,7 @@ def test_a_typed_strategy_that_is_none_is_refused_in_the_picker(opened, qtbot) -
 
 
 def test_the_picker_knows_sizes_and_misfits(opened) -> None:
-    from app.panels.tensors.choices import narrowed, strategy_choices
+    from app.strategies.choices import narrowed, strategy_choices
 
     session = opened.session
     linear = next(t for t in session.plan.tensors if t.tensor.role.kind == "q").tensor

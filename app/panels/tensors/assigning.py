@@ -8,12 +8,12 @@ from collections.abc import Callable
 from PySide6.QtCore import QModelIndex, QObject, QRect, QTimer, Slot
 
 from app.edits import AddRule, AssignStrategy
-from app.panels.tensors.choices import strategy_choices
 from app.panels.tensors.columns import PLACE
 from app.panels.tensors.model import TensorModel
-from app.panels.tensors.picker import StrategyPicker, picker_title
 from app.panels.tensors.table import TensorTable
 from app.session import Notice, Session
+from app.strategies.choices import strategy_choices
+from app.strategies.picker import StrategyPicker, picker_title
 from app.theme import Theme
 from core.errors import WorkbenchError
 from core.recipes.model import KEEP, Match, Rule, Strategy

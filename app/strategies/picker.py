@@ -21,7 +21,7 @@ from PySide6.QtWidgets import (
 )
 
 from app.forms import MethodForm
-from app.panels.tensors.choices import StrategyChoice, narrowed
+from app.strategies.choices import StrategyChoice, narrowed
 from app.theme import Theme, figures
 from core.engine.progress import bytes_text
 from core.errors import RecipeError

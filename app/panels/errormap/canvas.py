@@ -1,0 +1,262 @@
+"""The map itself, drawn with a painter: cells in colour, those not measured hatched, kept ones with a dash, labels at
+the left and below, the selection outlined, a rectangle to drag. What the cells hold is the business of state.py."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PySide6.QtCore import QEvent, QPoint, QPointF, QRect, QRectF, QSize, Qt, Signal
+from PySide6.QtGui import (
+    QBrush,
+    QColor,
+    QContextMenuEvent,
+    QImage,
+    QKeyEvent,
+    QMouseEvent,
+    QPainter,
+    QPaintEvent,
+    QPen,
+)
+from PySide6.QtWidgets import QSizePolicy, QWidget
+
+from app.panels.errormap.layout import KEPT
+from app.panels.errormap.state import Cells
+from app.plotting.maps import Scale, shaded
+from app.theme import current
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+# Pixels: the lowest a line may get, alone and with many; the narrowest a column; the highest a line grows.
+LINE, THIN, COLUMN, TALL, WIDE = 9, 3, 4, 28, 64
+MANY = 40
+GAP = 8
+
+
+class MapCanvas(QWidget):
+    """chosen(cells, add): a click or a rectangle, as (line, column); add: to what is selected already
+    hovered(line, column): −1, −1 when the mouse left; menu_asked(global position)"""
+
+    chosen = Signal(object, bool)
+    hovered = Signal(int, int)
+    menu_asked = Signal(QPoint)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._cells: Cells | None = None
+        self._lines: Sequence[str] = ()
+        self._columns: Sequence[str] = ()
+        self._scale = Scale(0.0, 1.0)
+        self._selected: NDArray[np.bool_] | None = None
+        self._press: QPoint | None = None
+        self._at: QPoint | None = None
+        self._current = (0, 0)  # of the keyboard
+        self.setMouseTracking(True)
+        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
+        self.setAccessibleName("Error map")
+        current().changed.connect(self.update)
+
+    def show_cells(self, cells: Cells, lines: Sequence[str], columns: Sequence[str], scale: Scale) -> None:
+        self._cells, self._lines, self._columns, self._scale = cells, lines, columns, scale
+        self._current = min(self._current[0], len(lines) - 1), min(self._current[1], len(columns) - 1)
+        low = LINE if len(lines) <= MANY else THIN
+        self.setMinimumSize(self._left + COLUMN * len(columns) + GAP, low * len(lines) + self._bottom)
+        self.update()
+
+    def show_selection(self, selected: NDArray[np.bool_] | None) -> None:
+        """bool [lines, columns]: cells with a selected tensor."""
+        self._selected = selected
+        self.update()
+
+    # --- geometry -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _left(self) -> int:
+        metrics = self.fontMetrics()
+        return 8 + max((metrics.horizontalAdvance(line) for line in self._lines), default=0)
+
+    @property
+    def _bottom(self) -> int:
+        return self.fontMetrics().height() + 4
+
+    def sizeHint(self) -> QSize:
+        return QSize(640, 20 * max(1, len(self._lines)) + self._bottom)
+
+    def field(self) -> QRectF:
+        """Where the cells are."""
+        width = self.width() - self._left - GAP
+        height = self.height() - self._bottom
+        return QRectF(
+            self._left,
+            0,
+            max(1.0, min(width, WIDE * len(self._columns))),
+            max(1.0, min(height, TALL * len(self._lines))),
+        )
+
+    def _step(self) -> tuple[float, float]:
+        field = self.field()
+        return field.width() / max(1, len(self._columns)), field.height() / max(1, len(self._lines))
+
+    def cell_rect(self, line: int, column: int) -> QRectF:
+        field, (width, height) = self.field(), self._step()
+        return QRectF(field.left() + column * width, field.top() + line * height, width, height)
+
+    def cell_at(self, place: QPoint) -> tuple[int, int] | None:
+        field, (width, height) = self.field(), self._step()
+        if not field.contains(place) or not self._lines or not self._columns:
+            return None
+        line, column = int((place.y() - field.top()) / height), int((place.x() - field.left()) / width)
+        return min(line, len(self._lines) - 1), min(column, len(self._columns) - 1)
+
+    def _cells_in(self, rect: QRect) -> list[tuple[int, int]]:
+        field, (width, height) = self.field(), self._step()
+        inside = QRectF(rect).intersected(field)
+        if inside.isEmpty() or self._cells is None:
+            return []
+        lines = range(int((inside.top() - field.top()) / height), math.ceil((inside.bottom() - field.top()) / height))
+        columns = range(int((inside.left() - field.left()) / width), math.ceil((inside.right() - field.left()) / width))
+        kind = self._cells.kind
+        return [(i, j) for i in lines for j in columns if i < kind.shape[0] and j < kind.shape[1] and kind[i, j] >= 0]
+
+    # --- painting -----------------------------------------------------------------------------------------------------
+
+    def paintEvent(self, event: QPaintEvent) -> None:
+        painter = QPainter(self)
+        self.paint(painter)
+        if self._press is not None and self._at is not None:
+            accent = QColor(current().colors.accent)
+            painter.setPen(QPen(accent, 1))
+            accent.setAlpha(40)
+            painter.setBrush(accent)
+            painter.drawRect(QRect(self._press, self._at).normalized())
+        painter.end()
+
+    def paint(self, painter: QPainter) -> None:
+        """Everything but the rectangle under the mouse; also for pictures that are exported."""
+        cells = self._cells
+        if cells is None or not cells.kind.size:
+            return
+        colors = current().colors
+        field, (width, height) = self.field(), self._step()
+        painter.fillRect(self.rect(), colors.base)
+        # Hatched is what shows through: cells in colour, without a tensor, or kept, are opaque.
+        painter.fillRect(field, QBrush(colors.disabled, Qt.BrushStyle.BDiagPattern))
+        pixels = np.ascontiguousarray(shaded(cells.worst, self._scale))
+        for kind, color in ((-1, colors.base), (KEPT, colors.hover)):
+            pixels[cells.kind == kind] = color.red(), color.green(), color.blue(), 255
+        high, wide = cells.kind.shape
+        image = QImage(pixels.data, wide, high, 4 * wide, QImage.Format.Format_RGBA8888)
+        painter.drawImage(field, image)
+        if width >= 10 and height >= 8:
+            painter.setPen(QPen(colors.disabled, 2))
+            half = QPointF(min(5.0, width / 4), 0)
+            for line, column in np.argwhere(cells.kind == KEPT):
+                middle = self.cell_rect(int(line), int(column)).center()
+                painter.drawLine(middle - half, middle + half)
+        if width >= 6 and height >= 6:
+            painter.setPen(QPen(colors.base, 1))
+            for column in range(len(self._columns) + 1):
+                x = field.left() + column * width
+                painter.drawLine(int(x), int(field.top()), int(x), int(field.bottom()))
+            for line in range(len(self._lines) + 1):
+                y = field.top() + line * height
+                painter.drawLine(int(field.left()), int(y), int(field.right()), int(y))
+        self._paint_selection(painter)
+        self._paint_labels(painter)
+
+    def _paint_selection(self, painter: QPainter) -> None:
+        """An outline around what is selected: two lines, so that it shows on dark cells and on bright ones."""
+        chosen = self._selected
+        if chosen is None or self._cells is None or chosen.shape != self._cells.kind.shape or not chosen.any():
+            return
+        colors, field, (width, height) = current().colors, self.field(), self._step()
+        padded = np.pad(chosen, 1)
+        edges = []
+        for line, column in np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1]):
+            a = QPointF(field.left() + column * width, field.top() + line * height)
+            edges.append((a, a + QPointF(width, 0)))
+        for line, column in np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]):
+            a = QPointF(field.left() + column * width, field.top() + line * height)
+            edges.append((a, a + QPointF(0, height)))
+        for color, size in ((colors.base, 4), (colors.accent, 2)):
+            painter.setPen(QPen(color, size, Qt.PenStyle.SolidLine, Qt.PenCapStyle.SquareCap))
+            for a, b in edges:
+                painter.drawLine(a, b)
+
+    def _paint_labels(self, painter: QPainter) -> None:
+        metrics, field, (width, height) = self.fontMetrics(), self.field(), self._step()
+        painter.setPen(current().colors.muted)
+        every = max(1, math.ceil(metrics.height() / height))
+        right = int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+        for line in range(0, len(self._lines), every):
+            rect = QRectF(0, field.top() + (line + every / 2) * height - 10, self._left - 8, 20)
+            if every == 1 or line + every <= len(self._lines):
+                rect.moveTop(field.top() + (line + 0.5) * height - 10)
+                painter.drawText(rect, right, self._lines[line])
+        widest = max((metrics.horizontalAdvance(c) for c in self._columns), default=0) + 8
+        every = max(1, math.ceil(widest / width))
+        numbers = [j for j, label in enumerate(self._columns) if label]
+        for j in numbers[::every]:
+            rect = QRectF(field.left() + (j + 0.5) * width - 40, field.bottom() + 2, 80, metrics.height())
+            painter.drawText(rect, int(Qt.AlignmentFlag.AlignHCenter), self._columns[j])
+        room = QRectF(0, field.bottom() + 2, self._left - 8, metrics.height())
+        painter.drawText(room, int(Qt.AlignmentFlag.AlignRight), "layer")
+
+    # --- acting -------------------------------------------------------------------------------------------------------
+
+    def mousePressEvent(self, event: QMouseEvent) -> None:
+        if event.button() == Qt.MouseButton.LeftButton:
+            self._press = self._at = event.position().toPoint()
+
+    def mouseMoveEvent(self, event: QMouseEvent) -> None:
+        place = event.position().toPoint()
+        if self._press is not None:
+            self._at = place
+            self.update()
+        cell = self.cell_at(place)
+        self.hovered.emit(*(cell if cell is not None else (-1, -1)))
+
+    def mouseReleaseEvent(self, event: QMouseEvent) -> None:
+        if self._press is None or event.button() != Qt.MouseButton.LeftButton:
+            return
+        place = event.position().toPoint()
+        rect = QRect(self._press, place).normalized()
+        self._press = self._at = None
+        add = bool(event.modifiers() & (Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.ShiftModifier))
+        if rect.width() < 4 and rect.height() < 4:
+            rect = QRect(place, QSize(1, 1))
+            cell = self.cell_at(place)
+            if cell is not None:
+                self._current = cell
+        self.chosen.emit(self._cells_in(rect), add)
+        self.update()
+
+    def leaveEvent(self, event: QEvent) -> None:
+        super().leaveEvent(event)
+        self.hovered.emit(-1, -1)
+
+    def contextMenuEvent(self, event: QContextMenuEvent) -> None:
+        self.menu_asked.emit(event.globalPos())
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        """Arrows move from cell to cell and select; with Shift they add."""
+        by = {
+            Qt.Key.Key_Left: (0, -1),
+            Qt.Key.Key_Right: (0, 1),
+            Qt.Key.Key_Up: (-1, 0),
+            Qt.Key.Key_Down: (1, 0),
+        }.get(Qt.Key(event.key()))
+        if by is None or not self._lines or not self._columns:
+            super().keyPressEvent(event)
+            return
+        line = min(max(0, self._current[0] + by[0]), len(self._lines) - 1)
+        column = min(max(0, self._current[1] + by[1]), len(self._columns) - 1)
+        self._current = line, column
+        self.hovered.emit(line, column)
+        if self._cells is not None and self._cells.kind[line, column] >= 0:
+            self.chosen.emit([(line, column)], bool(event.modifiers() & Qt.KeyboardModifier.ShiftModifier))

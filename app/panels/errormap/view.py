@@ -1,0 +1,407 @@
+"""The error map panel: layers along x, roles down y, the worst tensors beside it. A click selects, a dragged rectangle
+selects what it touches, and a selection gets a strategy from the same picker as in the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPoint, QRect, Qt, QTimer, Slot
+from PySide6.QtGui import QGuiApplication, QImage, QPainter
+from PySide6.QtWidgets import (
+    QComboBox,
+    QFileDialog,
+    QFrame,
+    QHBoxLayout,
+    QHeaderView,
+    QLabel,
+    QMenu,
+    QScrollArea,
+    QSplitter,
+    QStackedLayout,
+    QTableView,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from app.edits import AssignStrategy
+from app.job_service import JobService
+from app.labels import ElidedLabel
+from app.panels.errormap.canvas import MapCanvas
+from app.panels.errormap.layout import METRICS, map_task
+from app.panels.errormap.state import ErrorMapState, Worst
+from app.panels.preview import Asked, PreviewPanel
+from app.plotting.maps import ColorScale, Scale
+from app.session import Changes, Notice, Session
+from app.strategies.choices import strategy_choices
+from app.strategies.picker import StrategyPicker, picker_title
+from app.theme import current
+from core.errors import WorkbenchError
+from core.recipes.model import Strategy
+
+ROW = 22
+# Errors come in at some ten batches a second; the map follows less often.
+REDRAW_MS = 120
+
+
+class _WorstModel(QAbstractTableModel):
+    HEADS = ("tensor", "strategy", "SQNR, dB", "relative MSE", "largest error", "cosine")
+
+    def __init__(self, parent: QObject) -> None:
+        super().__init__(parent)
+        self.lines: list[Worst] = []
+
+    def show(self, lines: list[Worst]) -> None:
+        if lines == self.lines:
+            return
+        self.beginResetModel()
+        self.lines = lines
+        self.endResetModel()
+
+    def rowCount(self, parent=QModelIndex()) -> int:  # noqa: B008
+        return 0 if parent.isValid() else len(self.lines)
+
+    def columnCount(self, parent=QModelIndex()) -> int:  # noqa: B008
+        return 0 if parent.isValid() else len(self.HEADS)
+
+    def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole):
+        if orientation != Qt.Orientation.Horizontal:
+            return None
+        if role == Qt.ItemDataRole.DisplayRole:
+            return self.HEADS[section]
+        if role == Qt.ItemDataRole.TextAlignmentRole:
+            return _aligned(section)
+        if role == Qt.ItemDataRole.ToolTipRole and section > 1:
+            return METRICS[section - 2].help
+        return None
+
+    def data(self, index, role: int = Qt.ItemDataRole.DisplayRole):
+        if not index.isValid():
+            return None
+        line = self.lines[index.row()]
+        if role == Qt.ItemDataRole.TextAlignmentRole:
+            return _aligned(index.column())
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return f"{line.name}{', from a sample of rows' if line.sampled else ''}"
+        if role != Qt.ItemDataRole.DisplayRole:
+            return None
+        errors = (line.sqnr, line.mse, line.largest, line.cosine)
+        if index.column() < 2:
+            return (line.name, line.strategy)[index.column()]
+        return METRICS[index.column() - 2].text(errors[index.column() - 2]).removesuffix(" dB")
+
+
+def _aligned(section: int) -> Qt.AlignmentFlag:
+    side = Qt.AlignmentFlag.AlignLeft if section < 2 else Qt.AlignmentFlag.AlignRight
+    return side | Qt.AlignmentFlag.AlignVCenter
+
+
+class ErrorMapPanel(PreviewPanel):
+    """Errors of all tensors, by layer and role."""
+
+    key = "errormap"
+
+    def __init__(self, session: Session, jobs: JobService) -> None:
+        super().__init__(session, jobs)
+        self._theme = current()
+        self.state = ErrorMapState()
+        self.picker: StrategyPicker | None = None
+        self._redraw = QTimer(self)
+        self._redraw.setSingleShot(True)
+        self._redraw.setInterval(REDRAW_MS)
+        self._redraw.timeout.connect(self.show_state)
+        self._build()
+        session.changed.connect(self._errors_came)
+        self.watch()
+
+    def _build(self) -> None:
+        self.empty = QLabel(self.state.empty)
+        self.empty.setWordWrap(True)
+        self.empty.setProperty("kind", "muted")
+        self.empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self.empty.setContentsMargins(24, 24, 24, 24)
+        self.title = ElidedLabel("", Qt.TextElideMode.ElideMiddle)
+        font = self.title.font()
+        font.setBold(True)
+        self.title.setFont(font)
+        self.read_off = ElidedLabel("muted")
+        self.scale = ColorScale()
+        self.metric_box = QComboBox()
+        for metric in METRICS:
+            self.metric_box.addItem(metric.title, metric.id)
+            self.metric_box.setItemData(self.metric_box.count() - 1, metric.help, Qt.ItemDataRole.ToolTipRole)
+        self.metric_box.setToolTip("What the colours show")
+        self.metric_box.currentIndexChanged.connect(self._metric_chosen)
+        self.apart = self._button("rows", "Experts apart", "A line for every expert, or one for all of a layer")
+        self.apart.setCheckable(True)
+        self.apart.toggled.connect(self._toggle_apart)
+        self.assign = self._button("tag", "Assign …", "A strategy for the selected tensors")
+        self.assign.clicked.connect(lambda: self.open_picker())
+        head = QHBoxLayout()
+        head.setSpacing(8)
+        head.addWidget(self.title, 1)
+        for widget in (self.apart, self.assign, self.metric_box):
+            head.addWidget(widget)
+        self.canvas = MapCanvas()
+        self.canvas.chosen.connect(self._cells_chosen)
+        self.canvas.hovered.connect(self._hovered)
+        self.canvas.menu_asked.connect(self._open_menu)
+        self.scroller = QScrollArea()
+        self.scroller.setWidgetResizable(True)
+        self.scroller.setFrameShape(QFrame.Shape.NoFrame)
+        self.scroller.setWidget(self.canvas)
+        under = QHBoxLayout()
+        under.setSpacing(16)
+        under.addWidget(self.read_off, 1)
+        under.addWidget(self.scale)
+        left = QWidget()
+        column = QVBoxLayout(left)
+        column.setContentsMargins(0, 0, 8, 0)
+        column.setSpacing(4)
+        column.addWidget(self.scroller, 1)
+        column.addLayout(under)
+        self.list = QTableView()
+        self.model = _WorstModel(self.list)
+        self.list.setModel(self.model)
+        self.list.setShowGrid(False)
+        self.list.setWordWrap(False)
+        self.list.setTextElideMode(Qt.TextElideMode.ElideMiddle)
+        self.list.setSelectionBehavior(QTableView.SelectionBehavior.SelectRows)
+        self.list.verticalHeader().hide()
+        self.list.verticalHeader().setDefaultSectionSize(ROW)
+        header = self.list.horizontalHeader()
+        header.setHighlightSections(False)
+        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
+        for section, width in ((1, 88), (2, 76), (3, 96), (4, 92), (5, 84)):
+            header.resizeSection(section, width)
+        self.list.setAccessibleName("Worst tensors first")
+        self.list.selectionModel().selectionChanged.connect(self._lines_chosen)
+        self.split = QSplitter(Qt.Orientation.Horizontal)
+        self.split.setChildrenCollapsible(False)
+        self.split.addWidget(left)
+        self.split.addWidget(self.list)
+        self.split.setStretchFactor(0, 1)
+        self.split.setStretchFactor(1, 1)
+        self.split.setSizes([640, 600])
+        full = QWidget()
+        box = QVBoxLayout(full)
+        box.setContentsMargins(12, 4, 12, 4)
+        box.setSpacing(4)
+        box.addLayout(head)
+        box.addWidget(self.split, 1)
+        self._stack = QStackedLayout(self)
+        self._stack.addWidget(self.empty)
+        self._stack.addWidget(full)
+
+    def _button(self, icon: str, text: str, about: str) -> QToolButton:
+        button = QToolButton()
+        button.setIcon(self._theme.icon(icon))
+        button.setText(text)
+        button.setToolTip(about)
+        button.setProperty("kind", "flat")
+        button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        return button
+
+    # --- following ----------------------------------------------------------------------------------------------------
+
+    def follow(self) -> bool:
+        return self.state.follow(self._session)
+
+    def asked(self) -> Asked | None:
+        request = self.state.request
+        return Asked(map_task, request, "Error map") if request is not None else None
+
+    def take(self, value: Any, final: bool) -> None:
+        if final:
+            self.state.take(cast(Any, value), self._session)
+
+    def fail(self, line: str) -> None:
+        self.state.fail(line)
+
+    @Slot()
+    def blank(self) -> None:
+        """The map of the plan before stays until the new one is there: its tensors are the same."""
+
+    def _selected(self, names: object) -> None:
+        self._mark()
+
+    def _errors_came(self, changes: Changes, initiator: object) -> None:
+        if changes.errors and self.state.values is not None and not (changes.plan or changes.checkpoint):
+            self.state.update(self._session, changes.errors)
+            if self.isVisible() and not self._redraw.isActive():
+                self._redraw.start()
+
+    # --- showing ------------------------------------------------------------------------------------------------------
+
+    @Slot()
+    def show_state(self) -> None:
+        state = self.state
+        self.empty.setText(state.empty)
+        if state.failure:
+            self._stack.setCurrentIndex(1)
+            self.title.setText(state.title())
+            self.read_off.setText(state.failure)
+            return
+        if not state.ready or state.layout is None:
+            self._stack.setCurrentIndex(0)
+            return
+        self._stack.setCurrentIndex(1)
+        self.title.setText(state.title())
+        cells = state.cells()
+        low, high = state.limits(cells.worst)
+        metric = state.metric
+        scale = Scale(low, high, metric.logarithmic, flipped=not metric.worse_is_more)
+        self.canvas.show_cells(cells, state.layout.lines, state.layout.columns, scale)
+        # The worst is bright, and stands at the right.
+        ends = (low, high) if metric.worse_is_more else (high, low)
+        known = bool((cells.kind == 1).any())
+        texts = [metric.text(v) for v in ends] if known else ["", ""]
+        self.scale.show_scale(texts[0], texts[1])
+        self.scale.setToolTip(f"{metric.title}, best to worst; hatched: not measured yet; a dash: kept as it is")
+        self.apart.setVisible(state.layout.experts)
+        self.model.show(state.worst_first())
+        self._mark()
+
+    def _mark(self) -> None:
+        names = self._session.selection
+        self.assign.setEnabled(bool(names))
+        if self.state.ready:
+            self.canvas.show_selection(self.state.cells_of(names))
+
+    # --- acting -------------------------------------------------------------------------------------------------------
+
+    @Slot(int)
+    def _metric_chosen(self, index: int) -> None:
+        self.state.metric = METRICS[index]
+        self.show_state()
+
+    @Slot(bool)
+    def _toggle_apart(self, on: bool) -> None:
+        self.state.apart = on
+        self.refresh()
+
+    @Slot(int, int)
+    def _hovered(self, line: int, column: int) -> None:
+        self.read_off.setText(self.state.read_off(line, column) if line >= 0 and self.state.ready else "")
+
+    @Slot(object, bool)
+    def _cells_chosen(self, cells: object, add: bool) -> None:
+        if not self.state.ready:
+            return
+        names = self.state.in_cells(cast(Any, cells))
+        if add:
+            before = self._session.selection
+            seen = set(before)
+            names = (*before, *(n for n in names if n not in seen))
+        self._session.select(names, self)
+
+    def _lines_chosen(self, *_: object) -> None:
+        rows = sorted({index.row() for index in self.list.selectionModel().selectedRows()})
+        if rows:
+            self._session.select(tuple(self.model.lines[i].name for i in rows), self)
+
+    def open_picker(self, at: QPoint | None = None) -> None:
+        """The picker for the selection, beside the mouse or under the button."""
+        session, layout = self._session, self.state.layout
+        names = session.selection
+        outline = session.outline
+        if outline is None or layout is None or not names:
+            session.notify(Notice("note", "Select tensors in the map first, then assign a strategy"))
+            return
+        tensors = [outline.tensors[layout.index[n]] for n in names if n in layout.index]
+        planned = {str(p.strategy) for p in map(session.tensor, names) if p is not None}
+        picker = StrategyPicker(
+            self._theme,
+            picker_title(names, self.fontMetrics()),
+            planned.pop() if len(planned) == 1 else "",
+            strategy_choices(outline, session.target, tensors),
+            len(names),
+            self.window(),
+            by_hand=bool(session.recipe.rules),
+        )
+        picker.chosen.connect(lambda strategy: self._assign(names, strategy))
+        corner = at if at is not None else self.assign.mapToGlobal(QPoint(0, self.assign.height()))
+        self.picker = picker
+        picker.open_at(QRect(corner, self.assign.size()))
+
+    def _assign(self, names: tuple[str, ...], strategy: Strategy | None) -> None:
+        try:
+            self._session.apply(AssignStrategy(names, strategy), self)
+        except WorkbenchError as error:
+            self._session.notify(Notice("error", str(error)))
+
+    @Slot(QPoint)
+    def _open_menu(self, at: QPoint) -> None:
+        menu = self.menu(at)
+        menu.popup(at)
+
+    def menu(self, at: QPoint) -> QMenu:
+        """Assigning, copying, exporting."""
+        menu = QMenu(self)
+        menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        icon = self._theme.icon
+        assign = menu.addAction(icon("tag"), "Assign strategy …", lambda: self.open_picker(at))
+        assign.setEnabled(bool(self._session.selection))
+        menu.addSeparator()
+        menu.addAction(icon("copy"), "Copy picture", self.copy_picture)
+        menu.addAction(icon("table"), "Copy values", self.copy_values)
+        menu.addSeparator()
+        menu.addAction(icon("image"), "Export picture…", self.export_picture)
+        menu.addAction(icon("file-arrow-down"), "Export values…", self.export_values)
+        return menu
+
+    def picture(self, scale: float = 2.0) -> QImage:
+        """The map, at twice the size of the screen's pixels."""
+        image = QImage(self.canvas.size() * scale, QImage.Format.Format_ARGB32_Premultiplied)
+        image.fill(self._theme.colors.base)
+        painter = QPainter(image)
+        painter.scale(scale, scale)
+        self.canvas.paint(painter)
+        painter.end()
+        return image
+
+    @Slot()
+    def copy_picture(self) -> None:
+        QGuiApplication.clipboard().setImage(self.picture())
+
+    @Slot()
+    def copy_values(self) -> None:
+        QGuiApplication.clipboard().setText(self.state.csv())
+
+    @Slot()
+    def export_picture(self) -> None:
+        """Asks for a path; the suffix decides between PNG and SVG."""
+        chosen = self._ask("error-map.png", "PNG picture (*.png);;SVG drawing (*.svg)")
+        if not chosen:
+            return
+        if chosen.lower().endswith(".svg"):
+            from PySide6.QtSvg import QSvgGenerator
+
+            generator = QSvgGenerator()
+            generator.setFileName(chosen)
+            generator.setSize(self.canvas.size())
+            generator.setViewBox(self.canvas.rect())
+            painter = QPainter()
+            written = painter.begin(generator)
+            if written:
+                self.canvas.paint(painter)
+                painter.end()
+        else:
+            chosen = chosen if chosen.lower().endswith(".png") else f"{chosen}.png"
+            written = self.picture().save(chosen)
+        if not written:
+            self._session.notify(Notice("error", f"{chosen} cannot be written"))
+
+    @Slot()
+    def export_values(self) -> None:
+        chosen = self._ask("error-map.csv", "Comma-separated values (*.csv)")
+        if chosen:
+            path = Path(chosen if chosen.lower().endswith(".csv") else f"{chosen}.csv")
+            try:
+                path.write_text(self.state.csv(), encoding="utf-8", newline="")
+            except OSError as error:
+                self._session.notify(Notice("error", f"{path} cannot be written: {error.strerror or error}"))
+
+    def _ask(self, name: str, kinds: str) -> str:
+        return QFileDialog.getSaveFileName(self, "Export", name, kinds)[0]
