@@ -227,10 +227,12 @@ class ErrorMapState:
         if key.size > LISTED:
             part = np.argpartition(key, LISTED)[:LISTED]
             known, key = known[part], key[part]
-        return [
-            Worst(layout.names[i], values.strategies[i], *values.errors[:, i].tolist(), bool(values.sampled[i]))
-            for i in known[np.argsort(key, kind="stable")].tolist()
-        ]
+        found = []
+        for i in known[np.argsort(key, kind="stable")].tolist():
+            sqnr, mse, largest, cosine = map(float, values.errors[:, i])
+            sampled = bool(values.sampled[i])
+            found.append(Worst(layout.names[i], values.strategies[i], sqnr, mse, largest, cosine, sampled))
+        return found
 
     def csv(self) -> str:
         """Every tensor of the map as comma-separated values."""
