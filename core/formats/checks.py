@@ -17,8 +17,8 @@ FLOOR = 1e-10
 # No block of 16-bit scales reaches a weight of this size (65504 · 128 · 127 is the most); well above it the sums of the
 # searches themselves would overflow.
 BLOCK_LIMIT = 2.0**31
-# Weights below this count as 0 where scales have 16 bits.
-DUST = 2.0**-100
+# Runs of weights below this count as 0 where scales have 16 bits: reciprocals of their scales leave float32.
+DUST = 2.0**-112
 FLOAT32_LARGEST = 3.4028234663852886e38
 
 

@@ -27,6 +27,13 @@ _QUANTIZE = {
 }
 # Types whose runs of weights must be points of a lattice: their kernels want its neighbours as well.
 _LATTICES = frozenset(("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S", "IQ1_M"))
+# Weights that share a scale, in types whose searches divide by it.
+_RUNS = {
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "IQ4_NL", "IQ4_XS"), 32),
+    **dict.fromkeys(("Q2_K", "Q3_K", "Q6_K"), 16),
+    **dict.fromkeys(("TQ1_0", "TQ2_0"), 256),
+    "Q2_0": 64,
+}
 # Effort `best`: what refines the blocks that the kernels above have made, in place.
 _REFINE = {
     **dict.fromkeys(
@@ -122,21 +129,25 @@ def quantize_blocks(type_name: str, w: Tensor, importance: Tensor | None = None,
 
 
 def without_dust(type_name: str, x: Tensor) -> Tensor:
-    """x, in a copy where weights below 2^-100 are 0. No 16-bit scale reaches down to them, and what the searches
-    (ggml's as well) make of them hangs on reciprocals that overflow."""
+    """x, in a copy where runs that share a scale and hold nothing as large as 2^-112 are 0. They are stored as zeros by
+    llama.cpp too, with codes that hang on reciprocals that overflow."""
     import torch
 
     from core.formats.checks import DUST
 
-    if type_name in ("MXFP4", "IQ3_S"):  # scales down to 2^-127; a search that has no such reciprocals
+    run = _RUNS.get(type_name)
+    if run is None:  # scales down to 2^-127, or none of the kind
         return x
     if on_lanes(x):
         import numpy as np
 
         found = _kernel("lanes_bits", "any_below")(x.numpy().view(np.int32), np.float32(DUST).view(np.int32))
-    else:
-        found = bool(((x != 0) & (x.abs() < DUST)).any())
-    return torch.where(x.abs() < DUST, 0.0, x) if found else x
+        if not found:
+            return x
+    runs = x.reshape(-1, run)
+    peaks = runs.abs().amax(1, keepdim=True)
+    low = (peaks > 0) & (peaks < DUST)
+    return torch.where(low, 0.0, runs).view(x.shape) if low.any() else x
 
 
 def _on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: int) -> None:

@@ -41,6 +41,12 @@ def weights(kind: str, rows: int = 24, columns: int = COLUMNS) -> np.ndarray:
         w = g.integers(-4, 5, (rows, columns)).astype(float)
     elif kind == "scales":
         w = w * np.logspace(-9, 4, rows)[:, None]
+    elif kind == "tiny":
+        w = w * np.logspace(-33, -27, rows)[:, None]
+    elif kind == "specks":
+        w[g.random((rows, columns)) < 0.2] *= 1e-38
+    elif kind == "huge":
+        w = w * np.logspace(1, 4, rows)[:, None]
     elif kind == "bf16":
         w = torch.from_numpy(w * 0.02).to(torch.bfloat16).double().numpy()
     elif kind == "outliers":
@@ -48,7 +54,7 @@ def weights(kind: str, rows: int = 24, columns: int = COLUMNS) -> np.ndarray:
     return w.astype(np.float32)
 
 
-KINDS = ("gaussian", "student", "zeros", "constant", "one-sided", "integers", "scales", "bf16", "outliers")
+KINDS = ("gaussian", "student", "zeros", "constant", "one-sided", "integers", "scales", "tiny", "specks", "huge", "bf16", "outliers")
 
 
 def importance(columns: int = COLUMNS) -> np.ndarray:
