@@ -22,6 +22,7 @@ from PySide6.QtWidgets import (
 from app.actions import ACTIONS, MENUS, make_actions, refresh
 from app.calibrator import Calibrator
 from app.commands import Commands
+from app.compiling import CompilingNotice
 from app.dialogs import Dialogs, NativeDialogs
 from app.edits import Document
 from app.frame.empty import EmptyPage
@@ -120,6 +121,7 @@ class MainWindow(QMainWindow):
         self.progress.setSizePolicy(keep)
         self.progress.hide()
         self.notices = NoticeBar(self.theme, self.actions_by_id, self)
+        self.compiling = CompilingNotice(self.notices)
         self.columns = QSplitter(Qt.Orientation.Horizontal, self)
         self.rows = QSplitter(Qt.Orientation.Vertical, self)
         self.inspector = self._tabs()

@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 _decorating = threading.Lock()
+# Told of every kernel that is being compiled: watch.
+_observers: list[Callable[[str, bool], None]] = []
 
 
 @cache
@@ -51,6 +54,34 @@ def kept(module: str, name: str) -> bool:
     return folder is not None and any(folder.glob(f"*/{module}.{name}-*.nbi"))
 
 
+def watch(observer: Callable[[str, bool], None]) -> Callable[[], None]:
+    """Calls observer(name, True) when a kernel begins to be compiled and observer(name, False) when it is done, in the
+    thread that compiles; not for kernels loaded from disk. Calling what is returned ends it."""
+    _observers.append(observer)
+    return lambda: _observers.remove(observer)
+
+
+@cache
+def _listen() -> None:
+    """Passes on numba's own news of our kernels; their helpers are compiled inside them and not spoken of."""
+    from numba.core import event
+
+    class Listener(event.Listener):  # type: ignore[misc, unused-ignore]
+        def on_start(self, told: Any) -> None:
+            self.tell(told, True)
+
+        def on_end(self, told: Any) -> None:
+            self.tell(told, False)
+
+        def tell(self, told: Any, begins: bool) -> None:
+            function: Any = getattr(told.data.get("dispatcher"), "py_func", None)
+            if getattr(function, "_kernel", False):
+                for observer in tuple(_observers):
+                    observer(function.__name__, begins)
+
+    event.register("numba:compile", Listener())
+
+
 def helper(function: Any) -> Any:
     """Compiled as a part of the kernels that call it."""
     import numba
@@ -70,6 +101,8 @@ def kernel(function: Any) -> Any:
     """Compiled at the first call, loaded from disk afterwards."""
     import numba
 
+    _listen()
+    function._kernel = True
     folder = _folder()
     config: Any = numba.config
     # numba looks the folder up while decorating; modules of kernels may be imported by several threads at once.

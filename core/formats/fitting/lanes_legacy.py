@@ -17,9 +17,11 @@ from core.formats.fitting.lanes_vector import (
     all_of,
     at_most,
     down,
+    flags_of,
+    least_of,
     load,
     load_at,
-    magnitude,
+    most_of,
     root,
     splat,
     store,
@@ -146,58 +148,57 @@ def _put(out, first, size, values, codes, bytes_, whole):
 
 
 @helper
-def _signed(lanes_x, zero, codes, values):
-    """Q4_0, Q5_0: codes from the value with the largest magnitude. Whether all weights are finite."""
-    peak, size = splat(F(0)), splat(F(0))
-    finite = size == F(0)
-    for i in range(BLOCK):
-        v = load(lanes_x, i)
-        a = magnitude(v)
-        finite = finite & (a < F(np.inf))
-        peak = where(a > size, v, peak)  # the first one among equals
-        size = where(a > size, a, size)
-    d = peak / -zero
-    inverse = where(d != F(0), F(1) / where(d != F(0), d, F(1)), F(0))
-    for i in range(BLOCK):
-        store(codes, i, down(at_most(load(lanes_x, i) * inverse + (zero + F(0.5)), zero + zero - F(1))))
-    store(values, 0, d)
-    return finite
-
-
-@helper
-def _shifted(lanes_x, top, codes, values):
-    """Q4_1, Q5_1: codes from smallest and largest value. Whether all weights are finite."""
-    low = load(lanes_x, 0)
-    high = low
-    finite = magnitude(low) < F(np.inf)
-    for i in range(1, BLOCK):
-        v = load(lanes_x, i)
-        finite = finite & (magnitude(v) < F(np.inf))
-        low = where(v < low, v, low)  # of two zeros the first one stays
-        high = where(v > high, v, high)
-    d = (high - low) / top
-    inverse = where(d != F(0), F(1) / where(d != F(0), d, F(1)), F(0))
-    for i in range(BLOCK):
-        store(codes, i, down(at_most((load(lanes_x, i) - low) * inverse + F(0.5), top)))
-    store(values, 0, d)
-    store(values, 1, low)
-    return finite
+def _first_of(flat, at, value):
+    """The first of 32 numbers from `at` on that equals value or its negative: it settles which of two signs counts."""
+    for i in range(at, at + BLOCK):
+        if abs(flat[i]) == abs(value):
+            return flat[i]
+    return value
 
 
 @helper
 def _plain(x, out, top, size, shifted):
-    """Without importance. Q4_0, Q5_0, and shifted Q4_1, Q5_1."""
-    lanes_x, codes, values = table(BLOCK), table(BLOCK), table(2)
-    room, bytes_, whole = np.empty(512, F), np.empty(512, np.uint8), np.empty(384, np.uint8)
-    for first in range(0, x.size // BLOCK, 16):
-        _blocks(x, first, room, lanes_x)
+    """Without importance, block by block: Q4_0 and Q5_0 from the value with the largest magnitude, the first among
+    equals; shifted Q4_1 and Q5_1 from the smallest and the largest value, of two zeros the first."""
+    flat, target = x.reshape(-1), out.reshape(-1)
+    zero = (top + F(1)) / F(2)
+    head = 4 if shifted else 2
+    for block in range(flat.size // BLOCK):
+        at, to = block * BLOCK, block * size
+        a, b = load_at(flat, at), load_at(flat, at + 16)
+        low, high = least_of(where(a < b, a, b)), most_of(where(a > b, a, b))
+        # Differences with itself are 0 for finite numbers alone.
+        finite = all_of((a - a) + (b - b) == F(0))
         if shifted:
-            finite = _shifted(lanes_x, top, codes, values)
+            low = _first_of(flat, at, low) if low == F(0) else low
+            high = low if high == low else high
+            d = (high - low) / top
         else:
-            finite = _signed(lanes_x, (top + F(1)) / F(2), codes, values)
-        bad = _put(out, first, size, values, codes, bytes_, whole) if all_of(finite) else first
-        if bad >= 0:
-            return bad * BLOCK // x.shape[1]
+            peak = high if high > -low else (low if low != F(0) else F(0))
+            peak = _first_of(flat, at, high) if high == -low and high != F(0) else peak
+            d = peak / -zero
+        h = to_half(d)
+        if not finite or broken(h):
+            return at // x.shape[1]
+        put_half(target, to, h)
+        inverse = F(1) / d if d != F(0) else F(0)
+        if shifted:
+            h = to_half(low)
+            if broken(h):
+                return at // x.shape[1]
+            put_half(target, to + 2, h)
+            a = down(at_most((a - low) * inverse + F(0.5), top))
+            b = down(at_most((b - low) * inverse + F(0.5), top))
+        else:
+            a = down(at_most(a * inverse + (zero + F(0.5)), top))
+            b = down(at_most(b * inverse + (zero + F(0.5)), top))
+        if top > F(15):
+            five, six = a >= F(16), b >= F(16)
+            fifth = flags_of(five) | flags_of(six) << np.uint32(16)
+            for k in range(4):
+                target[to + head + k] = np.uint8(fifth >> np.uint32(8 * k) & np.uint32(255))
+            a, b = where(five, a - F(16), a), where(six, b - F(16), b)
+        store_bytes(target, to + size - 16, a + F(16) * b)
     return -1
 
 

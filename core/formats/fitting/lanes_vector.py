@@ -301,6 +301,45 @@ def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
     return rows
 
 
+def _folded(sign: str) -> Any:
+    """One number of sixteen: halves laid over each other, the one that compares so wins. Of NaN nothing is said."""
+
+    def typing(context: Any, value: Any) -> Any:
+        if value != lanes:
+            return None
+
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            v, width = args[0], WIDTH
+            while width > 1:
+                width //= 2
+                shape = ir.VectorType(ir.IntType(32), width)
+                low, high = (
+                    builder.shuffle_vector(v, v, ir.Constant(shape, list(range(at, at + width)))) for at in (0, width)
+                )
+                v = builder.select(builder.fcmp_ordered(sign, low, high), low, high)
+            return builder.extract_element(v, ir.Constant(_INDEX, 0))
+
+        return types.float32(value), lower
+
+    return _primitive(typing)
+
+
+least_of: Any = _folded("<")  # the smallest of sixteen
+most_of: Any = _folded(">")  # the largest
+
+
+@_primitive
+def flags_of(typing: Any, chosen: Any) -> Any:
+    """A mask as the bits of a number, lane 0 the lowest."""
+    if chosen != mask:
+        return None
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.zext(builder.bitcast(args[0], ir.IntType(WIDTH)), ir.IntType(32))
+
+    return types.uint32(chosen), lower
+
+
 def _turning(dtype: Any, vector: Any, align: int) -> Any:
     def typing(context: Any, source: Any, start: Any, stride: Any, target: Any, to: Any, across: Any) -> Any:
         if not _is_table(source, dtype) or not _is_table(target, dtype):

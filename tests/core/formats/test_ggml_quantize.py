@@ -54,7 +54,20 @@ def weights(kind: str, rows: int = 24, columns: int = COLUMNS) -> np.ndarray:
     return w.astype(np.float32)
 
 
-KINDS = ("gaussian", "student", "zeros", "constant", "one-sided", "integers", "scales", "tiny", "specks", "huge", "bf16", "outliers")
+KINDS = (
+    "gaussian",
+    "student",
+    "zeros",
+    "constant",
+    "one-sided",
+    "integers",
+    "scales",
+    "tiny",
+    "specks",
+    "huge",
+    "bf16",
+    "outliers",
+)
 
 
 def importance(columns: int = COLUMNS) -> np.ndarray:
