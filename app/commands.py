@@ -254,6 +254,34 @@ class Commands:
         if job is not None:
             self.show_panel("jobs")
 
+    def evaluate_recipe(self) -> None:
+        """Judges what the recipe would write."""
+        if self._window.evaluator.recipe(self._windows()) is None:
+            self.session.notify(Notice("note", self.session.plan_error or "The plan is still being made"))
+        else:
+            self.show_panel("jobs")
+
+    def evaluate_result(self) -> None:
+        """Judges the written file against the open checkpoint."""
+        if self._last_out is not None and self._window.evaluator.file(self._last_out, self._windows()) is not None:
+            self.show_panel("jobs")
+
+    def choose_evaluation_text(self) -> None:
+        settings = self._window.settings
+        before = settings.get("files/evaluation_text")
+        folder = str(Path(before).parent) if before else settings.get("files/calibration_folder")
+        path = self._window.dialogs.open_calibration(self._window, "text", folder)
+        settings.set("files/evaluation_text", "" if path is None else str(path))
+        name = "Python's standard library" if path is None else path.name
+        self.session.notify(Notice("note", f"Evaluations predict {name} from now on"))
+
+    def _windows(self) -> Any:
+        """How evaluations read their text: as many windows as one waits for."""
+        from core.evaluation.text import DEFAULT_WINDOWS, WindowSettings
+
+        text = self._window.settings.get("files/evaluation_text")
+        return WindowSettings(Path(text) if text else None, windows=DEFAULT_WINDOWS)
+
     def show_problems(self) -> None:
         self._window.show_problems()
 

@@ -30,6 +30,7 @@ from app.jobs import (
     Started,
     Stopped,
     Task,
+    Unit,
 )
 from core.engine.progress import Meter
 
@@ -89,9 +90,10 @@ class JobService(QObject):
         key: str = "",
         device: str = "cpu",
         out: Path | None = None,
+        unit: Unit = "bytes",
     ) -> JobId:
         """Queues `task(request, ctx)`. Its signals come from the event loop, never from inside this call."""
-        job = self._runner.submit(task, request, title=title, lane=lane, key=key, device=device, out=out)
+        job = self._runner.submit(task, request, title=title, lane=lane, key=key, device=device, out=out, unit=unit)
         self._alive.add(job)
         if lane == "preview" and key:
             older = self._newest.get(key)

@@ -28,12 +28,13 @@ JobId = int
 # Of 19 steps: work still goes on at a fair pace beside other programs.
 BACKGROUND_NICENESS = 5
 Lane = Literal["heavy", "preview"]
+Unit = Literal["bytes", "tokens"]
 Task = Callable[[Any, JobContext], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class JobInfo:
-    """What a job is. out: the path it writes, or None; created: seconds since the epoch."""
+    """What a job is. out: the path it writes, or None; created: seconds since the epoch; unit: of its progress."""
 
     id: JobId
     title: str
@@ -42,6 +43,7 @@ class JobInfo:
     device: str
     out: Path | None
     created: float
+    unit: Unit = "bytes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +217,11 @@ class Runner:
         key: str = "",
         device: str = "cpu",
         out: Path | None = None,
+        unit: Unit = "bytes",
     ) -> JobId:
         """Queues a job. Preview jobs with the same key replace each other; heavy ones wait for their turn. After
         `shutdown`, a job is stopped before it starts."""
-        info = JobInfo(next(self._ids), title, lane, key, device, out, time.time())
+        info = JobInfo(next(self._ids), title, lane, key, device, out, time.time(), unit)
         job = _Job(info, task, request, self._post)
         track = "heavy" if lane == "heavy" else f"preview {key or info.id}"
         with self._lock:

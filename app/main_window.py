@@ -25,6 +25,7 @@ from app.commands import Commands
 from app.compiling import CompilingNotice
 from app.dialogs import Dialogs, NativeDialogs
 from app.edits import Document
+from app.evaluating import Evaluator
 from app.frame.empty import EmptyPage
 from app.frame.memory import local_paths, remember, restore
 from app.frame.method import MethodPopover
@@ -66,6 +67,7 @@ class MainWindow(QMainWindow):
         self.planner = Planner(self.session, self.jobs, self.settings.get("files/output_folder"))
         self.calibrator = Calibrator(self.session, self.jobs)
         self.quantizer = Quantizer(self.session, self.jobs)
+        self.evaluator = Evaluator(self.session, self.jobs)
         self.commands = Commands(self)
         self.actions_by_id = make_actions(self.commands, theme, self)
         self.devices: tuple[Offer, ...] = (Offer("cpu", "CPU"),)

@@ -46,12 +46,14 @@ def run_task(request: RunRequest, ctx: JobContext) -> Report:
     """The whole run. A stopped one leaves its rest for `resume`. Hands over calibration data that it had to gather."""
     from core.engine.devices import usable_cores
     from core.engine.pipeline import run
+    from core.evaluation.experiments import Log, of_quantization
 
     # The window draws the job's row first; both at once would make it stumble at the very moment of the click.
     time.sleep(SHOWN_FIRST_SECONDS)
     ctx.check()
+    plan = gathered_first(request, ctx)
     report = run(
-        gathered_first(request, ctx),
+        plan,
         request.checkpoint,
         request.out,
         device=request.device,
@@ -63,6 +65,7 @@ def run_task(request: RunRequest, ctx: JobContext) -> Report:
         keep_partial=True,
     )
     describe(report)
+    Log().add(of_quantization(plan, report))
     return report
 
 

@@ -47,6 +47,9 @@ SETTINGS = (
     Setting("files/open_folder", str, "", "Folder of checkpoints", "Where the last checkpoint was opened"),
     Setting("files/output_folder", str, "", "Folder of outputs", "Where the last output was written"),
     Setting("files/calibration_folder", str, "", "Folder of texts", "Where the last calibration text was"),
+    Setting(
+        "files/evaluation_text", str, "", "Text for evaluation", "What evaluations predict; empty: the standard library"
+    ),
     Setting("files/recipe_folder", str, "", "Folder of recipes", "Where the last recipe file was"),
     Setting("work/recipe", str, "Q4_K_M", "Recipe", "The preset that a new checkpoint starts with"),
     Setting("work/target", str, "gguf", "Target", "The container that a new checkpoint starts with"),

@@ -198,7 +198,7 @@ def _lines(args: argparse.Namespace, windows: Windows, result: Evaluation, plan:
         f"perplexity {p.value:.4f} ± {p.error:.4f}  {args.checkpoint}",
     ]
     if result.against is not None:
-        lines += _against_lines(result.against, str(args.against) if plan is None else plan.recipe.name)
+        lines += against_lines(result.against, str(args.against) if plan is None else plan.recipe.name)
     lines.append(
         f"{duration_text(result.seconds)} · {result.tokens_per_second:,.0f} tokens/s on {result.device} · "
         f"peak memory {bytes_text(result.peak_rss_bytes)}"
@@ -206,7 +206,8 @@ def _lines(args: argparse.Namespace, windows: Windows, result: Evaluation, plan:
     return lines
 
 
-def _against_lines(against: Against, name: str) -> list[str]:
+def against_lines(against: Against, name: str) -> list[str]:
+    """The other model's figures for people."""
     p, d = against.perplexity, against.distance
     lines = [
         f"perplexity {p.value:.4f} ± {p.error:.4f}  {name}",

@@ -82,6 +82,14 @@ PANELS = (
         _Lazy("app.panels.calibration.view:CalibrationPanel"),
     ),
     PanelRecord(
+        "experiments",
+        "Experiments",
+        "bottom",
+        "flask",
+        "All runs so far: sizes, perplexity, KLD, speed",
+        _Lazy("app.panels.experiments.view:ExperimentsPanel"),
+    ),
+    PanelRecord(
         "jobs",
         "Jobs",
         "bottom",

@@ -48,6 +48,8 @@ class JobRow:
         """ "1.2 of 4.1 GiB": how much of the source is done."""
         if self.progress is None or not self.progress.total:
             return ""
+        if self.info.unit == "tokens":
+            return f"{self.progress.done:,} of {self.progress.total:,} tokens"
         total, done = bytes_text(self.progress.total), bytes_text(self.progress.done)
         amount, _, unit = total.rpartition(" ")
         if self.progress.done >= self.progress.total:
@@ -59,6 +61,8 @@ class JobRow:
     def rate(self) -> str:
         if self.stage != "running" or self.progress is None or self.progress.rate is None:
             return ""
+        if self.info.unit == "tokens":
+            return f"{self.progress.rate:,.0f} tokens/s"
         return f"{bytes_text(self.progress.rate)}/s"
 
     @property
