@@ -13,7 +13,7 @@ from core.targets.dense import DenseFolder
 from core.targets.gguf.target import GgufFile
 from core.targets.gptq import Gptq
 from core.targets.mlx import Mlx
-from core.targets.torchao import TorchAo, TorchAoDynamic
+from core.targets.torchao import TorchAo
 
 TARGETS: tuple[Target, ...] = (
     GgufFile(),
@@ -22,7 +22,6 @@ TARGETS: tuple[Target, ...] = (
     Awq(),
     BitsAndBytes(),
     TorchAo(),
-    TorchAoDynamic(),
     Mlx(),
     DenseFolder(),
 )

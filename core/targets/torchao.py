@@ -10,6 +10,9 @@ safetensors file, in JSON under the weight's own name, by the class of tensor th
 
 Every file has the metadata of all tensors: transformers puts those of all files together. config.json repeats how such
 weights are made, which loading does not depend on. All else is copied.
+
+Beside int8 weights with a scale per row torchao can round what they are multiplied by to 8 bits as well, as the model
+runs ("dynamic" inputs, W8A8).
 """
 
 from __future__ import annotations
@@ -17,12 +20,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 from core.formats.base import Format, Quantized
 from core.formats.fp8 import Fp8
 from core.formats.shifted import Shifted
 from core.formats.uniform import Uniform
+from core.parameters import DYNAMIC, PLAIN
 from core.targets import safetensors
 from core.targets.base import Assignment, OutputTensor, StoredTensor
 from core.targets.dense import float_dtype, with_scales
@@ -32,8 +36,8 @@ from core.tensors import DTYPES
 
 INT8, INTX, FLOAT8 = "Int8Tensor", "IntxUnpackedToInt8Tensor", "Float8Tensor"
 _GRANULARITIES = ("tensor", "row", "group")
-# Activations as Int8DynamicActivationInt8WeightConfig has them.
-_DYNAMIC = {
+# Inputs as Int8DynamicActivationInt8WeightConfig has them.
+_ROUNDED = {
     "_type": "QuantizeTensorToInt8Kwargs",
     "_data": {
         "granularity": {"_type": "PerRow", "_data": {"dim": -1}},
@@ -52,7 +56,6 @@ class TorchAo(QuantizedFolder):
         "torchao's tensors for transformers: int8, fp8-e4m3, fp8-e5m2; int2 to int7, groups and zero points too, "
         "but each code in a byte."
     )
-    dynamic: ClassVar[bool] = False
 
     def carries(self, format: Format, tensor: OutputTensor) -> str | None:
         if isinstance(format, Fp8):
@@ -67,6 +70,13 @@ class TorchAo(QuantizedFolder):
         if format.granularity == "tensor" and kind_of(format) != INT8:
             return f"torchao has one scale for a whole tensor only in int8-tensor, not in {format.name}"
         return None
+
+    def refuses_inputs(self, format: Format, inputs: str) -> str | None:
+        if inputs == PLAIN or (inputs == DYNAMIC and isinstance(format, Uniform) and format.name == "int8"):
+            return None
+        return (
+            f"torchao rounds inputs as they come, and beside int8 weights with a scale per row only, not {format.name}"
+        )
 
     def adapt(self, format: Format, tensor: OutputTensor) -> Format:
         if isinstance(format, Uniform) and kind_of(format) == INT8:
@@ -130,7 +140,8 @@ class TorchAo(QuantizedFolder):
         }
         names = ["qdata", "scale"] if kind == FLOAT8 else ["qdata", "scale", "zero_point"]
         if kind == INT8:
-            data |= {"act_quant_kwargs": _DYNAMIC if self.dynamic else None, "reduce_range": False}
+            dynamic = assignment.inputs == DYNAMIC
+            data |= {"act_quant_kwargs": _ROUNDED if dynamic else None, "reduce_range": False}
         elif kind == INTX:
             assert isinstance(fmt, Uniform)
             data |= {"target_dtype": _dtype(f"int{fmt.width}"), "activation_quantization": None}
@@ -146,7 +157,7 @@ class TorchAo(QuantizedFolder):
         modules: dict[str, list[str]] = {}
         for a in assignments:
             if isinstance(a.format, Uniform | Fp8):
-                modules.setdefault(json.dumps(self._config(a.format)), []).append(module_of(a.tensor))
+                modules.setdefault(json.dumps(_config(a.format, a.inputs)), []).append(module_of(a.tensor))
         if len(modules) == 1:
             made = json.loads(next(iter(modules)))
         else:
@@ -161,46 +172,6 @@ class TorchAo(QuantizedFolder):
                 "untie_embedding_weights": False,
             }
         }
-
-    def _config(self, format: Uniform | Fp8) -> dict[str, Any]:
-        """torchao's own record of how such weights are made of others."""
-        kind = kind_of(format)
-        granularity: dict[str, Any] = {"_type": "PerTensor", "_version": 1, "_data": {}}
-        if format.granularity == "row":
-            granularity = {"_type": "PerRow", "_version": 1, "_data": {"dim": -1}}
-        if isinstance(format, Fp8):
-            name = "Float8WeightOnlyConfig"
-            data = {"weight_dtype": _dtype(DTYPES[format.dtype].torch_name), "granularity": granularity}
-        elif kind == INT8 and self.dynamic:
-            name, data = "Int8DynamicActivationInt8WeightConfig", {"granularity": granularity}
-        elif kind == INT8:
-            name, data = "Int8WeightOnlyConfig", {"granularity": granularity}
-        else:
-            name = "IntxWeightOnlyConfig"
-            granularity = {"_type": "PerAxis", "_version": 1, "_data": {"axis": 0}}
-            if format.group:
-                granularity = {"_type": "PerGroup", "_version": 1, "_data": {"group_size": format.group}}
-            mapping = "SYMMETRIC" if format.symmetric else "ASYMMETRIC"
-            data = {
-                "weight_dtype": _dtype(f"int{format.width}"),
-                "granularity": granularity,
-                "mapping_type": {"_type": "MappingType", "_data": mapping},
-            }
-        return {"_type": name, "_version": 2, "_data": data}
-
-
-class TorchAoDynamic(TorchAo):
-    """The same tensors, told to round what they are multiplied by to 8 bits, row by row, as the model runs."""
-
-    name = "torchao-dynamic"
-    title = "torchao folder, int8 activations"
-    help = "int8 weights per row that torchao multiplies by activations in 8 bits, scaled as the model runs (W8A8)."
-    dynamic = True
-
-    def carries(self, format: Format, tensor: OutputTensor) -> str | None:
-        if type(format) is Uniform and format.name == "int8":
-            return None
-        return f"{self.name} has no {format.name}, only int8; the target torchao may take it"
 
 
 def kind_of(format: Uniform | Fp8) -> str:
@@ -217,3 +188,30 @@ def _stem(tensor: OutputTensor) -> str:
 
 def _dtype(name: str) -> dict[str, Any]:
     return {"_type": "torch.dtype", "_data": name}
+
+
+def _config(format: Uniform | Fp8, inputs: str) -> dict[str, Any]:
+    """torchao's own record of how such weights are made of others."""
+    kind = kind_of(format)
+    granularity: dict[str, Any] = {"_type": "PerTensor", "_version": 1, "_data": {}}
+    if format.granularity == "row":
+        granularity = {"_type": "PerRow", "_version": 1, "_data": {"dim": -1}}
+    if isinstance(format, Fp8):
+        name = "Float8WeightOnlyConfig"
+        data = {"weight_dtype": _dtype(DTYPES[format.dtype].torch_name), "granularity": granularity}
+    elif kind == INT8 and inputs == DYNAMIC:
+        name, data = "Int8DynamicActivationInt8WeightConfig", {"granularity": granularity}
+    elif kind == INT8:
+        name, data = "Int8WeightOnlyConfig", {"granularity": granularity}
+    else:
+        name = "IntxWeightOnlyConfig"
+        granularity = {"_type": "PerAxis", "_version": 1, "_data": {"axis": 0}}
+        if format.group:
+            granularity = {"_type": "PerGroup", "_version": 1, "_data": {"group_size": format.group}}
+        mapping = "SYMMETRIC" if format.symmetric else "ASYMMETRIC"
+        data = {
+            "weight_dtype": _dtype(f"int{format.width}"),
+            "granularity": granularity,
+            "mapping_type": {"_type": "MappingType", "_data": mapping},
+        }
+    return {"_type": name, "_version": 2, "_data": data}

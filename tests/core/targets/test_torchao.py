@@ -116,9 +116,11 @@ def test_half_precision_and_shards(half, tmp_path) -> None:
 
 def test_dynamic_activations(model, tmp_path) -> None:
     """The same weights; logits differ by what rounding the inputs to 8 bits changes, and no more."""
-    assemble(model, "torchao", tmp_path / "plain", matrices("int8"))
-    assemble(model, "torchao-dynamic", tmp_path / "m", matrices("int8"))
-    plain, dynamic = loaded(tmp_path / "plain"), loaded(tmp_path / "m")
+    for inputs in ("plain", "dynamic"):
+        with open_checkpoint(model) as checkpoint:
+            plan = make_plan(checkpoint, load(f"int8(inputs={inputs})"), get_target("torchao"))
+            run(plan, checkpoint, tmp_path / inputs, workers=1)
+    plain, dynamic = loaded(tmp_path / "plain"), loaded(tmp_path / "dynamic")
     for a, b in zip(plain.parameters(), dynamic.parameters(), strict=True):
         if hasattr(a, "block_size"):
             assert torch.equal(a.qdata, b.qdata)
@@ -190,7 +192,18 @@ def test_what_it_refuses(model, name) -> None:
     with open_checkpoint(model) as checkpoint:
         linear = next(t for t in target.outline(checkpoint).tensors if t.linear)
     assert REFUSED[name] in (target.refuses(get_format(name), linear) or "")
-    assert "only int8" in (get_target("torchao-dynamic").refuses(get_format(name), linear) or "")
+
+
+def test_which_inputs_it_refuses() -> None:
+    target = get_target("torchao")
+    assert target.refuses_inputs(get_format("int4-g32"), "plain") is None
+    for name, inputs in (
+        ("int8", "static"),
+        ("int4-g32", "dynamic"),
+        ("fp8-e4m3", "dynamic"),
+        ("int8-asym", "dynamic"),
+    ):
+        assert "beside int8 weights" in (target.refuses_inputs(get_format(name), inputs) or "")
 
 
 def broken(source: Path, folder: Path, change) -> Path:
