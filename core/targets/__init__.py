@@ -8,7 +8,7 @@ from core.errors import TargetError
 from core.targets.awq import Awq
 from core.targets.base import Target
 from core.targets.bitsandbytes import BitsAndBytes
-from core.targets.compressed_tensors import CompressedTensors
+from core.targets.compressed.target import CompressedTensors
 from core.targets.dense import DenseFolder
 from core.targets.gguf.target import GgufFile
 from core.targets.gptq import Gptq

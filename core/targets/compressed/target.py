@@ -1,0 +1,161 @@
+"""A Hugging Face folder in the compressed-tensors dialect, which vLLM and transformers load. What each family of
+weights is stored as stands in integers.py and floats.py; everything else is copied.
+
+Inputs are told of: a strategy's parameter `inputs` becomes `input_activations` of its config group, and for static
+inputs one number per layer is stored, computed in `Storage.input_scale` from the statistics of the layer's inputs
+(`Statistic.RANGE`, moving averages, for int8; `Statistic.ABSMAX`, the largest seen, for FP8 and NVFP4). A method that
+changes what a layer sees, as SmoothQuant does, need do nothing here: the statistics that reach `store_inputs` are those
+of the inputs that the stored weights will meet.
+
+Formats and inputs may differ from tensor to tensor: each pair of them is a config group that names its modules.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from core.calibration.statistics import Statistic
+from core.formats.base import Format, Quantized
+from core.parameters import PLAIN, STATIC
+from core.targets.base import Assignment, Objection, OutputTensor, StoredTensor
+from core.targets.compressed.base import Storage
+from core.targets.compressed.floats import Float8, MxFloat4, MxFloat8, NvFloat4
+from core.targets.compressed.integers import Integers
+from core.targets.dense import with_scales
+from core.targets.folder import QuantizedFolder, left_out, module_of, quantizes
+from core.targets.plain import data_of
+from core.tensors import DTYPES
+
+if TYPE_CHECKING:
+    import torch
+
+STORAGES: tuple[Storage, ...] = (Integers(), Float8(), MxFloat8(), NvFloat4(), MxFloat4())
+MIXED = "mixed-precision"
+
+
+class CompressedTensors(QuantizedFolder):
+    """Linear weights as integers or floating codes; embeddings, norms and the rest as they are."""
+
+    name = "compressed-tensors"
+    title = "compressed-tensors folder"
+    help = (
+        "Integers of 2 to 8 bits, FP8, MXFP8, NVFP4 and MXFP4, inputs plain, dynamic or static, in one folder or "
+        "many; for vLLM and transformers."
+    )
+    # Zero points are packed along the rows: 32 rows fill whole words, whatever the width.
+    row_multiple = 32
+
+    def carries(self, format: Format, tensor: OutputTensor) -> str | None:
+        if any(storage.takes(format) for storage in STORAGES):
+            return None
+        other = "gguf" if format.family == "ggml" else "dense"
+        return f"compressed-tensors has no {format.name} here; the target {other} takes it"
+
+    def refuses_inputs(self, format: Format, inputs: str) -> str | None:
+        storage = next((s for s in STORAGES if s.takes(format)), None)
+        if inputs == PLAIN:
+            return None
+        if storage is None:
+            return f"{format.name} is stored as plain numbers: clients leave its inputs alone"
+        return storage.refuses_inputs(format, inputs)
+
+    def objections(self, assignments: Sequence[Assignment]) -> Iterable[Objection]:
+        """vLLM computes q, k and v together, and gate and up, and gives each bundle one scale of the tensor."""
+        for a in assignments:
+            if isinstance(_storage(a.format), NvFloat4) and a.tensor.role.kind in ("q", "gate"):
+                yield Objection(
+                    "note",
+                    a.tensor.name,
+                    "has a global scale of its own: vLLM joins it with its neighbours under the largest of theirs",
+                )
+                return
+
+    def adapt(self, format: Format, tensor: OutputTensor) -> Format:
+        return with_scales(format, tensor.dtype)
+
+    def pieces(self, tensor: OutputTensor, format: Format) -> tuple[StoredTensor, ...]:
+        return self.stored(Assignment(tensor, format))
+
+    def put(
+        self, tensor: OutputTensor, format: Format, quantized: Quantized, start: int, stop: int
+    ) -> Iterator[tuple[str, int, memoryview | bytes]]:
+        return self.store(Assignment(tensor, format), quantized, start, stop)
+
+    def stored(self, assignment: Assignment) -> tuple[StoredTensor, ...]:
+        storage = _storage(assignment.format)
+        if storage is None:
+            return super().stored(assignment)
+        tensor, fmt, inputs = assignment.tensor, assignment.format, assignment.inputs
+        found = storage.pieces(tensor, fmt, inputs)
+        return (*found, storage.input_piece(tensor, fmt)) if self._static(assignment) else found
+
+    def store(
+        self, assignment: Assignment, quantized: Quantized, start: int, stop: int
+    ) -> Iterator[tuple[str, int, memoryview | bytes]]:
+        storage = _storage(assignment.format)
+        if storage is None:
+            yield from super().store(assignment, quantized, start, stop)
+        else:
+            yield from storage.put(assignment.tensor, assignment.format, assignment.inputs, quantized, start, stop)
+
+    def store_inputs(
+        self, assignment: Assignment, statistics: Mapping[Statistic, torch.Tensor]
+    ) -> Iterator[tuple[str, int, memoryview | bytes]]:
+        storage = _storage(assignment.format)
+        if storage is not None and self._static(assignment):
+            piece = storage.input_piece(assignment.tensor, assignment.format)
+            number = storage.input_scale(assignment.format, statistics).to(DTYPES[piece.dtype].torch)
+            yield piece.name, 0, data_of(number)
+
+    def _static(self, assignment: Assignment) -> bool:
+        """Also of a plan that will never run, whose inputs are refused: its sizes are asked for all the same."""
+        return assignment.inputs == STATIC and self.refuses_inputs(assignment.format, STATIC) is None
+
+    def settings(self, assignments: Sequence[Assignment], config: Mapping[str, Any]) -> dict[str, Any]:
+        return {"quantization_config": quantization_config(assignments)}
+
+
+def quantization_config(assignments: Sequence[Assignment]) -> dict[str, Any]:
+    """What config.json says about the quantized weights.
+
+    One scheme: it targets every Linear, and `ignore` lists those it leaves out. Several: each names its modules.
+    """
+    schemes: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for assignment in assignments:
+        if quantizes(assignment.format):
+            scheme = _scheme(assignment)
+            schemes.setdefault(json.dumps(scheme), (scheme, []))[1].append(module_of(assignment.tensor))
+    groups = {
+        f"group_{n}": {"targets": ["Linear"] if len(schemes) == 1 else modules, **scheme}
+        for n, (scheme, modules) in enumerate(schemes.values())
+    }
+    dialects = {group["format"] for group in groups.values()}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": dialects.pop() if len(dialects) == 1 else MIXED,
+        "quantization_status": "compressed",
+        "global_compression_ratio": None,
+        "kv_cache_scheme": None,
+        "config_groups": groups,
+        "ignore": left_out(assignments),
+    }
+
+
+def _scheme(assignment: Assignment) -> dict[str, Any]:
+    fmt, inputs = assignment.format, assignment.inputs
+    storage = _storage(fmt)
+    if storage is None:  # of a plan that will never run: the tensor is refused
+        return {"weights": None, "input_activations": None, "output_activations": None, "format": "dense"}
+    return {
+        "weights": storage.weights(fmt),
+        "input_activations": storage.activations(fmt, inputs),
+        "output_activations": None,
+        "format": storage.dialect(fmt, inputs),
+    }
+
+
+def _storage(format: Format) -> Storage | None:
+    """None for what is stored as plain numbers."""
+    return next((s for s in STORAGES if s.takes(format)), None) if quantizes(format) else None
