@@ -10,6 +10,7 @@ from core.targets.base import Target
 from core.targets.bitsandbytes import BitsAndBytes
 from core.targets.compressed.target import CompressedTensors
 from core.targets.dense import DenseFolder
+from core.targets.fp8 import Fp8Folder
 from core.targets.gguf.target import GgufFile
 from core.targets.gptq import Gptq
 from core.targets.mlx import Mlx
@@ -20,6 +21,7 @@ TARGETS: tuple[Target, ...] = (
     CompressedTensors(),
     Gptq(),
     Awq(),
+    Fp8Folder(),
     BitsAndBytes(),
     TorchAo(),
     Mlx(),

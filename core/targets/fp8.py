@@ -27,7 +27,9 @@ class Fp8Folder(QuantizedFolder):
 
     name = "fp8"
     title = "FP8 folder"
-    help = "8-bit floats with a scale per 128 × 128 (fp8-e4m3-b128), as DeepSeek and Qwen publish; for transformers, vLLM."
+    help = (
+        "8-bit floats with a scale per 128 × 128 (fp8-e4m3-b128), as DeepSeek and Qwen have it; for transformers, vLLM."
+    )
 
     def carries(self, format: Format, tensor: OutputTensor) -> str | None:
         if not isinstance(format, Fp8) or format.dtype != E4M3 or format.granularity != "block":

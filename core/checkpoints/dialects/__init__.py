@@ -8,6 +8,7 @@ from core.checkpoints.dialects.base import Dialect, QuantizedCheckpoint, Quantiz
 from core.checkpoints.dialects.beside import quantization_beside
 from core.checkpoints.dialects.bitsandbytes import BitsAndBytesDialect
 from core.checkpoints.dialects.compressed_tensors import CompressedTensorsDialect
+from core.checkpoints.dialects.fp8 import Fp8Dialect
 from core.checkpoints.dialects.gptq import GptqDialect
 from core.checkpoints.dialects.mlx import MlxDialect
 from core.checkpoints.dialects.torchao import TorchAoDialect
@@ -16,6 +17,7 @@ DIALECTS: tuple[Dialect, ...] = (
     CompressedTensorsDialect(),
     GptqDialect(),
     AwqDialect(),
+    Fp8Dialect(),
     BitsAndBytesDialect(),
     TorchAoDialect(),
     MlxDialect(),

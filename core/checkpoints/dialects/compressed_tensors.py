@@ -179,9 +179,7 @@ def _fours(tensors: Mapping[str, TensorInfo], stem: str, where: str, silent: tup
     return _Fours((codes, scale, divisor, *silent), (rows, columns), "NVFP4-PACKED", run)
 
 
-def _integers(
-    checkpoint: Checkpoint, stem: str, config: Mapping[str, Any], silent: tuple[str, ...]
-) -> QuantizedWeight:
+def _integers(checkpoint: Checkpoint, stem: str, config: Mapping[str, Any], silent: tuple[str, ...]) -> QuantizedWeight:
     from core.formats.uniform import Uniform
 
     tensors = checkpoint.tensors
@@ -228,12 +226,12 @@ def _integers(
     if order not in tensors:
         order = ""
     elif tensors[order].dtype not in ("I32", "I64") or tensors[order].numel != columns:
-        raise CorruptFile(f"{tensors[order].dtype} g_idx {list(tensors[order].shape)} for {columns} columns", where=where)
+        raise CorruptFile(
+            f"{tensors[order].dtype} g_idx {list(tensors[order].shape)} for {columns} columns", where=where
+        )
     pieces = (codes, scale, *(() if symmetric else (zero,)), *shape_of, *((order,) if order else ()), *silent)
     used = order if granularity == "group" else ""
-    return _Integers(
-        pieces, (rows, columns), f"INT{bits}", codes, scale, "" if symmetric else zero, used, fmt, packed
-    )
+    return _Integers(pieces, (rows, columns), f"INT{bits}", codes, scale, "" if symmetric else zero, used, fmt, packed)
 
 
 def _whole_numbers(checkpoint: Checkpoint, name: str) -> list[int]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from core.parameters import DYNAMIC, PLAIN, STATIC
 from core.recipes.presets.base import KEPT, Choice, Preset
 from core.recipes.protect import protections
 
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
 _KEPT_ROLES = ("head", "embedding")
 
 
-def choose(format: str, outline: Outline, importance: bool) -> list[Choice]:
-    """The format for every Linear weight but the head's."""
-    given = Choice(format)
+def choose(format: str, inputs: str, outline: Outline, importance: bool) -> list[Choice]:
+    """The format for every Linear weight but the head's, and what clients shall do with their inputs."""
+    given = Choice(format, inputs=inputs)
     choices = []
     for tensor, why in zip(outline.tensors, protections(outline), strict=True):
         if why:
@@ -31,8 +32,9 @@ def choose(format: str, outline: Outline, importance: bool) -> list[Choice]:
     return choices
 
 
-def _preset(name: str, format: str, title: str, help: str) -> Preset:
-    return Preset(name, title, help, "compressed-tensors", "compressed-tensors", (format,), partial(choose, format))
+def _preset(name: str, format: str, title: str, help: str, inputs: str = PLAIN) -> Preset:
+    chosen = partial(choose, format, inputs)
+    return Preset(name, title, help, "compressed-tensors", "compressed-tensors", (format,), chosen)
 
 
 LINEARS: tuple[Preset, ...] = (
@@ -53,5 +55,59 @@ LINEARS: tuple[Preset, ...] = (
         "int8",
         "8-bit integers, one scale per row",
         "Symmetric int8 for every Linear, head and embedding kept; near lossless.",
+    ),
+    _preset(
+        "W8A8",
+        "int8",
+        "8-bit integers, inputs too",
+        "Symmetric int8 for every Linear, inputs rounded to int8 as they come, one scale per token.",
+        DYNAMIC,
+    ),
+    _preset(
+        "FP8",
+        "fp8-e4m3-tensor",
+        "8-bit floats, inputs with a fixed scale",
+        "E4M3 with one scale per tensor; the scale of inputs comes from a calibration text.",
+        STATIC,
+    ),
+    _preset(
+        "FP8_DYNAMIC",
+        "fp8-e4m3",
+        "8-bit floats, inputs as they come",
+        "E4M3 with one scale per row, inputs rounded with one scale per token. Needs no calibration.",
+        DYNAMIC,
+    ),
+    _preset(
+        "FP8_BLOCK",
+        "fp8-e4m3-b128",
+        "8-bit floats in blocks of 128 × 128",
+        "E4M3 with one scale per block, inputs rounded with a scale per 128. Needs no calibration.",
+        DYNAMIC,
+    ),
+    _preset(
+        "NVFP4",
+        "nvfp4",
+        "4-bit floats, inputs too",
+        "E2M1 with a scale per 16; the range of inputs comes from a calibration text. For Blackwell GPUs.",
+        STATIC,
+    ),
+    _preset(
+        "NVFP4A16",
+        "nvfp4",
+        "4-bit floats, inputs as they are",
+        "E2M1 with a scale per 16, weights only. Needs no calibration.",
+    ),
+    _preset(
+        "MXFP4A16",
+        "mxfp4",
+        "4-bit floats, a power of two per 32",
+        "MXFP4 for every Linear, inputs as they are. Needs no calibration.",
+    ),
+    _preset(
+        "MXFP8",
+        "mxfp8",
+        "8-bit floats, a power of two per 32",
+        "MXFP8 for every Linear, inputs likewise as they come. Needs no calibration.",
+        DYNAMIC,
     ),
 )

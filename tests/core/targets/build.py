@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from core.checkpoints import open_checkpoint
 from core.checkpoints.base import Checkpoint
 from core.formats import get_format
+from core.recipes.checking import parse_strategy
 from core.targets import get_target
 from core.targets.base import Assignment, Layout, Outline, OutputTensor, Target
 
@@ -100,17 +101,22 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer, **settings: Any) -> None:
 
 
 def assign(target: Target, checkpoint: Checkpoint, outline: Outline, choose: Choose) -> list[Assignment]:
-    """choose gives a format's name, or None to keep; what the target refuses is an error."""
+    """choose gives a format's name, "(inputs=…)" behind it or not, or None to keep; what the target refuses is an
+    error."""
     made = []
     for tensor in outline.tensors:
-        name = choose(tensor)
+        asked = choose(tensor)
+        strategy = parse_strategy(asked) if asked else None
+        name = strategy.format if strategy else None
+        inputs = dict(strategy.params).get("inputs", "plain") if strategy else "plain"
         if name is None:
             fmt = target.keeps(tensor)
         else:
             fmt = target.adapt(get_format(name), tensor)
             assert target.refuses(fmt, tensor) is None, (tensor.name, target.refuses(fmt, tensor))
             assert fmt.misfit(tensor.shape) is None, (tensor.name, fmt.misfit(tensor.shape))
-        made.append(Assignment(tensor, fmt, _copied(target, checkpoint, tensor, fmt, name)))
+            assert target.refuses_inputs(fmt, inputs) is None, target.refuses_inputs(fmt, inputs)
+        made.append(Assignment(tensor, fmt, _copied(target, checkpoint, tensor, fmt, name), inputs=inputs))
     return made
 
 

@@ -38,7 +38,7 @@ def dequantized(folder: Path, format_name: str, dtype: str = "BF16") -> dict[str
         for tensor in target.outline(checkpoint).tensors:
             w = tensor.source.read(checkpoint, 0, tensor.rows)
             if matrices(format_name, head=False)(tensor):
-                fmt = target.adapt(get_format(format_name), tensor)
+                fmt = target.adapt(get_format(format_name.partition("(")[0]), tensor)
                 assert isinstance(fmt, Uniform)
                 assert fmt.scale_dtype == dtype
                 w = fmt.quantize(w).dequantize()
@@ -145,13 +145,15 @@ def test_several_schemes_name_their_modules(model, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("name", "dialect", "codes"),
     [
-        ("int8", "int-quantized", ("weight", torch.int8)),
-        ("int8-tensor-asym", "int-quantized", ("weight", torch.int8)),
+        ("int8(inputs=dynamic)", "int-quantized", ("weight", torch.int8)),
+        ("int8-tensor(inputs=dynamic)", "int-quantized", ("weight", torch.int8)),
+        ("int4-g32(inputs=dynamic)", "int-quantized", ("weight", torch.int8)),
+        ("int8", "pack-quantized", ("weight_packed", torch.int32)),
         ("int8-g32", "pack-quantized", ("weight_packed", torch.int32)),
         ("int4", "pack-quantized", ("weight_packed", torch.int32)),
     ],
 )
-def test_int8_rows_are_stored_as_they_are(model, tmp_path, name, dialect, codes) -> None:
+def test_integers_are_stored_as_they_are_where_inputs_are_rounded_too(model, tmp_path, name, dialect, codes) -> None:
     from core.checkpoints.dialects import QuantizedCheckpoint
 
     assemble(model, "compressed-tensors", tmp_path / "m", matrices(name, head=False))
@@ -332,7 +334,9 @@ def test_conv1d_models_have_no_linears(tmp_path) -> None:
 def test_formats_are_taken_by_kind(tmp_path, fmt) -> None:
     save_file({"a.q_proj.weight": torch.zeros(512, 512)}, tmp_path / "w.safetensors")
     reason = get_target("compressed-tensors").refuses(fmt, _tensor(tmp_path / "w.safetensors"))
-    assert (reason is None) == (fmt.family == "dense" or (type(fmt) is Uniform and fmt.granularity != "column"))
+    floats = fmt.family == "mx" or fmt.name == "mxfp4" or fmt.name.startswith("fp8-e4m3")
+    integers = type(fmt) is Uniform and fmt.granularity != "column"
+    assert (reason is None) == (fmt.family == "dense" or integers or floats)
     assert reason is None or fmt.name in reason
 
 
