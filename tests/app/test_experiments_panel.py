@@ -84,6 +84,7 @@ def test_the_front_is_what_nothing_beats():
     assert "2 models together" in other.finding
     assert "2 different texts" in state((*ROWS, row("q4_0", 3.0, 0.5, 6, text="b"))).finding
     assert state(()).finding == ""
+    assert state(ROWS[:1]).finding == "q8_0: KLD 0.00100 at 4.0 MiB"
 
 
 def test_csv_has_every_field_of_the_rows_shown():

@@ -42,6 +42,15 @@ def report(**more) -> Report:
     return Report(Path("out/model.gguf"), **(base | more), device="cpu", tensors=(*tensors, copied), fallbacks=("one",))
 
 
+def test_tokens_are_counted_as_tokens():
+    made = JobRow(JobInfo(1, "Evaluate q4_0", "heavy", "", "cpu", None, 0.0, "tokens"), "running")
+    made.progress = progress(512, 4096, rate=1082.4)
+    assert made.read == "512 of 4,096 tokens"
+    assert made.rate == "1,082 tok/s"
+    made.progress = progress(16_384, 65_536)
+    assert made.read == "16 of 66 k tokens"
+
+
 # --- state ----------------------------------------------------------------------------------------------------------
 
 

@@ -43,7 +43,7 @@ class FrontPlot(Plot):
         if not points:
             return
         sizes = [p.size for p in points]
-        span = max(max(sizes) - min(sizes), 0.02 * max(sizes))
+        span = max(max(sizes) - min(sizes), 0.2 * max(sizes))
         low, high = min(sizes) - 0.08 * span, max(sizes) + 0.22 * span
         self.set_home(low, high, (low - span, high + span), go=True)
         heights = [math.log10(p.kld) for p in points]

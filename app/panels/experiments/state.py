@@ -173,6 +173,8 @@ class ExperimentsState:
         points = self.points
         if not points:
             return ""
+        if len(points) == 1:
+            return f"{name_of(points[0].row)}: KLD {points[0].kld:.5f} at {points[0].size:,.1f} MiB"
         front = sum(p.front for p in points)
         texts = {p.row.text for p in points}
         models = {p.row.model for p in points}

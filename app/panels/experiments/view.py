@@ -195,7 +195,7 @@ class ExperimentsPanel(QWidget):
             extra = 28 + (ICON + 4 if column.title == "what" else 0)
             self.table.setColumnWidth(n, self.fontMetrics().horizontalAdvance(column.widest) + extra)
         header.setSectionResizeMode(QHeaderView.ResizeMode.Interactive)
-        header.setStretchLastSection(True)
+        header.setStretchLastSection(False)
         self.table.setSortingEnabled(True)
         self.table.sortByColumn(0, Qt.SortOrder.DescendingOrder)
         self.table.selectionModel().selectionChanged.connect(lambda *_: self._mark())

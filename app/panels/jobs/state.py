@@ -49,7 +49,7 @@ class JobRow:
         if self.progress is None or not self.progress.total:
             return ""
         if self.info.unit == "tokens":
-            return f"{self.progress.done:,} of {self.progress.total:,} tokens"
+            return _tokens(self.progress.done, self.progress.total)
         total, done = bytes_text(self.progress.total), bytes_text(self.progress.done)
         amount, _, unit = total.rpartition(" ")
         if self.progress.done >= self.progress.total:
@@ -62,7 +62,7 @@ class JobRow:
         if self.stage != "running" or self.progress is None or self.progress.rate is None:
             return ""
         if self.info.unit == "tokens":
-            return f"{self.progress.rate:,.0f} tokens/s"
+            return f"{self.progress.rate:,.0f} tok/s"
         return f"{bytes_text(self.progress.rate)}/s"
 
     @property
@@ -117,6 +117,13 @@ class JobRow:
         if isinstance(self.outcome, Failed):
             return self.outcome.details
         return describe(self.report).details if self.report is not None else ""
+
+
+def _tokens(done: int, total: int) -> str:
+    """ "16 of 66 k tokens", in thousands where there are many."""
+    if total < 10_000:
+        return f"{done:,} of {total:,} tokens"
+    return f"{done / 1000:,.0f} of {total / 1000:,.0f} k tokens"
 
 
 class JobsState:

@@ -344,3 +344,34 @@ def test_an_architecture_that_nobody_knows(tmp_path: Path) -> None:
     with pytest.raises((EvaluationError, CheckpointError, WorkbenchError), match="EnigmaForCausalLM") as caught:
         judged(tmp_path / "m", windows)
     assert "calibration" not in str(caught.value)
+
+
+def test_windows_begin_with_the_tokenizers_own_token(demo: Path, tmp_path: Path) -> None:
+    """All: a token in front, within the length, and the text's first token is scored. Half: it takes the place of each
+    window's first token, and the text's own beginning has one too, as llama.cpp has it."""
+    import json
+
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((demo / name).read_bytes())
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    (start,) = {json.loads((demo / "config.json").read_text())["bos_token_id"]}
+    token = tokenizer.id_to_token(start)
+    tokenizer.post_processor = TemplateProcessing(single=f"{token} $A", special_tokens=[(token, start)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    bare = read_windows(demo, WindowSettings(None, 64, windows=3)).samples.ids.reshape(-1)
+    every = read_windows(tmp_path, WindowSettings(None, 16, windows=4))
+    assert every.samples.ids[:, 0].tolist() == [start] * 4
+    assert every.samples.ids[:, 1:].reshape(-1).tolist() == bare[: 4 * 15].tolist()
+    assert every.first == (1, 1, 1, 1)
+    assert every.scored == 60
+    overlapping = read_windows(tmp_path, WindowSettings(None, 16, stride=5, windows=3))
+    assert [row[1:].tolist() for row in overlapping.samples.ids] == [bare[n : n + 15].tolist() for n in (0, 5, 10)]
+    assert overlapping.first == (1, 11, 11)
+    half = read_windows(tmp_path, WindowSettings(None, 16, windows=4, score=HALF))
+    stream = [start, *bare.tolist()]
+    for n, row in enumerate(half.samples.ids.tolist()):
+        assert row == [start, *stream[16 * n + 1 : 16 * n + 16]]
+    assert half.first == (9,) * 4
