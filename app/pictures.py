@@ -83,9 +83,25 @@ def errormap(shots: Shots, odd: Path) -> bool:
     return ready
 
 
+def bench(shots: Shots, odd: Path) -> bool:
+    """A tensor of the demo under what GGUF carries."""
+    if not (shots.open(DEMO) and shots.select("model.layers.1.mlp.down_proj.weight")):
+        return False
+    panel = shots.show_panel("bench")
+
+    def done() -> bool:
+        state = panel.state
+        return state.request is not None and not panel.busy and all(r.final for r in state.listed())
+
+    ready = shots.wait(done)
+    shots.save_panel("bench")
+    return ready
+
+
 PICTURES: dict[str, Callable[[Shots, Path], bool]] = {
     "outliers": outliers,
     "errormap": errormap,
+    "bench": bench,
 }
 
 

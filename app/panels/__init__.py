@@ -50,6 +50,14 @@ PANELS = (
         _Lazy("app.panels.outliers.view:OutliersPanel"),
     ),
     PanelRecord(
+        "bench",
+        "Bench",
+        "inspector",
+        "scales",
+        "The selected tensors under several strategies: size against error",
+        _Lazy("app.panels.bench.view:BenchPanel"),
+    ),
+    PanelRecord(
         "info",
         "Info",
         "inspector",

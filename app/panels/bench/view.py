@@ -1,0 +1,319 @@
+"""The bench panel: a table of strategies and a chart of size against error for the selected tensors; a field to type
+more strategies; a double click applies one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, Qt, Slot
+from PySide6.QtGui import QColor, QGuiApplication, QKeySequence, QResizeEvent, QShortcut
+from PySide6.QtWidgets import (
+    QBoxLayout,
+    QCompleter,
+    QHBoxLayout,
+    QHeaderView,
+    QLabel,
+    QLineEdit,
+    QStackedLayout,
+    QTableView,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from app.edits import AssignStrategy
+from app.job_service import JobService
+from app.labels import ElidedLabel, hairline
+from app.panels.bench.chart import BenchChart
+from app.panels.bench.state import BenchState
+from app.panels.preview import Asked, PreviewPanel
+from app.session import Notice, Session
+from app.theme import current
+from core.analysis.bench import BenchRow, bench
+from core.engine.progress import bytes_text
+from core.errors import WorkbenchError
+
+ROW = 22
+# From this width on the chart stands beside the table.
+BESIDE = 900
+HEADS = (
+    ("strategy", "Format, method and parameters"),
+    ("size", "Exact bytes of these tensors in the target's container"),
+    ("bpw", "Bits per weight as stored, scales included"),
+    ("SQNR, dB", "Signal to quantization noise: 6 dB more is half the error"),
+    ("relative MSE", "Sum of squared errors over sum of squared weights"),
+    ("weighted", "The same with every column weighted by its importance, where calibration knows it"),
+    ("time, s", "About as long as quantizing these tensors takes on one core"),
+)
+FRONT = Qt.ItemDataRole.UserRole
+
+
+class _Rows(QAbstractTableModel):
+    def __init__(self, state: BenchState, parent: QObject) -> None:
+        super().__init__(parent)
+        self._state = state
+        self.rows: list[BenchRow] = []
+        self._front: set[str] = set()
+
+    def refresh(self) -> None:
+        self.beginResetModel()
+        self.rows, self._front = self._state.listed(), self._state.front()
+        self.endResetModel()
+
+    def rowCount(self, parent=QModelIndex()) -> int:  # noqa: B008
+        return 0 if parent.isValid() else len(self.rows)
+
+    def columnCount(self, parent=QModelIndex()) -> int:  # noqa: B008
+        return 0 if parent.isValid() else len(HEADS)
+
+    def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole):
+        if orientation != Qt.Orientation.Horizontal:
+            return None
+        if role == Qt.ItemDataRole.DisplayRole:
+            return HEADS[section][0]
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return HEADS[section][1]
+        return _aligned(section) if role == Qt.ItemDataRole.TextAlignmentRole else None
+
+    def data(self, index, role: int = Qt.ItemDataRole.DisplayRole):
+        if not index.isValid():
+            return None
+        row, column = self.rows[index.row()], index.column()
+        if role == Qt.ItemDataRole.TextAlignmentRole:
+            return _aligned(column)
+        if role == Qt.ItemDataRole.DecorationRole and column == 0:
+            return QColor(current().color_for(row.label)) if row.sums is not None else None
+        if role == Qt.ItemDataRole.FontRole and row.label == self._state.current:
+            font = QGuiApplication.font()
+            font.setBold(True)
+            return font
+        if role == Qt.ItemDataRole.ForegroundRole and row.sums is None:
+            return current().colors.muted
+        if role == Qt.ItemDataRole.ToolTipRole:
+            where = "On the front: nothing here is smaller and as good. " if row.label in self._front else ""
+            return f"{where}{row.note}".strip() or None
+        if role != Qt.ItemDataRole.DisplayRole:
+            return None
+        if column == 0:
+            return f"{row.label} ●" if row.label in self._front else row.label
+        if row.sums is None:
+            return row.note if column == 1 else ""
+        return _cell(row, column)
+
+
+def _cell(row: BenchRow, column: int) -> str:
+    if column == 1:
+        return bytes_text(row.nbytes)
+    value = (None, None, row.bpw, row.sqnr_db, row.relative_mse, row.weighted, row.seconds)[column]
+    if value is None:
+        return "–"
+    if column == 3:
+        return "exact" if value == float("inf") else f"{value:.1f}"
+    return f"{value:.2f}" if column == 2 else f"{value:.2g}"
+
+
+def _aligned(section: int) -> Qt.AlignmentFlag:
+    side = Qt.AlignmentFlag.AlignLeft if section == 0 else Qt.AlignmentFlag.AlignRight
+    return side | Qt.AlignmentFlag.AlignVCenter
+
+
+class BenchPanel(PreviewPanel):
+    """The selected tensors under several strategies."""
+
+    key = "bench"
+
+    def __init__(self, session: Session, jobs: JobService) -> None:
+        super().__init__(session, jobs)
+        self._theme = current()
+        self.state = BenchState()
+        self._chosen = ""
+        self._build()
+        self.watch()
+
+    def _build(self) -> None:
+        self.empty = QLabel(self.state.empty)
+        self.empty.setWordWrap(True)
+        self.empty.setProperty("kind", "muted")
+        self.empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self.empty.setContentsMargins(24, 24, 24, 24)
+        self.title = ElidedLabel()
+        font = self.title.font()
+        font.setBold(True)
+        self.title.setFont(font)
+        self.subtitle = ElidedLabel("muted", Qt.TextElideMode.ElideMiddle)
+        self.chart = BenchChart()
+        self.chart.pointed.connect(self._point_at)
+        self.chart.applied.connect(self.apply)
+        self.table = QTableView()
+        self.model = _Rows(self.state, self.table)
+        self.table.setModel(self.model)
+        self.table.setShowGrid(False)
+        self.table.setWordWrap(False)
+        self.table.setSelectionBehavior(QTableView.SelectionBehavior.SelectRows)
+        self.table.setSelectionMode(QTableView.SelectionMode.SingleSelection)
+        self.table.verticalHeader().hide()
+        self.table.verticalHeader().setDefaultSectionSize(ROW)
+        header = self.table.horizontalHeader()
+        header.setHighlightSections(False)
+        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
+        self.table.setAccessibleName("Strategies")
+        self.table.doubleClicked.connect(lambda index: self.apply(self.model.rows[index.row()].label))
+        self.table.selectionModel().currentRowChanged.connect(self._row_chosen)
+        remove = QShortcut(QKeySequence("Delete"), self.table)
+        remove.setContext(Qt.ShortcutContext.WidgetShortcut)
+        remove.activated.connect(self.remove_chosen)
+        enter = QShortcut(QKeySequence("Return"), self.table)
+        enter.setContext(Qt.ShortcutContext.WidgetShortcut)
+        enter.activated.connect(lambda: self.apply(self._chosen))
+        self.both = QBoxLayout(QBoxLayout.Direction.TopToBottom)
+        self.both.setSpacing(8)
+        self.both.addWidget(self.chart, 5)
+        self.both.addWidget(self.table, 6)
+        self.note = ElidedLabel("failure")
+        self.note.hide()
+        full = QWidget()
+        column = QVBoxLayout(full)
+        column.setContentsMargins(12, 8, 12, 8)
+        column.setSpacing(4)
+        column.addWidget(self.title)
+        column.addWidget(self.subtitle)
+        column.addLayout(self.both, 1)
+        column.addWidget(self.note)
+        column.addWidget(hairline())
+        column.addLayout(self._controls())
+        self._stack = QStackedLayout(self)
+        self._stack.addWidget(self.empty)
+        self._stack.addWidget(full)
+
+    def _controls(self) -> QHBoxLayout:
+        from core.formats import FORMATS
+
+        self.edit = QLineEdit()
+        self.edit.setPlaceholderText("Add a strategy: q5_k, int4-g64-asym+hqq …")
+        self.edit.setAccessibleName("Add a strategy")
+        self.edit.setToolTip("Type a format, with a method behind a plus; Enter puts it on the bench")
+        completer = QCompleter([f.name for f in FORMATS if f.encodable], self.edit)
+        completer.setCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
+        self.edit.setCompleter(completer)
+        self.edit.returnPressed.connect(self._typed)
+        self.remove = self._button("minus", "", "Take the chosen strategy off the bench (Delete)")
+        self.remove.clicked.connect(self.remove_chosen)
+        self.use = self._button("check", "Apply", "Give the selected tensors this strategy (double-click)")
+        self.use.clicked.connect(lambda: self.apply(self._chosen))
+        self.copy = self._button("copy", "", "Copy the table as comma-separated values")
+        self.copy.clicked.connect(lambda: QGuiApplication.clipboard().setText(self.state.csv()))
+        line = QHBoxLayout()
+        line.setSpacing(8)
+        line.addWidget(self.edit, 1)
+        for button in (self.remove, self.copy, self.use):
+            line.addWidget(button)
+        return line
+
+    def _button(self, icon: str, text: str, about: str) -> QToolButton:
+        button = QToolButton()
+        button.setIcon(self._theme.icon(icon))
+        button.setText(text)
+        button.setToolTip(about)
+        button.setProperty("kind", "flat")
+        if text:
+            button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        return button
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        beside = self.width() >= BESIDE
+        self.both.setDirection(QBoxLayout.Direction.LeftToRight if beside else QBoxLayout.Direction.TopToBottom)
+
+    # --- following ----------------------------------------------------------------------------------------------------
+
+    def follow(self) -> bool:
+        return self.state.follow(self._session)
+
+    def asked(self) -> Asked | None:
+        request = self.state.request
+        if request is None:
+            return None
+        what = request.tensors[0].name if len(request.tensors) == 1 else f"{len(request.tensors)} tensors"
+        return Asked(bench, request, f"Bench of {what}")
+
+    def take(self, value: Any, final: bool) -> None:
+        self.state.take(value)
+
+    def fail(self, line: str) -> None:
+        self.state.fail(line)
+
+    @Slot()
+    def blank(self) -> None:
+        """Rows of other tensors are gone already: the state drops them when it follows."""
+        self.show_state()
+
+    # --- showing ------------------------------------------------------------------------------------------------------
+
+    @Slot()
+    def show_state(self) -> None:
+        state = self.state
+        self.empty.setText(state.empty)
+        if state.request is None:
+            self._stack.setCurrentIndex(0)
+            return
+        self._stack.setCurrentIndex(1)
+        self.title.setText(state.title())
+        self.subtitle.setText(state.failure or state.subtitle())
+        self.model.refresh()
+        self.table.setColumnHidden(5, not state.weighted)
+        self._mark()
+
+    def _mark(self) -> None:
+        """The chosen strategy, in the table and in the chart."""
+        at = next((i for i, row in enumerate(self.model.rows) if row.label == self._chosen), -1)
+        self.table.selectionModel().blockSignals(True)
+        if at >= 0:
+            self.table.selectRow(at)
+        self.table.selectionModel().blockSignals(False)
+        self.table.viewport().update()
+        known = at >= 0 and self.model.rows[at].sums is not None
+        self.use.setEnabled(known and self._chosen != self.state.current)
+        self.remove.setEnabled(at >= 0 and self._chosen != self.state.current)
+        self.chart.show_points(self.state.points(), self._chosen if at >= 0 else "")
+
+    # --- acting -------------------------------------------------------------------------------------------------------
+
+    @Slot(QModelIndex)
+    def _row_chosen(self, index: QModelIndex) -> None:
+        if index.isValid():
+            self._chosen = self.model.rows[index.row()].label
+            self._mark()
+
+    @Slot(str)
+    def _point_at(self, label: str) -> None:
+        self._chosen = label
+        self._mark()
+
+    @Slot()
+    def _typed(self) -> None:
+        wrong = self.state.add(self.edit.text())
+        self.note.setText(wrong)
+        self.note.setVisible(bool(wrong))
+        if not wrong:
+            self.edit.clear()
+            self.refresh()
+
+    @Slot()
+    def remove_chosen(self) -> None:
+        if self._chosen and self._chosen != self.state.current:
+            self.state.remove(self._chosen)
+            self._chosen = ""
+            self.refresh()
+
+    @Slot(str)
+    def apply(self, label: str) -> None:
+        """Gives all selected tensors a strategy of the bench."""
+        strategy, names = self.state.strategies.get(label), self._session.selection
+        row = self.state.rows.get(label)
+        if strategy is None or not names or row is None or row.sums is None:
+            return
+        try:
+            self._session.apply(AssignStrategy(names, strategy), self)
+        except WorkbenchError as error:
+            self._session.notify(Notice("error", str(error)))
