@@ -38,7 +38,7 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
             app.processEvents()
             app.sendPostedEvents(None, 52)  # DeferredDelete
     for thread in _ours() - before:
-        thread.join(5.0)
+        thread.join(90.0)  # a kernel that is compiled for the first time cannot be stopped
     left = [t.name for t in _ours() - before if t.is_alive()]
     assert not left, f"threads left: {left}"
     if isinstance(app, QApplication):

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 CANDIDATES = (
     "q8_0", "q6_k", "q5_k", "q4_k", "iq4_xs", "q4_0", "q3_k", "iq3_s", "q2_k", "mxfp4",
     "int8", "llm-int8", "fp8-e4m3", "int8-g128", "int4-g32", "int4-g128-asym", "int4-g128", "int4-g128-asym+hqq",
-    "int3-g128-asym", "int2-g64-asym", "nf4", "nf4-dq", "fp4", "nvfp4", "bf16", "f16",
+    "int3-g128-asym", "int2-g64-asym", "nf4", "nf4-dq", "fp4", "nvfp4",
 )  # fmt: skip
+PLAIN = ("bf16", "f16")
 DEFAULTS = 12
 # Tensors that are measured together; of a longer selection, as many spread over it.
 TENSORS = 16
@@ -131,9 +132,12 @@ class BenchState:
         if self.current:
             offer(self.current, always=True)
         for text in CANDIDATES:
-            if len(chosen) >= DEFAULTS:
-                break
-            offer(text, always=False)
+            if len(chosen) < DEFAULTS:
+                offer(text, always=False)
+        for text in PLAIN:
+            # Beside these, all others crowd in one corner of the chart.
+            if len(chosen) < 3:
+                offer(text, always=False)
         for text in self.added:
             offer(text, always=True)
         return chosen
