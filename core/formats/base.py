@@ -54,6 +54,11 @@ class Format(ABC):
         """What `fit` and `quantize` take as effort, the finest last."""
         return (EXACT,)
 
+    @property
+    def default_effort(self) -> str:
+        """The effort that measures best in what a model says, where none is asked for."""
+        return self.efforts[-1]
+
     def require_effort(self, effort: str) -> None:
         """Raises UnsupportedFormat unless the format has this effort."""
         if effort not in self.efforts:

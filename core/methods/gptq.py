@@ -72,7 +72,7 @@ class Gptq(Method):
             "choice",
             AUTO,
             "Effort",
-            "Of the grids: exact: llama.cpp's own search; best: a finer one; auto: best where a format has it.",
+            "Of the grids: exact: llama.cpp's own search; best: a finer one; auto: the better one by KLD.",
             choices=(AUTO, EXACT, BEST),
         ),
         Parameter(
@@ -107,7 +107,7 @@ class Gptq(Method):
         given = {p.key: params.get(p.key, p.default) for p in self.parameters}
         hessian, columns = required(stats, w.shape[1]), w.shape[1]
         fitted = with_range(format, given["range"])
-        effort = format.efforts[-1] if given["effort"] == AUTO else given["effort"]
+        effort = format.default_effort if given["effort"] == AUTO else given["effort"]
         job = Job.of(fitted, columns, given["act_order"], given["static_groups"], effort, given["lazy_cols"])
         factor = job.factor(hessian, given["damp"], w.device)
         if factor is None:

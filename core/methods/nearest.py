@@ -3,7 +3,8 @@ known and the format can use it, to the weights and how much each column matters
 
 How much work goes into the grid is the parameter `effort`: "exact" is the search a format is known by, so that GGML
 types come out byte for byte as from llama.cpp; "best" goes on from there to a lower error, in the same format and
-size; "auto" takes the finest that the format has. In a recipe: q4_k(effort=exact).
+size; "auto" takes the one after which models stray less (KLD): best where there is one, but exact for IQ4_NL and
+IQ4_XS. In a recipe: q4_k(effort=exact).
 
 How far the levels of a uniform format reach is the parameter `range`; core/formats/uniform.py says what its values
 mean. In a recipe: int4-g128(range=rmse), int8(range=percentile, percentile=99.99)."""
@@ -49,7 +50,7 @@ class Nearest(Method):
             "choice",
             AUTO,
             "Effort",
-            "exact: llama.cpp's own bytes; best: lower error, same size, more time; auto: best where a format has it.",
+            "exact: llama.cpp's own bytes; best: lower error, same size, more time; auto: the better one by KLD.",
             choices=(AUTO, EXACT, BEST),
         ),
         Parameter(
@@ -93,7 +94,7 @@ class Nearest(Method):
     ) -> Quantized:
         ctx.check()
         effort = params.get("effort", AUTO)
-        effort = format.efforts[-1] if effort == AUTO else effort
+        effort = format.default_effort if effort == AUTO else effort
         fitted, remark = as_fitted(format, params), ""
         absmax = stats.get(Statistic.ABSMAX)
         if absmax is not None and isinstance(fitted, LlmInt8):

@@ -219,7 +219,7 @@ def test_every_kind_of_format_against_numpy(format: str):
     assert result.exact
     assert result.moments.count == LARGE.numel()
     known = get_format(format)
-    whole = known.quantize(LARGE, None, known.efforts[-1]).dequantize()
+    whole = known.quantize(LARGE, None, known.default_effort).dequantize()
     same_as_numpy(result.original, LARGE)
     same_as_numpy(result.dequantized, whole)
     same_as_numpy(result.residual, LARGE - whole)
@@ -450,7 +450,7 @@ def test_typical_group_is_one_of_the_tensor(format: str, width: int):
     group = reach.typical
     assert reach.width == width == group.stop - group.start
     chosen = get_format(format)
-    grid = chosen.fit(LARGE, None, chosen.efforts[-1])
+    grid = chosen.fit(LARGE, None, chosen.default_effort)
     row = 0 if format.endswith("tensor") else group.row
     levels = chosen.levels(grid, row, group.start).numpy()
     if not format.endswith("tensor"):  # the sample's own grid, drawn until the exact one is there
@@ -480,7 +480,7 @@ def test_every_listed_format_is_shown_or_says_why():
             assert known.needs_importance or not known.encodable, known.name
             assert ("needs importance" if known.encodable else "not written") in result.notes[0]
             continue
-        whole = known.quantize(w, None, known.efforts[-1]).dequantize()
+        whole = known.quantize(w, None, known.default_effort).dequantize()
         same_as_numpy(result.dequantized, whole)
         if known.family == "dense":
             assert result.reach is None
@@ -512,7 +512,7 @@ def test_one_group(format: str):
     chosen = get_format(format)
     view = group_view(GroupRequest(request_of(LARGE, format), 333, 200))
     group = view.group
-    whole = chosen.quantize(LARGE, None, chosen.efforts[-1])
+    whole = chosen.quantize(LARGE, None, chosen.default_effort)
     row = 0 if format.endswith("tensor") else 333
     np.testing.assert_array_equal(group.levels, chosen.levels(whole.grid, row, 200).numpy())
     assert group.row == 333

@@ -66,6 +66,8 @@ def test_every_type_says_its_efforts() -> None:
     for f in FORMATS:
         finer = f.family == "ggml" and getattr(f, "type_name", "") in RATIOS
         assert f.efforts == (("exact", "best") if finer else ("exact",)), f.name
+        uneven = f.name in ("iq4_nl", "iq4_xs")
+        assert f.default_effort == ("exact" if uneven else f.efforts[-1]), f.name
 
 
 def test_other_efforts_are_refused_before_anything_is_done() -> None:

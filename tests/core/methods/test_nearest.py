@@ -42,6 +42,19 @@ def test_nearest_is_the_formats_finest_fit_and_uses_importance() -> None:
     assert torch.equal(nearest.quantize(w, only, {}, {}).parts["blocks"], only.quantize(w).parts["blocks"])
 
 
+def test_auto_is_the_effort_with_less_kld() -> None:
+    w = torch.randn(4, 256, generator=torch.Generator().manual_seed(0))
+    for name in ("iq4_nl", "iq4_xs", "q4_0", "q6_k"):
+        f, other = get_format(name), "exact" if name.startswith("q") else "best"
+        taken, alike, different = (
+            get_method("nearest").quantize(w, f, {}, params).parts["blocks"]
+            for params in ({}, {"effort": f.default_effort}, {"effort": other})
+        )
+        assert {f.default_effort, other} == {"exact", "best"}
+        assert torch.equal(taken, alike)
+        assert not torch.equal(taken, different)
+
+
 def test_an_effort_that_a_format_has_not_is_refused_when_asked_for() -> None:
     nearest = get_method("nearest")
     assert nearest.unsuited(get_format("int4-g128"), {"effort": "best"}) == "no effort best here, only exact"
