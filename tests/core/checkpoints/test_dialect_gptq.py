@@ -1,5 +1,5 @@
 """GPTQ folders read back as weights: files that GPTQModel 7.7.0 packed (written_by_gptqmodel.npz; how is in
-docs/interop/gptq.md), files of other makers by the published layout, and corrupt ones."""
+docs/interop.md), files of other makers by the published layout, and corrupt ones."""
 
 from __future__ import annotations
 

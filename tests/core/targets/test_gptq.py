@@ -1,6 +1,6 @@
 """GPTQ folders: words and zero points decoded by numpy from the published layout, what config.json tells each client,
 our own reader, and what the container refuses. How the clients themselves load such folders is in
-docs/interop/gptq.md."""
+docs/interop.md."""
 
 from __future__ import annotations
 
