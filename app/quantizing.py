@@ -5,7 +5,7 @@ a stopped run.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,8 +64,10 @@ def run_task(request: RunRequest, ctx: JobContext) -> Report:
         force=request.force,
         keep_partial=True,
     )
+    unlogged = Log().add(of_quantization(plan, report))
+    if unlogged:
+        report = replace(report, notes={**report.notes, "log": unlogged})
     describe(report)
-    Log().add(of_quantization(plan, report))
     return report
 
 
@@ -139,7 +141,6 @@ class Quantizer(QObject):
 
     def again(self, request: RunRequest) -> JobId:
         """Continues a stopped run."""
-        from dataclasses import replace
 
         return self._submit(replace(request, resume=True))
 

@@ -216,3 +216,16 @@ def test_the_text_is_chosen_and_remembered(window, dialogs, tmp_path: Path):
     dialogs.calibration = None
     window.commands.choose_evaluation_text()
     assert window.commands._windows().path is None
+
+
+def test_a_run_that_cannot_be_logged_says_so(window, qtbot, settled, demo: Path, log: Log, tmp_path: Path):
+    window.commands.open_path(demo)
+    qtbot.waitUntil(lambda: window.session.checkpoint is not None, timeout=20_000)
+    settled()
+    log.path.write_bytes(b"nonsense" * 300)
+    notices = []
+    window.session.noticed.connect(notices.append)
+    window.commands.quantize_to(tmp_path / "x.gguf")
+    qtbot.waitUntil(lambda: window.commands.has_result, timeout=60_000)
+    assert (tmp_path / "x.gguf").exists()
+    assert any("logged beside the log" in n.details for n in notices)
