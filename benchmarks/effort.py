@@ -124,8 +124,8 @@ def main(folder: Path | None = None, text: Path | None = None) -> None:
     for name in WRITTEN:
         f = get_format(name.lower())
         if "best" in f.efforts:
-            warm(f)
             for given in (None, importance):
+                warm(f, given is not None)
                 print(ratios(name, w, given), flush=True)
     strays(folder or Path(__file__).parents[1] / "resources" / "demo", text)
 

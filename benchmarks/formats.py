@@ -200,7 +200,7 @@ HEAD = (
 
 def line(case: Case, source: Tensor, dtype: torch.dtype, threads: int, pool: ThreadPoolExecutor, seconds: float) -> str:
     f = case.format
-    warm(f)
+    warm(f, case.weighted)
     w, full = source[: max(1, FEW_ROWS * COLUMNS // source.shape[1])].to(dtype), source.to(dtype)
     shape = (w.shape[0], w.shape[1])
     other = rival(f, w.shape[1])

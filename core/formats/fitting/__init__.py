@@ -116,7 +116,9 @@ def quantize_blocks(type_name: str, w: Tensor, importance: Tensor | None = None,
     room = torch.empty(min(step, rows), columns) if lanes else None
     for start in range(0, rows, step):
         stop = min(rows, start + step)
-        x = without_dust(type_name, widened(w.detach(), start, stop, room))
+        x = widened(w.detach(), start, stop, room)
+        if not lanes or _searches(type_name, imp):  # other kernels look for themselves
+            x = without_dust(type_name, x)
         if lanes:
             _on_cpu(type_name, x, imp, out[start:stop], start)
             if refined:
@@ -126,6 +128,12 @@ def quantize_blocks(type_name: str, w: Tensor, importance: Tensor | None = None,
             if refined:
                 _refine(type_name, x, imp, out[start:stop])
     return out
+
+
+def _searches(type_name: str, imp: Tensor | None) -> bool:
+    """Whether the type's kernel looks for the codes that suit best, so that its weights must be sound beforehand."""
+    module = _QUANTIZE[type_name]
+    return module not in _BITS or (module == "lanes_legacy" and imp is not None and type_name != "Q8_0")
 
 
 def without_dust(type_name: str, x: Tensor) -> Tensor:
@@ -159,9 +167,10 @@ def _on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: i
     weights = np.zeros(0, np.float32) if imp is None else imp.numpy()
     bits = source.view(np.int32)
     module = _QUANTIZE[type_name]
-    kernel = _kernel(module, type_name.lower())
     # Without a search, a weight that must be refused shows in its block's scale; so these look for it only afterwards.
-    searches = module not in _BITS or (module == "lanes_legacy" and imp is not None)
+    searches = _searches(type_name, imp)
+    # Two kernels where the search is worth its own: who does not need it does not wait for it to be compiled.
+    kernel = _kernel(module, type_name.lower() + ("_weighted" if searches and module == "lanes_legacy" else ""))
     bad = -1 if searches else kernel(source, bits, weights, target)
     if searches or bad >= 0:
         broken, beyond = _kernel("lanes_bits", "first_bad_rows")(bits, np.float32(_limit(type_name)).view(np.int32))
@@ -227,8 +236,9 @@ def decode_lanes(type_name: str, flat: Tensor, out: Tensor) -> bool:
     return True
 
 
-def warm(format: Format) -> None:
-    """Compiles (or loads from disk) all that quantizing, decoding and measuring in this format will call."""
+def warm(format: Format, weighted: bool = False) -> None:
+    """Compiles (or loads from disk) all that quantizing, decoding and measuring in this format will call, with
+    importance when `weighted`, else without."""
     import torch
 
     from core.formats.fitting.sums import error_sums
@@ -236,7 +246,7 @@ def warm(format: Format) -> None:
     if not format.encodable:
         return
     w = torch.zeros(1, format.columns_per_grid)
-    importance = torch.ones(w.shape[1]) if format.needs_importance else None
+    importance = torch.ones(w.shape[1]) if weighted or format.needs_importance else None
     for effort in format.efforts:
         error_sums(w, format.quantize(w, importance, effort).dequantize())
 

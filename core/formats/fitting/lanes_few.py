@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from core.formats.checks import DUST
 from core.formats.fitting.compiled import helper, kernel
 from core.formats.fitting.lanes_bits import MAGNITUDE, broken, float_of, put_half, to_half
 from core.formats.fitting.lanes_legacy import _put_four
@@ -35,8 +36,8 @@ def _largest(bits):
 
 @helper
 def _inverse(d):
-    """1 / d, and 0 where that is no number: the stored scale is 0 then."""
-    return F(1) / d if d > F(2.0**-127) else F(0)
+    """1 / d, and 0 for a run that counts as zeros: the stored scale is 0 then."""
+    return F(1) / d if d >= F(DUST) else F(0)
 
 
 @helper
@@ -67,7 +68,8 @@ def _pairs(out, codes):
 @helper
 def _put_tq1_0(to, h, codes, tail):
     """tail: zeros of uint8 [20], scratch. The last four bytes hold four digits; the fifth is 0."""
-    tail[:16] = codes[240:]
+    for i in range(16):
+        tail[i] = codes[240 + i]
     _fives(to, codes, 32)
     _fives(to[32:], codes[160:], 16)
     _fives(to[48:], tail, 4)

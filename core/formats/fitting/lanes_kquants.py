@@ -15,6 +15,7 @@ from core.formats.fitting.lanes_search import W
 from core.formats.fitting.lanes_vector import (
     any_of,
     at_most,
+    copy,
     load,
     magnitude,
     root,
@@ -92,7 +93,7 @@ def _take(x, first, room, lanes_x):
     flat = x.reshape(-1)
     for g in range(16):
         block = min(first + g, count - 1)
-        room[g * 256 : (g + 1) * 256] = flat[block * 256 : (block + 1) * 256]
+        copy(flat, block * 256, room, g * 256, 256)
     for c in range(0, 256, 16):
         turn(room, c, 256, lanes_x, c * 16, 16)
 
@@ -103,7 +104,7 @@ def _take_importance(x, imp, first, room, lanes_i):
     count, across = x.size // 256, x.shape[1] // 256
     for g in range(16):
         column = min(first + g, count - 1) % across * 256
-        room[g * 256 : (g + 1) * 256] = imp[column : column + 256]
+        copy(imp, column, room, g * 256, 256)
     for c in range(0, 256, 16):
         turn(room, c, 256, lanes_i, c * 16, 16)
 

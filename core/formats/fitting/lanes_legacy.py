@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from core.formats.checks import DUST
 from core.formats.fitting.compiled import helper, inlined, kernel
 from core.formats.fitting.lanes_bits import MAGNITUDE, broken, float_of, put_half, to_half
 from core.formats.fitting.lanes_search import W
 from core.formats.fitting.lanes_vector import (
     all_of,
     at_most,
+    copy,
     down,
     flags_of,
     least_of,
@@ -38,6 +40,9 @@ from core.formats.fitting.lanes_vector_search import affine, clipped, symmetric
 
 F = np.float32
 BLOCK = 32
+# Blocks with nothing as large count as zeros.
+TINY = F(DUST)
+DUST_BITS = TINY.view(np.int32)
 CHUNK = 64
 
 
@@ -87,7 +92,7 @@ def _blocks(x, first, room, lanes_x):
     flat = x.reshape(-1)
     for j in range(16):
         block = min(first + j, count - 1)
-        room[j * BLOCK : (j + 1) * BLOCK] = flat[block * BLOCK : (block + 1) * BLOCK]
+        copy(flat, block * BLOCK, room, j * BLOCK, BLOCK)
     for c in range(0, BLOCK, 16):
         turn(room, c, BLOCK, lanes_x, c * 16, 16)
 
@@ -98,7 +103,7 @@ def _weigh(x, imp, means, first, room, lanes_x, lanes_w):
     count, across = x.size // BLOCK, x.shape[1] // BLOCK
     for j in range(16):
         column = min(first + j, count - 1) % across * BLOCK
-        room[j * BLOCK : (j + 1) * BLOCK] = imp[column : column + BLOCK]
+        copy(imp, column, room, j * BLOCK, BLOCK)
     for c in range(0, BLOCK, 16):
         turn(room, c, BLOCK, lanes_w, c * 16, 16)
     for j in range(16):
@@ -143,7 +148,7 @@ def _put(out, first, size, values, codes, bytes_, whole):
     for i in range(16):
         store_bytes(bytes_, i * 16, load(codes, i) + F(16) * load(codes, i + 16))
     turn_bytes(bytes_, 0, 16, whole, size - 16, size)
-    target[first * size : (first + n) * size] = whole[: n * size]
+    copy(whole, 0, target, first * size, n * size)
     return -1
 
 
@@ -169,8 +174,12 @@ def _plain(x, out, top, size, shifted):
         low, high = least_of(where(a < b, a, b)), most_of(where(a > b, a, b))
         # Differences with itself are 0 for finite numbers alone.
         finite = all_of((a - a) + (b - b) == F(0))
+        largest = max(high, -low)
+        if largest < TINY and largest > F(0):
+            a, b, low, high = splat(F(0)), splat(F(0)), F(0), F(0)
+        elif shifted and low == F(0):
+            low = _first_of(flat, at, low)
         if shifted:
-            low = _first_of(flat, at, low) if low == F(0) else low
             high = low if high == low else high
             d = (high - low) / top
         else:
@@ -221,27 +230,42 @@ def _row_means(x, means):
 
 
 @helper
-def _weighted(x, imp, out, top, size, shifted):
-    """With importance. Q4_0, Q5_0, and shifted Q4_1, Q5_1."""
+def _weighted(x, imp, out, top, size):
+    """Q4_0 and Q5_0 with importance."""
     means = np.empty(x.shape[0], F)
     _row_means(x, means)
-    lanes_x, lanes_w, codes, values = table(BLOCK), table(BLOCK), table(BLOCK + 18), table(2)
+    lanes_x, lanes_w, codes, values = table(BLOCK), table(BLOCK), table(BLOCK + 18), table(1)
     room, bytes_, whole = np.empty(512, F), np.empty(512, np.uint8), np.empty(384, np.uint8)
     zero = (top + F(1)) / F(2)
     for first in range(0, x.size // BLOCK, 16):
         _blocks(x, first, room, lanes_x)
         _weigh(x, imp, means, first, room, lanes_x, lanes_w)
-        if shifted:
-            scale, low, inv, origin = affine(lanes_x, lanes_w, BLOCK, top, F(-0.9), F(0.05), 36, False, codes)
-            for i in range(BLOCK):
-                store(codes, i, clipped(inv * (load(lanes_x, i) - origin), F(0), top))
-            store(values, 1, low)
-        else:
-            scale, inv = symmetric(lanes_x, lanes_w, BLOCK, zero, codes)
-            live = where(inv != F(0), zero, F(0))
-            for i in range(BLOCK):
-                store(codes, i, clipped(inv * load(lanes_x, i), -zero, zero - F(1)) + live)
+        scale, inv = symmetric(lanes_x, lanes_w, BLOCK, zero, codes)
+        live = where(inv != F(0), zero, F(0))
+        for i in range(BLOCK):
+            store(codes, i, clipped(inv * load(lanes_x, i), -zero, zero - F(1)) + live)
         store(values, 0, scale)
+        bad = _put(out, first, size, values, codes, bytes_, whole)
+        if bad >= 0:
+            return bad * BLOCK // x.shape[1]
+    return -1
+
+
+@helper
+def _weighted_shifted(x, imp, out, top, size):
+    """Q4_1 and Q5_1 with importance."""
+    means = np.empty(x.shape[0], F)
+    _row_means(x, means)
+    lanes_x, lanes_w, codes, values = table(BLOCK), table(BLOCK), table(BLOCK), table(2)
+    room, bytes_, whole = np.empty(512, F), np.empty(512, np.uint8), np.empty(384, np.uint8)
+    for first in range(0, x.size // BLOCK, 16):
+        _blocks(x, first, room, lanes_x)
+        _weigh(x, imp, means, first, room, lanes_x, lanes_w)
+        scale, low, inv, origin = affine(lanes_x, lanes_w, BLOCK, top, F(-0.9), F(0.05), 36, False, codes)
+        for i in range(BLOCK):
+            store(codes, i, clipped(inv * (load(lanes_x, i) - origin), F(0), top))
+        store(values, 0, scale)
+        store(values, 1, low)
         bad = _put(out, first, size, values, codes, bytes_, whole)
         if bad >= 0:
             return bad * BLOCK // x.shape[1]
@@ -269,22 +293,42 @@ def _load(x, imp, means, first, lanes_x, lanes_w):
 
 @kernel
 def q4_0(x, bits, imp, out):
-    return _weighted(x, imp, out, F(15), 18, False) if imp.size else _plain(x, out, F(15), 18, False)
+    return _plain(x, out, F(15), 18, False)
 
 
 @kernel
 def q5_0(x, bits, imp, out):
-    return _weighted(x, imp, out, F(31), 22, False) if imp.size else _plain(x, out, F(31), 22, False)
+    return _plain(x, out, F(31), 22, False)
 
 
 @kernel
 def q4_1(x, bits, imp, out):
-    return _weighted(x, imp, out, F(15), 20, True) if imp.size else _plain(x, out, F(15), 20, True)
+    return _plain(x, out, F(15), 20, True)
 
 
 @kernel
 def q5_1(x, bits, imp, out):
-    return _weighted(x, imp, out, F(31), 24, True) if imp.size else _plain(x, out, F(31), 24, True)
+    return _plain(x, out, F(31), 24, True)
+
+
+@kernel
+def q4_0_weighted(x, bits, imp, out):
+    return _weighted(x, imp, out, F(15), 18)
+
+
+@kernel
+def q5_0_weighted(x, bits, imp, out):
+    return _weighted(x, imp, out, F(31), 22)
+
+
+@kernel
+def q4_1_weighted(x, bits, imp, out):
+    return _weighted_shifted(x, imp, out, F(15), 20)
+
+
+@kernel
+def q5_1_weighted(x, bits, imp, out):
+    return _weighted_shifted(x, imp, out, F(31), 24)
 
 
 @helper
@@ -325,6 +369,6 @@ def q8_0(x, bits, imp, out):
             if broken(h):
                 return (first + b) * BLOCK // x.shape[1]
             put_half(to, b * 34, h)
-            inv = F(1) / d if d != 0 else F(0)
+            inv = F(1) / d if top[b] >= DUST_BITS else F(0)
             _bytes(source[b * BLOCK : (b + 1) * BLOCK], inv, to[b * 34 + 2 : (b + 1) * 34])
     return -1

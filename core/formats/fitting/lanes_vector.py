@@ -202,6 +202,14 @@ def table(n):
     return room[start : start + n * WIDTH].reshape(n, WIDTH)
 
 
+@helper
+def copy(source, at, target, to, n):
+    """n elements of a flat array from `at` on, into another from `to` on. An assignment of slices takes seconds to
+    compile, for the messages of its errors."""
+    for i in range(n):
+        target[to + i] = source[at + i]
+
+
 @_primitive
 def splat(typing: Any, value: Any) -> Any:
     """The same float32 in all lanes."""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+import core.formats.fitting as fitting
 from core.formats import get_format
 from core.formats.fitting import is_compiled, warm
 from core.formats.fitting.compiled import available, kernel
@@ -87,6 +88,23 @@ def test_sums_keep_nan_and_survive_extremes(sums) -> None:
     assert sums(tiny, tiny * 0)[0] == pytest.approx(64e-60)
     huge = torch.full((64,), 1e30)
     assert sums(huge, huge)[4] == pytest.approx(64e60)
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "tq1_0", "tq2_0", "q2_0"])
+def test_blocks_of_dust_are_zeros_in_kernels_without_a_search(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the torch reference clears beforehand, the kernels see for themselves."""
+    g = np.random.default_rng(0)
+    w = (g.standard_normal((48, 256)) * 10.0 ** g.integers(-45, -28, (48, 1))).astype(np.float32)
+    w[::4, ::3] = -0.0
+    w[1::4] = np.abs(w[1::4])
+    w[2::4] = w[2::4, :1]
+    w[3::8] = -np.abs(w[3::8])
+    w[::5, 32:64], w[::5, 64] = 0, -0.0
+    w[::3, 96:128] = g.standard_normal(32)
+    f = get_format(name)
+    ours = f.quantize(torch.from_numpy(w)).parts["blocks"]
+    monkeypatch.setattr(fitting, "on_lanes", lambda tensor: False)
+    assert torch.equal(ours, f.quantize(torch.from_numpy(w)).parts["blocks"])
 
 
 @pytest.mark.parametrize("name", ["q8_0", "int4-g128", "f16"])
