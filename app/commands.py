@@ -13,7 +13,8 @@ from PySide6.QtCore import QUrl
 from PySide6.QtGui import QDesktopServices
 
 from app.edits import SetPreset, SetRecipe, SetTarget
-from app.quantizing import RunRequest, discard_rest, errors_of
+from app.jobs import Done, Failed, JobId, Outcome
+from app.quantizing import PageRequest, RunRequest, discard_rest, errors_of, page_task
 from app.session import Notice, Session
 from core.errors import WorkbenchError, one_line
 from core.recipes.model import KEEP, Strategy
@@ -34,6 +35,7 @@ class Commands:
         self.session: Session = window.session
         self.stopped_run: RunRequest | None = None
         self._last_out: Path | None = None
+        self._page: JobId | None = None  # a report that is being written
 
     def dispatch(self, action: Action) -> None:
         """Runs an action. Whatever goes wrong ends in the notice bar, with its traceback behind the disclosure."""
@@ -312,6 +314,72 @@ class Commands:
 
     def took_report(self, report: Report) -> None:
         self._last_out = report.out
+
+    # Judging
+
+    @property
+    def has_report(self) -> bool:
+        return self._window.quantizer.last is not None
+
+    @property
+    def has_comparison(self) -> bool:
+        panel = self._window.made_panel("compare")
+        return panel is not None and bool(panel.state.order)  # type: ignore[attr-defined]
+
+    def save_report(self) -> None:
+        """Asks where to and writes the page behind the window."""
+        last = self._window.quantizer.last
+        if last is None:
+            return
+        plan, report = last
+        suggested = report.out.with_name(f"{report.out.stem or report.out.name}-report.html")
+        path = self._window.dialogs.save_file(self._window, "Save report", suggested, "Page (*.html)")
+        if path is not None:
+            request = PageRequest(plan, report, path)
+            self._page = self._window.jobs.submit(
+                page_task, request, title=f"Report {path.name}", lane="preview", key="report"
+            )
+
+    def took_page(self, job: JobId, outcome: Outcome) -> None:
+        if job != self._page:
+            return
+        self._page = None
+        if isinstance(outcome, Done):
+            self.session.notify(Notice("done", f"Report saved as {outcome.result}"))
+        elif isinstance(outcome, Failed):
+            self.session.notify(Notice("error", outcome.line, outcome.details))
+
+    def compare_with(self) -> None:
+        """Asks for another checkpoint and compares the open one with it."""
+        path = self._ask_checkpoint(False)
+        if path is not None:
+            self._compare_to(path)
+
+    def compare_result(self) -> None:
+        if self._last_out is not None:
+            self._compare_to(self._last_out)
+
+    def choose_for_compare(self, side: str, folder: bool) -> None:
+        path = self._ask_checkpoint(folder)
+        if path is not None:
+            self._window.panel("compare").choose(side, str(path))  # type: ignore[attr-defined]
+
+    def save_comparison(self) -> None:
+        panel: Any = self._window.panel("compare")
+        suggested = Path(self._window.settings.get("files/output_folder") or Path.home()) / "comparison.csv"
+        kinds = "Comma-separated values (*.csv)"
+        path = self._window.dialogs.save_file(self._window, "Export comparison", suggested, kinds)
+        if path is not None:
+            panel.export(path)
+
+    def _compare_to(self, path: Path) -> None:
+        self.show_panel("compare")
+        self._window.panel("compare").compare_with(str(path))  # type: ignore[attr-defined]
+
+    def _ask_checkpoint(self, folder: bool) -> Path | None:
+        dialogs, start = self._window.dialogs, self._window.settings.get("files/open_folder")
+        path = (dialogs.open_folder if folder else dialogs.open_file)(self._window, start)
+        return path.parent if path is not None and path.name == "config.json" else path
 
     def open_result(self) -> None:
         if self._last_out is not None:

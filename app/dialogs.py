@@ -35,6 +35,9 @@ class Dialogs(Protocol):
     def open_calibration(self, parent: QWidget, kind: str, folder: str) -> Path | None:
         """kind: "text" or "imatrix"."""
 
+    def save_file(self, parent: QWidget, title: str, suggested: Path, kinds: str) -> Path | None:
+        """Any other file; kinds as Qt spells them, "Page (*.html)". The user has agreed to replace what is there."""
+
     def ask_close(self, parent: QWidget, titles: tuple[str, ...]) -> CloseAnswer: ...
 
 
@@ -77,6 +80,13 @@ class NativeDialogs:
         title, kinds = ("Open importance matrix", _IMATRICES) if kind == "imatrix" else ("Open text", _TEXTS)
         name, _ = QFileDialog.getOpenFileName(parent, title, folder, kinds)
         return Path(name) if name else None
+
+    def save_file(self, parent: QWidget, title: str, suggested: Path, kinds: str) -> Path | None:
+        name, _ = QFileDialog.getSaveFileName(parent, title, str(suggested), f"{kinds};;All files (*)")
+        if not name:
+            return None
+        path = Path(name)
+        return path if path.suffix else path.with_suffix(suggested.suffix)
 
     def ask_close(self, parent: QWidget, titles: tuple[str, ...]) -> CloseAnswer:
         box = QMessageBox(parent)

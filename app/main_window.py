@@ -189,6 +189,7 @@ class MainWindow(QMainWindow):
         self.calibrator.busy_changed.connect(self._calibration_changed)
         self.quantizer.stopped.connect(self.commands.took_stop)
         self.quantizer.finished.connect(self.commands.took_report)
+        self.jobs.finished.connect(self.commands.took_page)
         self.jobs.progressed.connect(self._progressed)
         self.jobs.queued.connect(self._jobs_changed)
         self.jobs.finished.connect(self._job_finished)
@@ -215,6 +216,10 @@ class MainWindow(QMainWindow):
             ids = [r.id for r in PANELS if r.area == record.area]
             self._put(tabs, ids.index(id), record)
         return self._panels[id]
+
+    def made_panel(self, id: str) -> QWidget | None:
+        """A panel that is there already."""
+        return self._panels.get(id)
 
     def show_panel(self, id: str) -> None:
         """Brings a panel to the front and gives it the keyboard."""
@@ -247,6 +252,10 @@ class MainWindow(QMainWindow):
             placeholder.deleteLater()
         if record.id == "rules":
             panel.files_asked.connect(self._rules_asked)  # type: ignore[attr-defined]
+        elif record.id == "compare":
+            panel.path_asked.connect(self.commands.choose_for_compare)  # type: ignore[attr-defined]
+            panel.listed_changed.connect(self.refresh_actions)  # type: ignore[attr-defined]
+            panel.save_asked.connect(self.actions_by_id["save-comparison"].trigger)  # type: ignore[attr-defined]
         elif record.id == "calibration":
             panel.files_asked.connect(self._calibration_asked)  # type: ignore[attr-defined]
             panel.gather_asked.connect(self.actions_by_id["gather"].trigger)  # type: ignore[attr-defined]

@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from PySide6.QtCore import Qt
+
 from app.screenshot import Shots
 
 DEMO = Path(__file__).resolve().parent.parent / "resources" / "demo"
@@ -98,10 +100,35 @@ def bench(shots: Shots, odd: Path) -> bool:
     return ready
 
 
+def compare(shots: Shots, odd: Path) -> bool:
+    """The demo as Q4_K_M and as Q8_0, each against what they were made from."""
+    window, folder = shots.window, Path(shots.scratch.name)
+    if not shots.open(DEMO):
+        return False
+    made = [folder / f"demo-{preset}.gguf" for preset in ("Q8_0", "Q4_K_M")]
+    for preset, out in zip(("Q8_0", "Q4_K_M"), made, strict=True):
+        window.commands.set_preset(preset)
+        if not shots.wait(lambda p=preset: window.session.planned and window.session.recipe.name == p):
+            return False
+        window.commands.quantize_to(out)
+        if not shots.wait(lambda o=out: o.exists() and not window.jobs.running()):
+            return False
+    window.notices.dismiss()
+    panel = shots.show_panel("compare")
+    panel.choose("a", str(made[0]))
+    panel.choose("source", str(DEMO))
+    panel.compare_with(str(made[1]))
+    ready = shots.wait(lambda: panel.state.result is not None)
+    panel.table.horizontalHeader().setSortIndicator(panel.model.section_of("sqnr"), Qt.SortOrder.AscendingOrder)
+    shots.save_panel("compare")
+    return ready
+
+
 PICTURES: dict[str, Callable[[Shots, Path], bool]] = {
     "outliers": outliers,
     "errormap": errormap,
     "bench": bench,
+    "compare": compare,
 }
 
 

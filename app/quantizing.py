@@ -84,6 +84,23 @@ def gathered_first(request: RunRequest, ctx: JobContext) -> Plan:
     return make_plan(request.checkpoint, plan.recipe, plan.target, ctx, gathered=found.gathered)
 
 
+@dataclass(frozen=True)
+class PageRequest:
+    """A report to write: of which run, where to."""
+
+    plan: Plan
+    report: Report
+    path: Path
+
+
+def page_task(request: PageRequest, ctx: JobContext) -> Path:
+    """Writes the report of a finished run as a page; returns where it is."""
+    from core.report import write_report
+
+    write_report(request.path, request.plan, request.report)
+    return request.path
+
+
 def discard_rest(out: Path) -> None:
     """Removes what a stopped run left beside `out`."""
     import shutil
@@ -112,6 +129,7 @@ class Quantizer(QObject):
         self._jobs = jobs
         self._requests: dict[JobId, RunRequest] = {}
         self._discard: set[JobId] = set()
+        self.last: tuple[Plan, Report] | None = None  # the last finished run
         self._errors: dict[tuple[str, Strategy], ShownError] = {}
         self._flush = QTimer(self)
         self._flush.setSingleShot(True)
@@ -196,11 +214,12 @@ class Quantizer(QObject):
         self._hand_over()
         if isinstance(outcome, Done):
             report: Report = outcome.result
+            self.last = (request.plan, report)
             if request.checkpoint is self._session.checkpoint:
                 self._session.set_report(report)
             text = describe(report)
             line = f"{report.out.name}: {text.line}, in {duration_text(report.seconds)}"
-            self._session.notify(Notice("done", line, text.details, ("open-result", "reveal-result")))
+            self._session.notify(Notice("done", line, text.details, ("open-result", "compare-result", "save-report")))
             self.finished.emit(report)
         elif isinstance(outcome, Failed):
             self._session.notify(Notice("error", f"{request.out.name}: {outcome.line}", outcome.details))

@@ -58,6 +58,14 @@ PANELS = (
         _Lazy("app.panels.bench.view:BenchPanel"),
     ),
     PanelRecord(
+        "compare",
+        "Compare",
+        "inspector",
+        "git-diff",
+        "Two checkpoints of any kind, tensor by tensor",
+        _Lazy("app.panels.compare.view:ComparePanel"),
+    ),
+    PanelRecord(
         "info",
         "Info",
         "inspector",

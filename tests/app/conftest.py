@@ -72,6 +72,7 @@ class ScriptedDialogs:
     recipe: Path | None = None
     saved_recipe: Path | None = None
     calibration: Path | None = None
+    saved_file: Path | None = None
     close: CloseAnswer = "stay"
     asked: list[str] = field(default_factory=list)
 
@@ -98,6 +99,10 @@ class ScriptedDialogs:
     def open_calibration(self, parent: QWidget, kind: str, folder: str) -> Path | None:
         self.asked.append(f"open_calibration {kind}")
         return self.calibration
+
+    def save_file(self, parent: QWidget, title: str, suggested: Path, kinds: str) -> Path | None:
+        self.asked.append("save_file")
+        return self.saved_file
 
     def ask_close(self, parent: QWidget, titles: tuple[str, ...]) -> CloseAnswer:
         self.asked.append("ask_close")

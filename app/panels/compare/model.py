@@ -1,0 +1,109 @@
+"""The compared tensors as a table of text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPersistentModelIndex, Qt
+
+from app.glossary import explain
+from app.panels.compare.state import COLUMNS, CompareState, cell, tooltip
+from core.analysis.compare import ComparedTensor
+
+Index = QModelIndex | QPersistentModelIndex
+_RIGHT = int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+_LEFT = int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
+_PAIR_TITLES = {"metadata": ("key", "in A", "in B"), "lonely": ("tensor", "where", "")}
+
+
+class ComparedModel(QAbstractTableModel):
+    """Reads the state; call `grow` after tensors came in, `anew` after anything else changed."""
+
+    def __init__(self, state: CompareState, parent: QObject) -> None:
+        super().__init__(parent)
+        self._state = state
+        self._columns = state.columns
+        self._count = 0
+
+    def anew(self) -> None:
+        self.beginResetModel()
+        self._columns = self._state.columns
+        self._count = len(self._state.order)
+        self.endResetModel()
+
+    def grow(self) -> None:
+        count = len(self._state.order)
+        if count > self._count:
+            self.beginInsertRows(QModelIndex(), self._count, count - 1)
+            self._count = count
+            self.endInsertRows()
+
+    def tensor(self, row: int) -> ComparedTensor:
+        return self._state.rows[self._state.order[row]]
+
+    def column_id(self, section: int) -> str:
+        return COLUMNS[self._columns[section]].id
+
+    def section_of(self, id: str) -> int:
+        """Where a column stands, −1 when it is not shown."""
+        return next((i for i, c in enumerate(self._columns) if COLUMNS[c].id == id), -1)
+
+    def rowCount(self, parent: Index = QModelIndex()) -> int:  # noqa: B008
+        return 0 if parent.isValid() else self._count
+
+    def columnCount(self, parent: Index = QModelIndex()) -> int:  # noqa: B008
+        return 0 if parent.isValid() else len(self._columns)
+
+    def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        if not index.isValid():
+            return None
+        column = COLUMNS[self._columns[index.column()]]
+        if role == Qt.ItemDataRole.DisplayRole:
+            return cell(self.tensor(index.row()), column.id)
+        if role == Qt.ItemDataRole.TextAlignmentRole:
+            return _RIGHT if column.number else _LEFT
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return tooltip(self.tensor(index.row()))
+        return None
+
+    def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        if orientation != Qt.Orientation.Horizontal or not 0 <= section < len(self._columns):
+            return None
+        column = COLUMNS[self._columns[section]]
+        if role == Qt.ItemDataRole.DisplayRole:
+            return column.title
+        if role == Qt.ItemDataRole.TextAlignmentRole:
+            return _RIGHT if column.number else _LEFT
+        return explain(column.term) if role == Qt.ItemDataRole.ToolTipRole else None
+
+
+class PairsModel(QAbstractTableModel):
+    """Metadata that differ, or tensors without a counterpart."""
+
+    def __init__(self, state: CompareState, parent: QObject) -> None:
+        super().__init__(parent)
+        self._state = state
+        self._lines: list[tuple[str, str, str]] = []
+
+    def anew(self) -> None:
+        self.beginResetModel()
+        self._lines = self._state.pairs()
+        self.endResetModel()
+
+    def rowCount(self, parent: Index = QModelIndex()) -> int:  # noqa: B008
+        return 0 if parent.isValid() else len(self._lines)
+
+    def columnCount(self, parent: Index = QModelIndex()) -> int:  # noqa: B008
+        return 0 if parent.isValid() else 3
+
+    def data(self, index: Index, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        if index.isValid() and role in (Qt.ItemDataRole.DisplayRole, Qt.ItemDataRole.ToolTipRole):
+            return self._lines[index.row()][index.column()]
+        return None
+
+    def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        if orientation == Qt.Orientation.Horizontal and role == Qt.ItemDataRole.DisplayRole:
+            return _PAIR_TITLES.get(self._state.view, ("", "", ""))[section]
+        if orientation == Qt.Orientation.Horizontal and role == Qt.ItemDataRole.TextAlignmentRole:
+            return _LEFT
+        return None

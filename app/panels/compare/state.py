@@ -1,0 +1,268 @@
+"""What the Compare panel knows: which files, the tensors that came in so far, how they are sorted and filtered, and the
+finding in words. No Qt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from core.analysis.comparison import haystack
+from core.context import JobContext
+from core.engine.progress import bytes_text
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from core.analysis.compare import ComparedTensor, Comparison
+    from core.analysis.error import ErrorSums
+
+Slot = Literal["a", "b", "source"]
+SLOTS: tuple[Slot, ...] = ("a", "b", "source")
+View = Literal["tensors", "metadata", "lonely"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column. term: its entry in the glossary; source: only shown where a common source is given."""
+
+    id: str
+    title: str
+    term: str
+    width: int
+    number: bool = True
+    source: bool = False
+
+
+COLUMNS = (
+    Column("name", "tensor", "tensor", 168, number=False),
+    Column("dtype", "stored as", "dtype", 104, number=False),
+    Column("sqnr", "SQNR, dB", "sqnr", 72),
+    Column("source_a", "A to source, dB", "sqnr", 104, source=True),
+    Column("source_b", "B to source, dB", "sqnr", 104, source=True),
+    Column("bytes_a", "size of A", "size", 76),
+    Column("bytes_b", "size of B", "size", 76),
+    Column("mse", "relative MSE", "relative_mse", 88),
+    Column("max", "max |a−b|", "max_abs", 76),
+    Column("cosine", "cosine", "cosine", 72),
+    Column("note", "note", "note", 120, number=False),
+)
+PLACE = {c.id: i for i, c in enumerate(COLUMNS)}
+
+
+@dataclass(frozen=True)
+class CompareRequest:
+    """Paths; source "" for none."""
+
+    a: str
+    b: str
+    source: str = ""
+
+
+def compare_task(request: CompareRequest, ctx: JobContext) -> Comparison:
+    """Opens the files anew, so that what the window has open is left alone. Partial results: ComparedTensor."""
+    from contextlib import ExitStack
+
+    from core.analysis.compare import compare
+    from core.checkpoints import open_checkpoint
+
+    with ExitStack() as opened:
+        a, b = (opened.enter_context(open_checkpoint(path)) for path in (request.a, request.b))
+        source = opened.enter_context(open_checkpoint(request.source)) if request.source else None
+        return compare(a, b, ctx, source=source)
+
+
+class CompareState:
+    """paths: by slot, "" for none. rows: tensors as they came in. order: indices into rows, as shown."""
+
+    def __init__(self) -> None:
+        self.paths: dict[Slot, str] = dict.fromkeys(SLOTS, "")
+        self.rows: list[ComparedTensor] = []
+        self.order: list[int] = []
+        self.result: Comparison | None = None
+        self.request: CompareRequest | None = None
+        self.failure = ""
+        self.stopped = False
+        self.running = False
+        self.words = ""
+        self.sort, self.descending = "name", False
+        self.view: View = "tensors"
+        self._hay: list[str] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are two files to compare."""
+        return bool(self.paths["a"] and self.paths["b"])
+
+    def begin(self) -> CompareRequest:
+        """Forgets the last comparison."""
+        self.rows, self.order, self._hay = [], [], []
+        self.result, self.failure, self.stopped, self.running = None, "", False, True
+        self.request = CompareRequest(self.paths["a"], self.paths["b"], self.paths["source"])
+        return self.request
+
+    def take(self, rows: Sequence[ComparedTensor]) -> None:
+        """More tensors; they are shown at the end until `arrange`."""
+        first = len(self.rows)
+        self.rows += rows
+        self._hay += [haystack(t) for t in rows]
+        self.order += [i for i in range(first, len(self.rows)) if self._fits(i)]
+
+    def finish(self, result: Comparison) -> None:
+        self.running, self.result = False, result
+        if len(self.rows) != len(result.tensors):
+            self.rows, self.order, self._hay = [], [], []
+            self.take(result.tensors)
+        self.arrange()
+
+    def fail(self, line: str) -> None:
+        self.running, self.failure = False, line
+
+    def stop(self) -> None:
+        self.running, self.stopped = False, True
+        self.arrange()
+
+    def arrange(self) -> None:
+        """Filters and sorts. Tensors come in the natural order of their names; unknown figures stand last."""
+        import numpy as np
+
+        kept = np.array([i for i in range(len(self.rows)) if self._fits(i)], np.int64)
+        if self.sort == "name":
+            self.order = (kept[::-1] if self.descending else kept).tolist()
+            return
+        keys = self._keys(self.sort)[kept]
+        place = np.argsort(-keys if self.descending else keys, kind="stable")
+        known = ~np.isnan(keys[place])
+        self.order = kept[np.concatenate((place[known], place[~known]))].tolist()
+
+    def _keys(self, column: str) -> np.ndarray:
+        import numpy as np
+
+        values = [_value(t, column) for t in self.rows]
+        if column in ("dtype", "note"):
+            words = {word: i for i, word in enumerate(sorted({str(v) for v in values}))}
+            return np.array([words[str(v)] for v in values], np.float64)
+        return np.array([math.nan if v is None else v for v in values], np.float64)
+
+    def _fits(self, index: int) -> bool:
+        return all(word in self._hay[index] for word in self.words.lower().split())
+
+    @property
+    def shown(self) -> list[ComparedTensor]:
+        return [self.rows[i] for i in self.order]
+
+    @property
+    def columns(self) -> list[int]:
+        """Indices into COLUMNS of those with something to say."""
+        sourced = self.request is not None and bool(self.request.source)
+        noted = any(t.note for t in self.rows)
+        return [i for i, c in enumerate(COLUMNS) if (sourced or not c.source) and (noted or c.id != "note")]
+
+    def pairs(self) -> list[tuple[str, str, str]]:
+        """The lines of the views beside the tensors: metadata as (key, a, b), lonely tensors as (name, where, "")."""
+        if self.result is None:
+            return []
+        words = self.words.lower().split()
+        if self.view == "metadata":
+            lines = [(key, *pair) for key, pair in self.result.metadata.items()]
+        else:
+            lines = [(n, "only in A", "") for n in self.result.only_a]
+            lines += [(n, "only in B", "") for n in self.result.only_b]
+        return [line for line in lines if all(w in " ".join(line).lower() for w in words)]
+
+    # Words
+
+    def title(self) -> str:
+        """The finding."""
+        if self.failure:
+            return self.failure
+        if self.running:
+            return f"{len(self.rows):,} tensors so far"
+        result = self.result
+        if result is None:
+            return f"Stopped after {len(self.rows):,} tensors" if self.stopped else ""
+        sqnr = result.total.sqnr_db
+        if not result.total.count:
+            return "No values could be compared"
+        if sqnr is not None and math.isinf(sqnr):
+            return f"No weight differs in {len(result.tensors):,} tensors"
+        return f"{decibel(sqnr)} dB between A and B over all weights"
+
+    def subtitle(self) -> str:
+        result = self.result
+        if result is None:
+            return ""
+        parts = [f"{bytes_text(result.bytes_a)} → {bytes_text(result.bytes_b)}"]
+        if result.source:
+            parts.append(
+                f"to the source: A {decibel(result.source_a.sqnr_db)} dB, B {decibel(result.source_b.sqnr_db)} dB"
+            )
+        measured = [(t.sqnr_db, t.name) for t in result.tensors if t.sqnr_db is not None and math.isfinite(t.sqnr_db)]
+        if measured:
+            worst = min(measured)
+            parts.append(f"weakest {worst[1]}, {worst[0]:.1f} dB")
+        return " · ".join(parts)
+
+    def empty(self) -> str:
+        """What to do, where there is nothing to show."""
+        if not self.paths["a"]:
+            return "Choose two checkpoints of the same model: folders, safetensors, torch files or GGUFs, in any mix."
+        if not self.paths["b"]:
+            return (
+                "Choose what to compare with, or drop it on B. After a run, the file that was written stands there by "
+                "itself. Tensors that a GGUF renames and permutes meet their originals."
+            )
+        return "Press Compare: type, size and error of every tensor appear here, and where metadata differ."
+
+
+def name_of(path: str) -> str:
+    return Path(path).name or path
+
+
+def cell(t: ComparedTensor, column: str) -> str:
+    """What stands in a cell."""
+    if column == "name":
+        return t.name
+    if column == "dtype":
+        return t.dtype_a if t.dtype_a == t.dtype_b else f"{t.dtype_a} → {t.dtype_b}"
+    if column == "note":
+        return t.note
+    if column in ("bytes_a", "bytes_b"):
+        return bytes_text(getattr(t, column))
+    value = _value(t, column)
+    if column in ("sqnr", "source_a", "source_b"):
+        return decibel(value)
+    if value is None:
+        return "–"
+    return f"{value:.6f}" if column == "cosine" else "0" if value == 0 else f"{value:.3g}"
+
+
+def tooltip(t: ComparedTensor) -> str:
+    """Where the tensor is in both files, and what kept it from being compared."""
+    lines = [t.name, f"A: {_names(t.names_a)} ({t.dtype_a}, {t.bytes_a:,} bytes)"]
+    lines.append(f"B: {_names(t.names_b)} ({t.dtype_b}, {t.bytes_b:,} bytes)")
+    return "\n".join([*lines, *((t.note,) if t.note else ())])
+
+
+def decibel(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if math.isfinite(value) else "exact" if value > 0 else "NaN"
+
+
+def _value(t: ComparedTensor, column: str):
+    if column in ("source_a", "source_b"):
+        sums: ErrorSums | None = getattr(t, column)
+        return sums.sqnr_db if sums is not None else None
+    if column == "dtype":
+        return f"{t.dtype_b} {t.dtype_a}"
+    return getattr(t, {"sqnr": "sqnr_db", "mse": "relative_mse", "max": "max_abs"}.get(column, column))
+
+
+def _names(names: Sequence[str]) -> str:
+    if not names:
+        return "computed"
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} more"

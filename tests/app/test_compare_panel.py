@@ -1,0 +1,181 @@
+"""The Compare panel: what it knows without Qt, and the panel in the window."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from PySide6.QtCore import QMimeData, QPointF, Qt, QUrl
+from PySide6.QtGui import QDropEvent
+from PySide6.QtWidgets import QApplication
+
+from app.panels.compare.state import COLUMNS, CompareState, cell, compare_task
+from tests.core.engine.build import checkpoint_file, weights
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two files of one model: one layer noisier than the other, one tensor on one side only, other metadata."""
+    folder = tmp_path_factory.mktemp("pair")
+    plain = weights(12, 16, 32)
+    noisy = {n: (w.float() * (1 + (0.01 * i))).to(w.dtype) for i, (n, w) in enumerate(plain.items())}
+    noisy["model.extra.weight"] = torch.ones(3)
+    return checkpoint_file(folder / "plain.safetensors", plain), checkpoint_file(folder / "noisy.safetensors", noisy)
+
+
+class Listener:
+    """A context that feeds a state as the view does."""
+
+    def __init__(self, state: CompareState) -> None:
+        self.state = state
+
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        pass
+
+    def partial(self, value) -> None:
+        self.state.take([value])
+
+    def check(self) -> None:
+        pass
+
+
+def compared(*paths: Path) -> CompareState:
+    state = CompareState()
+    state.paths.update(zip(("a", "b", "source"), map(str, paths), strict=False))
+    state.finish(compare_task(state.begin(), Listener(state)))
+    return state
+
+
+def names(state: CompareState) -> list[str]:
+    return [t.name for t in state.shown]
+
+
+def test_sorting_and_filtering(pair) -> None:
+    state = compared(*pair)
+    natural = names(state)
+    assert natural.index("model.layers.2.mlp.down_proj.weight") < natural.index("model.layers.10.mlp.down_proj.weight")
+    state.sort = "sqnr"
+    state.arrange()
+    errors = [t.sqnr_db for t in state.shown]
+    assert errors == sorted(errors)
+    assert names(state)[-1] == "model.layers.0.mlp.down_proj.weight", "the exact copy is the best"
+    state.descending = True
+    state.arrange()
+    assert [t.sqnr_db for t in state.shown] == errors[::-1]
+    state.words = "layers.1 DOWN"
+    state.arrange()
+    assert {n.split(".")[2] for n in names(state)} == {"1", "10", "11"}
+    state.words, state.sort, state.descending = "", "name", True
+    state.arrange()
+    assert names(state) == natural[::-1]
+
+
+def test_what_is_unknown_stands_last_either_way(tmp_path: Path) -> None:
+    a = {"x": torch.ones(4, 4), "y": torch.ones(4, 4), "z": torch.ones(4, 4)}
+    b = {"x": torch.ones(4, 4) * 1.5, "y": torch.ones(4, 5), "z": torch.ones(4, 4)}
+    state = compared(*(checkpoint_file(tmp_path / f"{i}.safetensors", t) for i, t in enumerate((a, b))))
+    for state.descending in (False, True):
+        state.sort = "sqnr"
+        state.arrange()
+        assert names(state)[-1] == "y"
+    assert "note" in {COLUMNS[i].id for i in state.columns}
+    assert cell(state.rows[1], "note") == "shape 4×4 against 4×5"
+    assert cell(state.rows[1], "sqnr") == "–"
+
+
+def test_words(pair) -> None:
+    state = CompareState()
+    assert "Choose two" in state.empty()
+    state.paths["a"] = "x"
+    assert "drop it on B" in state.empty()
+    state = compared(*pair)
+    assert "dB between A and B" in state.title()
+    assert "weakest model.norm.weight" in state.subtitle()
+    assert compared(pair[0], pair[0]).title() == "No weight differs in 13 tensors"
+    state.view = "lonely"
+    assert state.pairs() == [("model.extra.weight", "only in B", "")]
+    sourced = compared(pair[1], pair[1], pair[0])
+    assert {"source_a", "source_b"} <= {COLUMNS[i].id for i in sourced.columns}
+    assert "to the source: A " in sourced.subtitle()
+
+
+def test_the_panel_streams_sorts_and_exports(window, qtbot, dialogs, pair, tmp_path: Path, qtmodeltester) -> None:
+    panel = window.panel("compare")
+    window.show_panel("compare")
+    assert not panel.start.isEnabled()
+    assert panel.empty.text().startswith("Choose two")
+    dialogs.file = pair[0]
+    panel.files["a"].asked.emit(False)
+    data = QMimeData()
+    data.setUrls([QUrl.fromLocalFile(str(pair[1]))])
+    panel.files["b"].dropEvent(
+        QDropEvent(QPointF(2, 2), Qt.DropAction.CopyAction, data, Qt.MouseButton.LeftButton, Qt.KeyboardModifier(0))
+    )
+    assert window.session.checkpoint is None, "it was dropped on the button, not on the window"
+    panel.start.click()
+    qtbot.waitUntil(lambda: panel.state.result is not None, timeout=20_000)
+    assert panel.model.rowCount() == 13
+    qtmodeltester.check(panel.model)
+    qtmodeltester.check(panel.pairs)
+    assert panel.views["lonely"].text() == "1 in one only"
+    panel.views["lonely"].click()
+    assert panel.pairs.rowCount() == 1
+    panel.show_view("tensors")
+    panel.words.setText("layers.1")
+    assert panel.model.rowCount() == 3
+    dialogs.saved_file = tmp_path / "c.csv"
+    panel.save.click()
+    lines = list(csv.DictReader(io.StringIO(dialogs.saved_file.read_text(encoding="utf-8"))))
+    assert [line["name"].split(".")[2] for line in lines] == ["1", "10", "11"]
+    panel.table.selectAll()
+    panel.copy(panel.table)
+    assert len(QApplication.clipboard().text().splitlines()) == 3
+    for section in range(panel.model.columnCount()):
+        tip = panel.model.headerData(section, Qt.Orientation.Horizontal, Qt.ItemDataRole.ToolTipRole)
+        assert tip.endswith("."), "every header explains its term"
+
+
+def test_a_file_that_is_none_is_said_and_forgotten(window, qtbot, pair, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + b"\xff" * 40)
+    panel = window.panel("compare")
+    panel.choose("a", str(pair[0]))
+    panel.compare_with(str(broken))
+    qtbot.waitUntil(lambda: not panel.state.running, timeout=20_000)
+    assert "broken.gguf" in panel.title.text()
+    assert window.notices.notice.severity == "error"
+    panel.compare_with(str(pair[1]))
+    qtbot.waitUntil(lambda: panel.state.result is not None, timeout=20_000)
+    assert panel.state.failure == ""
+
+
+def test_it_can_be_stopped(window, qtbot, pair, monkeypatch) -> None:
+    import threading
+
+    import core.analysis.compare as compare
+
+    reached = threading.Event()
+    inner = compare._compare_one
+
+    def slow(name, left, right, origin, ctx):
+        reached.set()
+        for _ in range(2000):
+            ctx.check()
+            threading.Event().wait(0.005)
+        return inner(name, left, right, origin, ctx)
+
+    monkeypatch.setattr(compare, "_compare_one", slow)
+    panel = window.panel("compare")
+    panel.choose("a", str(pair[0]))
+    panel.compare_with(str(pair[1]))
+    assert reached.wait(20)
+    assert panel.start.text() == "Stop"
+    assert not panel.files["a"].isEnabled()
+    panel.start.click()
+    qtbot.waitUntil(lambda: not panel.state.running, timeout=10_000)
+    assert panel.state.stopped
+    assert panel.title.text().startswith("Stopped after")
+    assert panel.start.text() == "Compare"
