@@ -13,11 +13,16 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PySide6.QtCore import Qt
 
 from app.screenshot import Shots
+
+if TYPE_CHECKING:
+    from app.main_window import MainWindow
 
 DEMO = Path(__file__).resolve().parent.parent / "resources" / "demo"
 THEMES = ("light", "dark")
@@ -100,6 +105,10 @@ def bench(shots: Shots, odd: Path) -> bool:
     return ready
 
 
+def _planned(window: MainWindow, preset: str) -> bool:
+    return window.session.planned and window.session.recipe.name == preset
+
+
 def compare(shots: Shots, odd: Path) -> bool:
     """The demo as Q4_K_M and as Q8_0, each against what they were made from."""
     window, folder = shots.window, Path(shots.scratch.name)
@@ -108,10 +117,10 @@ def compare(shots: Shots, odd: Path) -> bool:
     made = [folder / f"demo-{preset}.gguf" for preset in ("Q8_0", "Q4_K_M")]
     for preset, out in zip(("Q8_0", "Q4_K_M"), made, strict=True):
         window.commands.set_preset(preset)
-        if not shots.wait(lambda p=preset: window.session.planned and window.session.recipe.name == p):
+        if not shots.wait(partial(_planned, window, preset)):
             return False
         window.commands.quantize_to(out)
-        if not shots.wait(lambda o=out: o.exists() and not window.jobs.running()):
+        if not shots.wait(out.exists):
             return False
     window.notices.dismiss()
     panel = shots.show_panel("compare")
