@@ -221,7 +221,7 @@ ACTIONS = (
     Action("show-histogram", "Go to histogram", "View", lambda c: c.show_panel("histogram"), "Ctrl+2"),
     Action("show-outliers", "Go to outliers", "View", lambda c: c.show_panel("outliers"), "Ctrl+7"),
     Action("show-bench", "Go to bench", "View", lambda c: c.show_panel("bench"), "Ctrl+9"),
-    Action("show-compare", "Go to compare", "View", lambda c: c.show_panel("compare"), "Ctrl+0"),
+    Action("show-compare", "Go to compare", "View", lambda c: c.show_panel("compare")),
     Action("show-info", "Go to info", "View", lambda c: c.show_panel("info"), "Ctrl+3"),
     Action("show-rules", "Go to rules", "View", lambda c: c.show_panel("rules"), "Ctrl+4"),
     Action("show-calibration", "Go to calibration", "View", lambda c: c.show_panel("calibration")),
