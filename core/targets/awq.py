@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.formats.base import Format, Quantized
 from core.formats.uniform import Uniform
-from core.targets.base import Assignment, Objection, OutputTensor, StoredTensor
+from core.targets.base import COMPARED, SPECIFIED, Assignment, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.columns import strip
 from core.targets.folder import QuantizedFolder, left_out, module_of
 
@@ -34,6 +34,11 @@ class Awq(QuantizedFolder):
     help = (
         "4-bit integers per group in AWQ's layout (int4-g32, int4-g64, int4-g128, and with -asym), for vLLM, "
         "transformers and AutoAWQ."
+    )
+    verified = (
+        Verified("transformers with GPTQModel", ("int4-g*",), COMPARED, "tests/interop/gptqmodel_clients.py"),
+        Verified("AutoAWQ", ("int4-g*",), SPECIFIED, "tests/core/targets/test_awq.py"),
+        Verified("vLLM", ("int4-g*",), SPECIFIED, "tests/core/targets/test_awq.py"),
     )
     # A slice is written as one run of bytes per input: enough rows that the runs are half a KiB long.
     row_multiple = 1024

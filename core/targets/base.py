@@ -190,6 +190,27 @@ class Objection:
     hint: str = ""
 
 
+COMPARED, SAME_BYTES, SPECIFIED = "loaded and compared", "same bytes as its own quantizer", "by specification"
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """How it is known that a runtime reads what a target writes. The table in docs/interop.md is made of these.
+
+    runtime  whose reader ("llama.cpp")
+    formats  patterns of format names for which this was done ("int*", "nf4*")
+    how      COMPARED: it loaded our files, and its weights or logits were those of ours; SAME_BYTES: its own quantizer
+             gives the blocks that we write, but it was not run on a model of them; SPECIFIED: only the published
+             layout, or another package's decoder, was followed
+    where    what shows it: a test file, or a command
+    """
+
+    runtime: str
+    formats: tuple[str, ...]
+    how: str
+    where: str
+
+
 # What is known of a layer's inputs where a target stores something about them.
 STATIC_NEEDS = frozenset({Statistic.ABSMAX, Statistic.RANGE})
 
@@ -202,6 +223,7 @@ class Target(ABC):
     help: ClassVar[str]
     folder: ClassVar[bool]  # the output is a folder (else one file, unless files are limited in size)
     suffix: ClassVar[str] = ""  # of the single file
+    verified: ClassVar[tuple[Verified, ...]] = ()
     row_multiple: ClassVar[int] = 1  # slices handed to `store` begin at a multiple of this row
 
     @abstractmethod

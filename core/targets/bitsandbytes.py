@@ -19,7 +19,7 @@ from typing import Any
 from core.formats.base import Format, Quantized
 from core.formats.bnb import BLOCK, FP4, NESTED, NF4, Bnb4
 from core.formats.llm_int8 import LlmInt8
-from core.targets.base import Assignment, Objection, OutputTensor, StoredTensor
+from core.targets.base import COMPARED, Assignment, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.dense import float_dtype
 from core.targets.folder import QuantizedFolder, left_out
 from core.targets.plain import data_of
@@ -35,6 +35,14 @@ class BitsAndBytes(QuantizedFolder):
     name = "bitsandbytes"
     title = "bitsandbytes folder"
     help = "NF4, FP4 or LLM.int8() weights as bitsandbytes keeps them (nf4, nf4-dq, fp4, fp4-dq, llm-int8)."
+    verified = (
+        Verified(
+            "transformers", ("nf4", "nf4-dq", "fp4", "llm-int8"), COMPARED, "tests/core/targets/test_bitsandbytes.py"
+        ),
+        Verified(
+            "bitsandbytes", ("nf4", "nf4-dq", "fp4", "fp4-dq"), COMPARED, "tests/core/targets/test_bitsandbytes.py"
+        ),
+    )
 
     def carries(self, format: Format, tensor: OutputTensor) -> str | None:
         if isinstance(format, Bnb4) or (isinstance(format, LlmInt8) and not format.outliers):

@@ -20,7 +20,7 @@ from core.formats.base import Format, Quantized
 from core.formats.dense import Dense
 from core.formats.uniform import Uniform
 from core.targets import safetensors
-from core.targets.base import Assignment, Layout, Outline, OutputTensor, StoredTensor, Target
+from core.targets.base import COMPARED, Assignment, Layout, Outline, OutputTensor, StoredTensor, Target, Verified
 from core.targets.modules import own_outline
 from core.targets.plain import FLOATS, Verbatim, blocks, data_of, real, stored_as
 from core.targets.sides import carried, config_bytes
@@ -38,6 +38,7 @@ class DenseFolder(Target):
     name = "dense"
     title = "Safetensors, plain floats"
     help = "Every weight as a plain number; quantized ones as what they decode to. No smaller, readable by everything."
+    verified = (Verified("transformers", ("*",), COMPARED, "tests/core/targets/test_dense.py"),)
     folder = True
 
     def outline(self, checkpoint: Checkpoint) -> Outline:

@@ -26,7 +26,7 @@ import core
 from core.formats.base import Format, Quantized
 from core.formats.uniform import Uniform
 from core.targets import safetensors
-from core.targets.base import Assignment, Objection, OutputTensor, StoredTensor
+from core.targets.base import COMPARED, SPECIFIED, Assignment, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.columns import strip
 from core.targets.folder import QuantizedFolder, module_of
 from core.targets.plain import data_of
@@ -56,6 +56,13 @@ class Gptq(QuantizedFolder):
     help = (
         "Integers of 2, 3, 4 or 8 bits per group or row in GPTQ's layout (int4-g128, int4-g128-asym, int8 …), "
         "for GPTQModel, transformers and vLLM."
+    )
+    verified = (
+        Verified(
+            "transformers with GPTQModel", ("int*-g*", "int8-asym"), COMPARED, "tests/interop/gptqmodel_clients.py"
+        ),
+        Verified("transformers with GPTQModel", ("int*",), SPECIFIED, "tests/core/targets/test_gptq.py"),
+        Verified("vLLM", ("int*",), SPECIFIED, "tests/core/targets/test_gptq.py"),
     )
     # A slice is written as one run of bytes per word of a column: enough rows that the runs are 2 KiB long.
     row_multiple = 512

@@ -29,7 +29,7 @@ from core.formats.biased import Biased
 from core.formats.ggml.format import GgmlFormat
 from core.formats.mx import MxFp8
 from core.formats.uniform import Uniform
-from core.targets.base import Assignment, Objection, OutputTensor, StoredTensor
+from core.targets.base import COMPARED, SPECIFIED, Assignment, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.dense import float_dtype, with_scales
 from core.targets.folder import QuantizedFolder, module_of, quantizes
 from core.targets.plain import data_of
@@ -52,6 +52,15 @@ class Mlx(QuantizedFolder):
     name = "mlx"
     title = "MLX folder"
     help = "For mlx-lm: int2, 3, 4, 5, 6 and 8 in groups of 32, 64 or 128 (int4-g64-bias, int4-g64 …), mxfp4, mxfp8."
+    verified = (
+        Verified(
+            "mlx-lm",
+            ("int*-bias", "int4-g32", "int4-g64", "int8-g128", "mxfp4", "mxfp8"),
+            COMPARED,
+            "benchmarks/mlx.py",
+        ),
+        Verified("mlx-lm", ("int*",), SPECIFIED, "tests/core/targets/test_mlx.py"),
+    )
     embeddings = True
 
     def carries(self, format: Format, tensor: OutputTensor) -> str | None:

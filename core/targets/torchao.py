@@ -28,7 +28,7 @@ from core.formats.shifted import Shifted
 from core.formats.uniform import Uniform
 from core.parameters import DYNAMIC, PLAIN
 from core.targets import safetensors
-from core.targets.base import Assignment, OutputTensor, StoredTensor
+from core.targets.base import COMPARED, SPECIFIED, Assignment, OutputTensor, StoredTensor, Verified
 from core.targets.dense import float_dtype, with_scales
 from core.targets.folder import QuantizedFolder, left_out, module_of, quantizes
 from core.targets.plain import data_of
@@ -56,6 +56,10 @@ class TorchAo(QuantizedFolder):
         "torchao's tensors for transformers: int8, fp8-e4m3, fp8-e5m2; int2 to int7, groups and zero points too, "
         "but each code in a byte."
     )
+    verified = (
+        Verified("transformers", ("f32", "int*", "fp8-*"), COMPARED, "tests/core/targets/test_torchao.py"),
+        Verified("vLLM", ("int*", "fp8-*"), SPECIFIED, "tests/core/targets/test_torchao.py"),
+    )
 
     def carries(self, format: Format, tensor: OutputTensor) -> str | None:
         if isinstance(format, Fp8):
@@ -65,6 +69,8 @@ class TorchAo(QuantizedFolder):
         if not isinstance(format, Uniform):
             other = "gguf" if format.family == "ggml" else "dense"
             return f"torchao has no {format.name} here; the target {other} takes it"
+        if type(format) not in (Uniform, Shifted):
+            return f"torchao has zero points, and no bias as {format.name} has: the targets mlx and dense take it"
         if format.granularity not in _GRANULARITIES:
             return f"torchao has scales per row, group or tensor, not per {format.granularity}"
         if format.granularity == "tensor" and kind_of(format) != INT8:

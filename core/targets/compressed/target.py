@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from core.calibration.statistics import Statistic
 from core.formats.base import Format, Quantized
 from core.parameters import PLAIN, STATIC
-from core.targets.base import Assignment, Objection, OutputTensor, StoredTensor
+from core.targets.base import COMPARED, SPECIFIED, Assignment, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.compressed.base import Storage
 from core.targets.compressed.floats import Float8, MxFloat4, MxFloat8, NvFloat4
 from core.targets.compressed.integers import Integers
@@ -43,6 +43,15 @@ class CompressedTensors(QuantizedFolder):
     help = (
         "Integers of 2 to 8 bits, FP8, MXFP8, NVFP4 and MXFP4, inputs plain, dynamic or static, in one folder or "
         "many; for vLLM and transformers."
+    )
+    verified = (
+        Verified("transformers", ("bf16", "int*"), COMPARED, "tests/core/targets/test_compressed_tensors.py"),
+        Verified(
+            "transformers", ("fp8-e4m3*", "mx*", "nvfp4"), COMPARED, "tests/core/targets/test_compressed_floats.py"
+        ),
+        Verified(
+            "vLLM", ("int*", "fp8-e4m3*", "mx*", "nvfp4"), SPECIFIED, "tests/core/targets/test_compressed_floats.py"
+        ),
     )
     # Zero points are packed along the rows: 32 rows fill whole words, whatever the width.
     row_multiple = 32

@@ -16,6 +16,9 @@ from core.formats.dense import Dense
 from core.formats.ggml.format import GgmlFormat
 from core.formats.ggml.types import GGML_TYPES
 from core.targets.base import (
+    COMPARED,
+    SAME_BYTES,
+    SPECIFIED,
     Assignment,
     FileLayout,
     Layout,
@@ -24,6 +27,7 @@ from core.targets.base import (
     Placed,
     StoredTensor,
     Target,
+    Verified,
 )
 from core.targets.gguf import convert, passthrough, splits
 from core.targets.gguf.filetype import file_type
@@ -42,6 +46,23 @@ class GgufFile(Target):
     name = "gguf"
     title = "GGUF"
     help = "One file for llama.cpp and everything built on it."
+    verified = (
+        Verified(
+            "llama.cpp",
+            ("f32", "bf16", "q8_0", "q4_k", "q6_k"),
+            COMPARED,
+            "tests/core/targets/test_gguf_architectures.py, tests/core/targets/test_gguf_models.py, "
+            "tests/core/evaluation/test_perplexity.py",
+        ),
+        Verified(
+            "llama.cpp",
+            ("q*", "iq*", "tq*", "mxfp4"),
+            SAME_BYTES,
+            "tests/core/formats/test_ggml_quantize.py",
+        ),
+        Verified("llama.cpp", ("f16",), SPECIFIED, "tests/core/targets/test_gguf_layout.py"),
+        Verified("transformers", ("bf16", "q4_k", "q6_k"), COMPARED, "tests/e2e/test_main_job.py"),
+    )
     folder = False
     suffix = ".gguf"
 

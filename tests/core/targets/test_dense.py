@@ -92,13 +92,17 @@ def test_transformers_loads_the_folder(model, tmp_path) -> None:
 
 @pytest.mark.parametrize(("name", "dtype"), [("f32", "float32"), ("f16", "float16")])
 def test_another_float_type_for_all_changes_the_config_too(model, tmp_path, name, dtype) -> None:
+    from transformers import AutoModelForCausalLM
+
     assemble(model, "dense", tmp_path / "m", lambda t: name)
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     assert config == json.loads((model / "config.json").read_text()) | {"dtype": dtype}
     stored = weights(tmp_path / "m")
     assert {str(t.dtype) for t in stored.values()} == {f"torch.{dtype}"}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "m").state_dict()
     for key, w in weights(model).items():
         assert torch.equal(stored[key], w.to(getattr(torch, dtype)))
+        assert torch.equal(loaded[key], stored[key])
 
 
 def test_numbers_that_are_no_weights_go_over(tmp_path) -> None:

@@ -29,9 +29,13 @@ NAMES = [
     "int4-g64-asym",
     "int3",
     "int2-g32-shift",
+    "int5-g64",
+    "int6-g64-shift",
+    "int7-g32-asym",
     "fp8-e4m3",
     "fp8-e4m3-tensor",
     "fp8-e5m2",
+    "fp8-e5m2-tensor",
 ]
 
 
