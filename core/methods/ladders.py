@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from core.formats.base import Format, Grid
+from core.formats.biased import Biased
 from core.formats.bnb import BLOCK as BNB_BLOCK
 from core.formats.bnb import Bnb4
 from core.formats.fp8 import BLOCK as FP8_BLOCK
@@ -128,6 +129,9 @@ def lines_of(format: Format, grid: Grid) -> Lines:
     """The lines of a whole grid, or of one run of `fitted_columns`. For formats with a ladder."""
     import torch
 
+    if isinstance(format, Biased):
+        scale = grid["scale"].float()
+        return Lines(scale, format.group, torch.full_like(scale, format.qmin), grid["bias"].float())
     if isinstance(format, Uniform):
         zero = format.zero_of(grid)
         width = {"group": format.group, "column": 1}.get(format.granularity, 0)

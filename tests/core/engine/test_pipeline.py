@@ -340,10 +340,10 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     """Fails like a device without memory for slices of more rows than `limit`."""
     original = work._Task._quantized
 
-    def quantized(task: work._Task, w: torch.Tensor, start: int, grid: object):
+    def quantized(task: work._Task, w: torch.Tensor, *rest: object):
         if w.shape[0] > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return original(task, w, start, grid)
+        return original(task, w, *rest)
 
     monkeypatch.setattr(work._Task, "_quantized", quantized)
 
