@@ -37,6 +37,7 @@ class Sums:
         self._squares: torch.Tensor | None = None
         self._products: torch.Tensor | None = None
         self._largest: torch.Tensor | None = None
+        self._absolutes: torch.Tensor | None = None
         self._range: torch.Tensor | None = None
         self._tokens: list[torch.Tensor] = []
 
@@ -60,6 +61,9 @@ class Sums:
         if Statistic.ABSMAX in self.kinds:
             largest = x.abs().amax(0)
             self._largest = largest if self._largest is None else torch.maximum(self._largest, largest)
+        if Statistic.MAGNITUDE in self.kinds:
+            absolutes = x.double().abs().sum(0)
+            self._absolutes = absolutes if self._absolutes is None else self._absolutes.add_(absolutes)
         if Statistic.RANGE in self.kinds:
             now = torch.stack(torch.aminmax(x))
             self._range = now if self._range is None else torch.lerp(self._range, now, SMOOTHING)
@@ -77,6 +81,7 @@ class Sums:
         for kind, tensor in (
             (Statistic.HESSIAN, self._products),
             (Statistic.ABSMAX, self._largest),
+            (Statistic.MAGNITUDE, None if self._absolutes is None else (self._absolutes / self.count).float()),
             (Statistic.RANGE, self._range),
             (Statistic.ACTIVATIONS, torch.cat(self._tokens) if self._tokens else None),
         ):
@@ -94,7 +99,41 @@ class _Group:
     current: Any = None  # the inputs last added
 
 
-class Split(Exception):
+class Matrices:
+    """Loaded parameters of two and more dimensions, by their memory."""
+
+    def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        self._by_storage = {p.untyped_storage().data_ptr(): (name, p) for name, p in parameters.items() if p.dim() > 1}
+
+    def found(self, w: Any, transposed: bool) -> list[tuple[Key, int | None]]:
+        """The matrices that w is, each with its place in a batch of several; none for what is no stored matrix.
+
+        w  [outputs, inputs], or [inputs, outputs] where transposed; or a batch of these
+        """
+        known = self._by_storage.get(_address(w))
+        if known is None:
+            return []
+        if w.dim() == 3:
+            return [(key, e) for e in range(w.shape[0]) for key, _ in self.found(w[e], transposed)]
+        if w.dim() != 2:
+            return []
+        name, parameter = known
+        rows, columns = parameter.shape[-2:]
+        if w.stride() == (columns, 1) and tuple(w.shape) == (rows, columns):
+            turned = transposed
+        elif w.stride() == (1, columns) and tuple(w.shape) == (columns, rows):
+            turned = not transposed
+        else:
+            return []  # a part of a matrix: nothing that is stored
+        expert = (w.storage_offset() - parameter.storage_offset()) // (rows * columns) if parameter.dim() == 3 else None
+        return [((name, expert, turned), None)]
+
+
+class Watched(Exception):
+    """Raised out of a forward by who watches it: no fault of the model."""
+
+
+class Split(Watched):
     """Matrices once had the same inputs, and now have not: gather again, each on its own."""
 
 
@@ -117,9 +156,7 @@ class Gatherer:
     groups: dict[Key, _Group] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._by_storage = {
-            p.untyped_storage().data_ptr(): (name, p) for name, p in self.parameters.items() if p.dim() > 1
-        }
+        self._matrices = Matrices(self.parameters)
         # Inputs of this forward; held, so that no other takes their identity.
         self._seen: dict[int, tuple[Any, _Group]] = {}
 
@@ -128,30 +165,18 @@ class Gatherer:
         self._seen.clear()
         for group in self.groups.values():
             group.current = None
-        return _mode(self.look)
+        return watching(self.look)
 
     def look(self, x: torch.Tensor, w: torch.Tensor, transposed: bool) -> None:
         """x [..., inputs] is multiplied by w: [outputs, inputs], or [inputs, outputs] where transposed."""
-        known = self._by_storage.get(_address(w))
-        if known is None:
+        found = self._matrices.found(w, transposed)
+        if not found:
             return
-        name, parameter = known
-        if w.dim() == 3:  # a batch of experts, each with its own inputs
-            if x.dim() == 3 and w.shape[0] == x.shape[0]:
-                for e in range(w.shape[0]):
-                    self.look(x[e], w[e], transposed)
-            return
-        if w.dim() != 2:
-            return
-        rows, columns = parameter.shape[-2:]
-        if w.stride() == (columns, 1) and tuple(w.shape) == (rows, columns):
-            turned = transposed
-        elif w.stride() == (1, columns) and tuple(w.shape) == (columns, rows):
-            turned = not transposed
-        else:
-            return  # a part of a matrix: nothing that is stored
-        expert = (w.storage_offset() - parameter.storage_offset()) // (rows * columns) if parameter.dim() == 3 else None
-        self._add((name, expert, turned), x)
+        if found[0][1] is None:
+            self._add(found[0][0], x)
+        elif x.dim() == 3 and x.shape[0] == len(found):  # a batch of experts, each with its own inputs
+            for key, e in found:
+                self._add(key, x[e])
         if self.stop is not None:
             raise self.stop
 
@@ -193,35 +218,36 @@ def _address(w: Any) -> int:
     return w.untyped_storage().data_ptr() if isinstance(w, torch.Tensor) and w.device.type != "meta" else 0
 
 
-def _mode(look: Callable[[Any, Any, bool], None]) -> Any:
+def watching(look: Callable[[Any, Any, bool], Any]) -> Any:
+    """A context in which look(inputs, matrix, transposed) sees every multiplication. What it returns, unless None, is
+    multiplied in place of the inputs."""
     import torch
     from torch.overrides import TorchFunctionMode
 
-    weight_last = {torch.nn.functional.linear}
-    products = {
-        torch.matmul,
-        torch.mm,
-        torch.bmm,
-        torch.Tensor.matmul,
-        torch.Tensor.mm,
-        torch.Tensor.bmm,
-        torch.Tensor.__matmul__,
-    }
-    sums = {torch.addmm, torch.baddbmm, torch.Tensor.addmm, torch.Tensor.baddbmm}
+    tensor = torch.Tensor
+    linear = {torch.nn.functional.linear}
+    products = {torch.matmul, torch.mm, torch.bmm, tensor.matmul, tensor.mm, tensor.bmm, tensor.__matmul__}
+    sums = {torch.addmm, torch.baddbmm, tensor.addmm, tensor.baddbmm}
+    # (place, names) of the inputs and of the matrix among a function's arguments
+    inputs: dict[Any, tuple[int, tuple[str, ...]]] = dict.fromkeys(linear | products, (0, ("input",))) | dict.fromkeys(
+        sums, (1, ("mat1", "batch1"))
+    )
+    matrix: dict[Any, tuple[int, tuple[str, ...]]] = dict.fromkeys(linear | products, (1, ("weight", "other", "mat2")))
+    matrix |= dict.fromkeys(sums, (2, ("mat2", "batch2")))
+
+    def pick(where: tuple[int, tuple[str, ...]], args: Any, kwargs: Any) -> Any:
+        place, names = where
+        return args[place] if len(args) > place else next((kwargs[n] for n in names if n in kwargs), None)
 
     class Watching(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
-            if func in weight_last:
-                given = dict(zip(("input", "weight"), args, strict=False)) | kwargs
-                look(given["input"], given["weight"], False)
-            elif func in products:
-                given = dict(zip(("input", "other"), args, strict=False)) | kwargs
-                look(given["input"], given.get("other", given.get("mat2")), True)
-            elif func in sums:
-                given = dict(zip(("input", "a", "b"), args, strict=False)) | kwargs
-                a = given.get("a", given.get("mat1", given.get("batch1")))
-                look(a, given.get("b", given.get("mat2", given.get("batch2"))), True)
+            if func in inputs:
+                x = pick(inputs[func], args, kwargs)
+                other = look(x, pick(matrix[func], args, kwargs), func not in linear)
+                if other is not None:
+                    args = tuple(other if a is x else a for a in args)
+                    kwargs = {key: other if value is x else value for key, value in kwargs.items()}
             return func(*args, **kwargs)
 
     return Watching()

@@ -16,7 +16,7 @@ from core.context import SILENT, JobContext
 # What a walk through the whole model can keep of every tensor. Hessians of all tensors at once would not fit.
 LIGHT = frozenset({Statistic.IMPORTANCE, Statistic.ABSMAX, Statistic.RANGE})
 # What is known of a block while its samples go through.
-ALL = LIGHT | {Statistic.HESSIAN, Statistic.ACTIVATIONS}
+ALL = LIGHT | {Statistic.HESSIAN, Statistic.ACTIVATIONS, Statistic.MAGNITUDE}
 _RESULT = "statistics.npz"
 
 

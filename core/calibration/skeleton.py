@@ -230,6 +230,40 @@ class Skeleton:
         found = torch.unique(outputs >> _COLUMN_BITS).tolist()
         return tuple(Piece(name, matrix, turned) for name, matrix in (made.sources[index] for index in found))
 
+    def outputs(
+        self, parameter: str, expert: int | None, transposed: bool, start: int, stop: int
+    ) -> list[tuple[Piece, int, int]]:
+        """The checkpoint tensors that outputs start … stop of a parameter's matrix are made from: each with its own
+        first output, and how many. Empty where it does not show which outputs of a tensor they are.
+
+        transposed  the inputs run along the parameter's rows
+        """
+        import torch
+
+        made = self._made[parameter]
+        if made.first_row is None:
+            return [(Piece(made.names[0], expert, transposed), start, stop - start)]
+        outputs = made.first_row if transposed else made.first_column
+        if expert is not None:
+            outputs = outputs[expert]
+        sources = outputs >> _COLUMN_BITS
+        numbers, counts = torch.unique_consecutive(sources[start:stop], return_counts=True)
+        found = []
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            name, matrix = made.sources[number]
+            shape = self.checkpoint.tensors[name].shape
+            # All of a tensor's outputs are here, so their order is known.
+            turned = next(p.transposed for p in self.origin(parameter, expert, transposed) if p.name == name)
+            if count != shape[-1 if turned else -2] or int((sources == number).sum()) != count:
+                return []
+            found.append((Piece(name, matrix, turned), 0, count))
+        return found
+
+    def vector(self, parameter: str) -> str | None:
+        """The checkpoint tensor that a parameter of one dimension is, as it stands."""
+        made = self._made.get(parameter)
+        return made.names[0] if made is not None and not made.sources else None
+
 
 def _build(checkpoint: Checkpoint, purpose: Purpose) -> Any:
     import torch

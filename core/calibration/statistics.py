@@ -22,6 +22,7 @@ class Statistic(Enum):
     HESSIAN = "hessian"  # float32 [columns, columns], (2/n)·Σ x xᵀ
     ACTIVATIONS = "activations"  # float32 [samples, columns], some of the tokens as they came
     ABSMAX = "absmax"  # float32 [columns], largest |x| per input channel
+    MAGNITUDE = "magnitude"  # float32 [columns], mean |x| per input channel
     RANGE = "range"  # float32 [2], smallest and largest x: moving averages over the samples
 
 

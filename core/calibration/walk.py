@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.calibration.gathering import KEPT_TOKENS, Gatherer, Key, Split
+from core.calibration.gathering import KEPT_TOKENS, Gatherer, Key, Split, Watched
 from core.calibration.purpose import CALIBRATION, Purpose
 from core.calibration.skeleton import Piece, Replace, Skeleton, quiet
 from core.calibration.statistics import Statistic, TensorStatistics, stack, together
@@ -37,7 +37,7 @@ BATCH_TOKENS = 2048
 _STATE = "walk.json"
 
 
-class _Reached(Exception):
+class _Reached(Watched):
     """The forward has come as far as it was wanted."""
 
 
@@ -128,7 +128,7 @@ class Walk:
         """Logits of the whole model on some of the ids, unless something raises _Reached before."""
         try:
             return self.skeleton.model(input_ids=self.ids[samples].to(self.device)).logits
-        except (_Reached, WorkbenchError, Cancelled, Split):
+        except (WorkbenchError, Cancelled, Watched):
             raise
         except Exception as error:  # a foreign model's code
             raise self._failed("the model", error) from error
@@ -212,7 +212,7 @@ class Walk:
     def _run(self, name: str, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         try:
             return self.skeleton.model.get_submodule(name)(*args, **options)
-        except (WorkbenchError, Cancelled, Split):
+        except (WorkbenchError, Cancelled, Watched):
             raise
         except Exception as error:  # a foreign model's code
             raise self._failed(name, error) from error
@@ -284,18 +284,22 @@ class Walk:
         return self.skeleton.sources(self.skeleton.blocks[block])
 
     def gather(
-        self, block: int, onward: Callable[[dict[str, TensorStatistics]], None] | None = None
+        self,
+        block: int,
+        onward: Callable[[dict[str, TensorStatistics]], None] | None = None,
+        replace: Replace = _keep,
     ) -> dict[str, TensorStatistics]:
         """Statistics of the inputs of a block's matrices, by checkpoint tensor.
 
         onward  the samples go through at once, as `advance` without other weights has it, and the block is finished
                 once this has kept its statistics
+        replace other weights, where it has them
         raises  CalibrationError, DeviceError, Cancelled
         """
         assert block == self.next
         name = self.skeleton.blocks[block]
         with quiet():
-            self.skeleton.load(name)
+            self.skeleton.load(name, replace)
             try:
                 gatherer = self._pass(block, onward is not None)
                 found = self._by_tensor(gatherer)
@@ -320,6 +324,26 @@ class Walk:
             finally:
                 self.skeleton.release(name)
         self._finish(block)
+
+    @contextmanager
+    def loaded(self, block: int, replace: Replace = _keep) -> Iterator[Callable[[], torch.Tensor]]:
+        """A block with its weights, others where `replace` has them, and a way to run the first batch through it: gives
+        hidden states, float32. raises as `gather` does"""
+        name = self.skeleton.blocks[block]
+
+        def forward() -> torch.Tensor:
+            self.ctx.check()
+            hidden = self._read(block, 0)
+            args, options = self._inputs[block][0]
+            out = self._run(name, (hidden, *args), options)
+            return out[0] if isinstance(out, tuple) else out
+
+        with quiet():
+            self.skeleton.load(name, replace)
+            try:
+                yield forward
+            finally:
+                self.skeleton.release(name)
 
     def _pass(self, block: int, onward: bool) -> Gatherer:
         module = self.skeleton.model.get_submodule(self.skeleton.blocks[block])

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from core.checkpoints.base import Checkpoint
     from core.formats.base import Format
 
+# What can be written from numbers.
+WRITABLE = ("f32", "f16", "bf16")
 # Findings of one kind that are listed tensor by tensor; the rest is counted.
 LISTED = 20
 
@@ -70,7 +72,7 @@ def make_plan(
     ctx.check()
     resolved = resolve(recipe, outline, target, importance=Statistic.IMPORTANCE in kinds)
     ctx.check()
-    assignments = _Assigner(checkpoint, target).all(outline.tensors, resolved)
+    assignments = _foldable(_Assigner(checkpoint, target).all(outline.tensors, resolved), resolved)
     ctx.check()
     layout = target.layout(checkpoint, outline, assignments, label_of(recipe), shard_bytes)
     planned = tuple(
@@ -160,6 +162,22 @@ def statistics_json(plan: Plan) -> dict[str, Any] | None:
         "kinds": sorted(kind.value for kind in plan.kinds),
         "covered": covered,
     }
+
+
+def _foldable(assignments: Sequence[Assignment], resolved: Sequence[Resolved]) -> list[Assignment]:
+    """Where a method may fold its scales into a layer's other tensors, these are written as numbers, not as the bytes
+    that are there: the same bytes as long as nothing is folded."""
+    layers = {a.tensor.role.layer for a, r in zip(assignments, resolved, strict=True) if _folds(r.strategy)} - {None}
+    return [
+        replace(a, copy=False) if a.copy and a.tensor.role.layer in layers and a.format.name in WRITABLE else a
+        for a in assignments
+    ]
+
+
+def _folds(strategy: Strategy) -> bool:
+    from core.methods import METHODS
+
+    return strategy.format != KEEP and any(m.name == strategy.method and m.folds for m in METHODS)
 
 
 class _Assigner:
@@ -255,6 +273,13 @@ def _problems(
     yield from listed("warning", merged, "the first source decides; let one rule name all of them")
     changed = [(t.tensor.name, r.reason) for t, r in both if r.fallback and r.strategy.format != KEEP]
     yield from listed("note", changed, "")
+    folding = sorted({t.strategy.method for t in planned if t.quantized and _folds(t.strategy)})
+    if folding:
+        yield Problem(
+            "note",
+            f"{' and '.join(folding)} may rescale norms and weights of the blocks: errors are told against "
+            "the rescaled ones, and a comparison with the original's weights says nothing; compare what the models say",
+        )
     yield from listed("note", [(name, f"left out: {why}") for name, why in outline.dropped.items()], "")
     yield from (Problem("note", text) for text in outline.notes)
 

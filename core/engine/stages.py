@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.calibration import kept
+from core.calibration.folding import Folded
 from core.calibration.runner import ALL
 from core.calibration.statistics import Statistic, Statistics, TensorStatistics
 from core.context import JobContext
+from core.engine.folds import Folder, not_folded
 from core.engine.journal import calibration_identity, identity
 from core.engine.known import bind, numbers
 from core.engine.model import Plan, PlannedTensor
@@ -83,11 +85,12 @@ class Blocks(Stages):
         assert plan.calibration is not None
         self._plan, self._checkpoint, self._work = plan, checkpoint, work
         same = identity(plan, work.device, work.measure)
-        self._folder = kept.folder_of("blocks", str(out), sorted(same.items()))
+        folder = kept.folder_of("blocks", str(out), sorted(same.items()))
         kinds = wanted(plan)
         samples, words = plan.calibration, calibration_identity(plan)
-        self._walk: Walk = Walk(checkpoint, samples, self._folder, words, kinds, work.device, Counted(ctx))
+        self._walk: Walk = Walk(checkpoint, samples, folder, words, kinds, work.device, Counted(ctx))
         self._stage_of = self._assigned()
+        self._folder = Folder(checkpoint, self._walk, plan.tensors, self._stage_of, folder)
 
     def _assigned(self) -> list[int]:
         """For every output tensor the block with which it is quantized; the number of blocks for all the rest."""
@@ -113,7 +116,18 @@ class Blocks(Stages):
             sink = Sink(self._checkpoint)
             if any(self._plan.tensors[unit.tensor].quantized for unit in mine):
                 say(f"{name}: gathering")
-                yield Stage(self._with(walk.gather(block), block), mine, sink.keep)
+                found = walk.gather(block)
+                folds = self._folder.block(block, found)
+                work = self._work
+                if folds is not None:
+                    folded = Folded(self._checkpoint, folds.scales)
+                    sink = Sink(folded)
+                    if Statistic.RANGE in walk.kinds and folds.scales.tensors:
+                        found = walk.gather(block, replace=folded.changed)
+                    else:
+                        found = folds.statistics(found, self._checkpoint)
+                    work = replace(work, scales=folds.scales, remarks=folds.remarks)
+                yield Stage(self._with(found, block, work), mine, sink.keep)
             else:
                 yield Stage(self._work, mine)
             say(f"{name}: samples go on")
@@ -123,27 +137,28 @@ class Blocks(Stages):
         if any(self._plan.tensors[unit.tensor].quantized for unit in rest):
             say("the head: gathering")
             found = walk.head()
-        yield Stage(self._with(found, walk.count), rest)
+        outside = not_folded([self._plan.tensors[unit.tensor] for unit in rest], "nothing before it can take scales")
+        yield Stage(self._with(found, walk.count, replace(self._work, remarks=outside)), rest)
 
-    def _with(self, found: Mapping[str, TensorStatistics], stage: int) -> Work:
+    def _with(self, found: Mapping[str, TensorStatistics], stage: int, work: Work) -> Work:
         outline = self._plan.outline
         mine = tuple(t for t, n in zip(outline.tensors, self._stage_of, strict=True) if n == stage)
         assert outline.statistics is not None
         known = bind(Statistics(outline.statistics, found), replace(outline, tensors=mine), self._checkpoint)
-        return replace(self._work, statistics=known.tensors)
+        return replace(work, statistics=known.tensors)
 
     def remove(self) -> None:
         """Nothing to continue."""
         self._walk.close()
-        kept.remove(self._folder)
+        kept.remove(self._folder.folder)
 
 
 def wanted(plan: Plan) -> frozenset[Statistic]:
     """The statistics that a plan's methods and static inputs use; importance, which formats use, always."""
     from core.methods import get_method
 
-    methods = {t.strategy.method for t in plan.tensors if t.quantized}
-    needs = frozenset[Statistic]().union(*(get_method(name).needs for name in methods))
+    methods = [get_method(name) for name in {t.strategy.method for t in plan.tensors if t.quantized}]
+    needs = frozenset[Statistic]().union(*(m.needs | m.uses for m in methods))
     if any(t.inputs == STATIC for t in plan.tensors):
         needs |= STATIC_NEEDS
     return (needs | {Statistic.IMPORTANCE}) & ALL
@@ -181,4 +196,5 @@ class Sink:
 
     def get(self, name: str) -> torch.Tensor | None:
         """The tensor as a reader of the output gets it; None where it is as it was."""
-        return self._made.get(name)
+        made = self._made.get(name)
+        return made if made is not None or not isinstance(self._checkpoint, Folded) else self._checkpoint.changed(name)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import core
+from core.calibration.folding import Folded, Scales
 from core.calibration.statistics import Statistic, TensorStatistics
 from core.context import JobContext
 from core.engine.devices import out_of_memory, to_cpu, to_device
@@ -60,6 +61,8 @@ class Work:
 
     sizes       (path, bytes, mtime_ns) of the source files when the run began
     statistics  by output tensor; what is not known is not in it
+    scales      folds that tensors are read with
+    remarks     output tensor → lines for its report
     """
 
     source: Path
@@ -71,6 +74,8 @@ class Work:
     device: str
     measure: bool
     statistics: Mapping[str, TensorStatistics]
+    scales: Scales | None = None
+    remarks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     version: str = core.__version__
 
     @classmethod
@@ -146,6 +151,8 @@ def process(
     """
     ctx.check()
     planned = work.tensors[unit.tensor]
+    if work.scales is not None:
+        checkpoint = Folded(checkpoint, work.scales)
     began = time.perf_counter()
     try:
         task = _Task(work, unit, planned, checkpoint, write, ctx, advance, keep)
@@ -189,7 +196,7 @@ class _Task:
         self.sums: ErrorSums | None = None
         self.outputs: OutputSums | None = None
         # Dicts keep order and drop repetitions.
-        self.fallbacks: dict[str, None] = {}
+        self.fallbacks: dict[str, None] = dict.fromkeys(work.remarks.get(planned.tensor.name, ()))
         self.known = work.statistics.get(planned.tensor.name) if planned.quantized else None
         self.notes: dict[str, None] = {}
         self._write, self._advance = write, advance

@@ -5,12 +5,14 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from core.errors import RecipeError
+from core.methods.awq import Awq
 from core.methods.base import Method, Statistic
 from core.methods.gptq import Gptq
 from core.methods.hqq import Hqq
 from core.methods.nearest import Nearest
+from core.methods.smoothquant import SmoothQuant
 
-METHODS: tuple[Method, ...] = (Nearest(), Gptq(), Hqq())
+METHODS: tuple[Method, ...] = (Nearest(), Gptq(), Hqq(), Awq(), SmoothQuant())
 
 _BY_NAME = {m.name: m for m in METHODS}
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from core.calibration.statistics import Statistic
@@ -15,6 +16,29 @@ if TYPE_CHECKING:
     import torch
 
 
+@dataclass(frozen=True, eq=False)
+class Consumer:
+    """A matrix whose inputs can be scaled, with the rest of its kind.
+
+    w       float32 [rows, columns]
+    stats   of its inputs; tokens: how many these are
+    """
+
+    w: torch.Tensor
+    format: Format
+    stats: Mapping[Statistic, torch.Tensor]
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling:
+    """Scales for the inputs of consumers: float32 [columns], all ones where nothing is gained. The errors of their
+    outputs, relative to the unscaled one's, where the method has measured it: None if not."""
+
+    scales: torch.Tensor
+    error: float | None = None
+
+
 class Method(ABC):
     """One way of choosing codes. METHODS in core/methods/__init__.py lists them."""
 
@@ -22,6 +46,10 @@ class Method(ABC):
     title: ClassVar[str]
     help: ClassVar[str]
     needs: ClassVar[frozenset[Statistic]] = frozenset()
+    # Used as well, where they could be gathered.
+    uses: ClassVar[frozenset[Statistic]] = frozenset()
+    # What it moves scales into, before it quantizes: "norm", "matrix" (core/calibration/folding.py).
+    folds: ClassVar[frozenset[str]] = frozenset()
     parameters: ClassVar[tuple[Parameter, ...]] = ()
 
     @property
@@ -39,6 +67,19 @@ class Method(ABC):
 
     def forget(self) -> None:
         """Frees what was kept from one slice to the next; called when a run is over."""
+
+    def scaling(
+        self,
+        consumers: Sequence[Consumer],
+        tied: torch.Tensor | None,
+        params: Mapping[str, Any],
+        ctx: JobContext = SILENT,
+    ) -> Scaling:
+        """Scales for the inputs that consumers share. Only for a method with `folds`.
+
+        tied  int64 [columns]: inputs of the same number must have the same scale; None: each may have its own
+        """
+        raise NotImplementedError(f"{self.name} moves no scales")
 
     @abstractmethod
     def quantize(
