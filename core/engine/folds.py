@@ -15,7 +15,7 @@ from core.calibration import folding
 from core.calibration.folding import Fold, Folded, Part, Scaled, Scales, folded_statistics
 from core.calibration.statistics import TensorStatistics
 from core.calibration.tracing import find_folds
-from core.engine.known import as_tensors
+from core.engine.known import as_tensors, trace
 from core.engine.model import PlannedTensor
 from core.methods import get_method
 from core.parameters import check_parameters
@@ -186,7 +186,10 @@ class _Block:
         """The output tensor of a consumer whose method wants such a fold."""
         for planned in self.readers.get(part.name, []):
             method = folding_method(planned)
-            if method is not None and fold.through in method.folds:
+            if method is None or fold.through not in method.folds:
+                continue
+            # Its columns must be the inputs: a Conv1D that is stored as it is has them as rows.
+            if trace(planned.tensor.source, self.checkpoint, 0).transposed == part.turned:
                 return planned
         return None
 

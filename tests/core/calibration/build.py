@@ -48,7 +48,11 @@ def model(folder: Path, kind: str, **options: Any) -> Any:
         base = {key: _BASE[key] for key in ("hidden_size", "vocab_size")}
     torch.manual_seed(0)
     config = getattr(transformers, config_class)(**base, bos_token_id=0, eos_token_id=1, pad_token_id=2, **given)
-    made = getattr(transformers, name)(config)
+    return save(folder, getattr(transformers, name)(config))
+
+
+def save(folder: Path, made: Any) -> Any:
+    """Any model with random weights, norms around 1; as `model`."""
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.15 + (parameter.dim() == 1))
