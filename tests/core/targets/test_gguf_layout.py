@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -278,6 +277,7 @@ class Many(Checkpoint):
         return ""
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(("name", "fmt"), [("compressed-tensors", "int4-g32"), ("dense", "int4-g32"), ("gguf", "q4_0")])
 def test_fifty_thousand_tensors_are_laid_out_at_once(tmp_path, monkeypatch, name, fmt) -> None:
     names = [f"model.layers.{n // 500}.experts.{n % 500}.up_proj.weight" for n in range(50_000)]
@@ -289,8 +289,6 @@ def test_fifty_thousand_tensors_are_laid_out_at_once(tmp_path, monkeypatch, name
     wanted = target.adapt(get_format(fmt), tensors[0])
     assignments = [Assignment(t, wanted) for t in tensors]
     checkpoint = Many(tmp_path, outline)
-    began = time.process_time()
+    # Seconds on any machine; anything that grows with the square of the tensors runs into the time limit.
     layout = target.layout(checkpoint, outline, assignments)
-    seconds = time.process_time() - began
     assert len(layout.places) == 50_000
-    assert seconds < 3, f"{seconds:.1f} s"
