@@ -67,9 +67,18 @@ class Counts:
         step = (wanted - before) / inside if inside else 0.0
         return float(self.edges[at - 1] + step * (self.edges[at] - self.edges[at - 1]))
 
-    def rebinned(self, low: float, high: float, bins: int) -> Counts:
+    @property
+    def freedman_diaconis(self) -> float:
+        """The bin width 2·IQR/∛n (Freedman and Diaconis 1981); NaN where half of all values are equal, or lie in one of
+        the counted bins: what a quartile is inside a bin is not known."""
+        spread = self.quantile(0.75) - self.quantile(0.25)
+        step = (self.high - self.low) / self.counts.size
+        return 2 * spread / self.total ** (1 / 3) if self.total and spread > step else math.nan
+
+    def rebinned(self, low: float, high: float, bins: int, width: float = math.nan) -> Counts:
         """The part from low to high (and a bin more at either side) in at most `bins` bins, whole bins joined.
 
+        width  of a bin, as nearly as whole bins allow, instead of their number; NaN for none
         What lies outside the part is in below and above.
         """
         n = self.counts.size
@@ -78,6 +87,8 @@ class Counts:
         last = max(first + 1, min(n, math.ceil((high - self.low) / step)))
         # Multiples of powers of two: joined bins keep their place while the view moves.
         joined = 1 << max(0, math.ceil(math.log2((last - first) / bins)))
+        if not math.isnan(width):
+            joined = min(n, max(1, round(width / step)))
         first = first // joined * joined
         last = min(n, -(-last // joined) * joined)
         part = self.counts[first:last]

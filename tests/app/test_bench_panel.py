@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 from PySide6.QtCore import Qt
 
+from app.edits import SetTarget
 from app.job_service import JobService
 from app.panels.bench.state import EMPTY, BenchState
 from app.panels.bench.view import BenchPanel
 from app.session import Session
 from core.analysis.bench import BenchRow, bench
 from core.analysis.error import ErrorSums
+from core.checkpoints import open_checkpoint
+from core.targets import get_target
 
 DOWN = "blk.0.ffn_down.weight"
 
@@ -89,10 +92,11 @@ class _Request:
         ("gptq", "int4-g128", "nf4"),
     ],
 )
-def test_what_stands_on_the_bench_is_what_the_target_carries(opened, settled, target, among, never):
-    session = opened.session
-    opened.commands.set_target(target)
-    settled()
+def test_what_stands_on_the_bench_is_what_the_target_carries(qapp, demo: Path, target, among, never):
+    session = Session()
+    session.open(open_checkpoint(demo))
+    session.apply(SetTarget(target))
+    session.set_outline(get_target(target).outline(session.checkpoint))
     name = next(t.name for t in session.outline.tensors if t.role.kind == "down")
     session.select((name,))
     state = BenchState()
@@ -101,8 +105,6 @@ def test_what_stands_on_the_bench_is_what_the_target_carries(opened, settled, ta
     assert among in labels
     assert never not in labels
     assert 3 <= len(labels) <= 12
-    from core.targets import get_target
-
     for entry in state.request.entries:
         assert not get_target(target).refuses(entry.format, state.request.tensors[0])
     assert "unknown format 'q5_kk'" in state.add("q5_kk")

@@ -21,7 +21,7 @@ from app.panels.histogram.picture import percent, short
 from app.panels.histogram.state import EMPTY, UNSELECTED, HistogramState
 from app.panels.histogram.view import HistogramPanel
 from app.session import Session
-from core.analysis.histogram import GroupRequest, group_view, histogram
+from core.analysis.histogram import GroupRequest, HistogramRequest, group_view, histogram
 from core.checkpoints import open_checkpoint
 from core.engine.model import PlannedTensor
 from core.formats import get_format
@@ -224,6 +224,64 @@ def test_csv_holds_what_is_drawn():
     assert float(original[0]["from"]) == picture.original.edges[0]
 
 
+def test_two_humps_are_said():
+    rng = np.random.default_rng(3)
+    centers = np.where(rng.random((256, 512)) < 0.4, 0.05, -0.04)
+    w = torch.from_numpy((centers + rng.standard_normal((256, 512)) * 0.01).astype(np.float32))
+    words = shown(w, "keep").title()
+    assert words.startswith("Two humps, around ")
+    low, high = (float(x.replace("−", "-")) for x in words.removeprefix("Two humps, around ").split(" and "))
+    assert low == pytest.approx(-0.04, abs=0.004)
+    assert high == pytest.approx(0.05, abs=0.004)
+    assert shown(w, "int4-g128").title().startswith("Two humps, around")
+    for one in (W, W.abs(), gaussian(512, 512), torch.rand(256, 512), torch.sign(W), (W * 30).round() / 30):
+        assert "humps" not in shown(one, "keep").title()
+
+
+def test_bins_by_freedman_and_diaconis():
+    w = gaussian(512, 512)
+    state = shown(w, "keep")
+    x = w.numpy().ravel()
+    wanted = float(np.histogram_bin_edges(x, bins="fd")[1] - np.histogram_bin_edges(x, bins="fd")[0])
+    assert state.result.original.freedman_diaconis == pytest.approx(wanted, rel=0.02)
+    state.by_spread = True
+    curve = state.picture(*state.bounds()).original
+    assert curve.edges[1] - curve.edges[0] == pytest.approx(wanted, rel=0.05)
+    assert sum(curve.heights) == pytest.approx(100)
+    assert math.isnan(shown(torch.zeros(4, 512), "keep").result.original.freedman_diaconis)
+    few = shown(torch.zeros(4, 512), "keep")
+    few.by_spread = True
+    assert few.picture(*few.bounds()).original.heights.size <= 256, "no spread, no rule: 256 bins"
+
+
+def test_other_tensors_are_laid_over_as_shares_of_equal_bins():
+    wide = gaussian(256, 512) * 4
+    checkpoint = Memory(W)
+    other = Memory(wide)
+    state = HistogramState()
+    session = Plans(checkpoint, planned(checkpoint, "w", "keep"))
+    second = replace(planned(other, "w", "keep"), tensor=replace(planned(other, "w", "keep").tensor, name="v"))
+    session.by_name["v"] = second
+    session.selection = ("w", "v")
+    assert state.follow(session)  # type: ignore[arg-type]
+    state.take(histogram(state.request))
+    assert [r.tensor.name for r in state.overlay_request().tensors] == ["v"]
+    taken = histogram(HistogramRequest(other, second.tensor))
+    assert state.take_overlay(taken)
+    assert state.overlay_request() is None
+    assert "1 more laid over" in state.subtitle()
+    picture = state.picture(-1.0, 1.0)
+    first, over = picture.original, picture.others[0]
+    step = first.edges[1] - first.edges[0]
+    assert over.heights.sum() * (over.edges[1] - over.edges[0]) / step == pytest.approx(100, rel=0.01)
+    # Four times as wide, so a quarter as high.
+    assert first.heights.max() / over.heights.max() == pytest.approx(4, rel=0.15)
+    session.selection = ("w",)
+    state.follow(session)  # type: ignore[arg-type]
+    assert state.laid_over == []
+    assert not state.take_overlay(taken)
+
+
 # --- following ------------------------------------------------------------------------------------------------------
 
 
@@ -400,6 +458,33 @@ def test_a_low_panel_keeps_room_for_the_plot(bench, qtbot):
     panel.resize(340, 280)
     qtbot.waitUntil(lambda: not panel.legend.isVisible() and not panel.percentiles.isVisible())
     qtbot.waitUntil(lambda: panel.plot.height() >= 130)
+
+
+def test_several_selected_are_laid_over(bench, qtbot):
+    select(bench, qtbot, DOWN, "q4_k")
+    panel = bench.panel
+    names = (DOWN, "model.layers.0.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight")
+    bench.session.set_plan(None, {n: planned(bench.checkpoint, n, "q4_k") for n in names})
+    bench.session.select(names)
+    qtbot.waitUntil(lambda: len(panel.state.laid_over) == 2 and panel._overlay_job is None, timeout=20_000)
+    assert [item.isVisible() for item in panel._overlays] == [True, True, False, False]
+    assert "2 more laid over" in panel.subtitle.text()
+    assert "layers.2.mlp" in panel.legend.text().replace("&nbsp;", " ")
+    before = panel._original.getData()[1].size
+    panel.spread.click()
+    assert panel._original.getData()[1].size < before
+    bench.session.select(names[:1])
+    assert not any(item.isVisible() for item in panel._overlays)
+
+
+def test_a_slow_tensor_takes_the_old_picture_away(bench, qtbot):
+    select(bench, qtbot, DOWN, "q4_k")
+    panel = bench.panel
+    panel.state.request = replace(panel.state.request, tensor=replace(panel.state.request.tensor, name="another"))
+    panel.state.result = None
+    panel._blank()
+    assert not panel.plot.isVisible()
+    assert "another" in panel.subtitle.text()
 
 
 def test_a_kept_tensor(bench, qtbot):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,11 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One view's curves. top, residual_top: the upper end of the y axes; bottom: the lower one (0, or a logarithm)."""
+    """One view's curves.
+
+    others             of tensors laid over it, as shares in bins as wide as the original's
+    top, residual_top  the upper end of the y axes; bottom: the lower one (0, or a logarithm)
+    """
 
     original: Curve
     dequantized: Curve | None
@@ -40,6 +45,7 @@ class Picture:
     top: float
     residual_top: float
     logarithmic: bool
+    others: tuple[Curve, ...] = ()
 
     def shares(self, curve: Curve) -> NDArray[np.float64]:
         """Percent, whatever the axis."""
@@ -48,20 +54,35 @@ class Picture:
         return np.where(curve.heights > self.bottom, 10**curve.heights, 0.0)
 
 
-def picture_of(result: HistogramResult, low: float, high: float, logarithmic: bool) -> Picture:
-    """Curves for a view from low to high."""
+def picture_of(
+    result: HistogramResult,
+    low: float,
+    high: float,
+    logarithmic: bool,
+    by_spread: bool = False,
+    others: Sequence[HistogramResult] = (),
+) -> Picture:
+    """Curves for a view from low to high. by_spread: bins by Freedman and Diaconis, else BINS of them."""
     total = max(1, result.original.total)
     floor = math.log10(100 / total / 2) if logarithmic else 0.0
 
-    def curve(counts: Counts) -> Curve:
-        part = counts.rebinned(low, high, BINS)
-        share: NDArray[np.float64] = part.counts * np.float64(100 / total)
+    width = result.original.freedman_diaconis if by_spread else math.nan
+
+    def curve(counts: Counts, against: float = math.nan) -> Curve:
+        part = counts.rebinned(low, high, BINS, width)
+        share: NDArray[np.float64] = part.counts * np.float64(
+            100 / (total if math.isnan(against) else counts.total or 1)
+        )
+        if not math.isnan(against):
+            share = share * (against / (part.edges[1] - part.edges[0]))
         return Curve(part.edges, np.log10(np.maximum(share, 10**floor)) if logarithmic else share)
 
     original = curve(result.original)
     dequantized = curve(result.dequantized) if result.dequantized is not None else None
     residual = curve(result.residual) if result.residual is not None else None
-    top = _top(original)
+    step = float(original.edges[1] - original.edges[0])
+    laid_over = tuple(curve(other.original, step) for other in others)
+    top = max(map(_top, (original, *laid_over)))
     if dequantized is not None:
         # A grid shared by many weights puts them on few levels: those peaks may leave the picture.
         peak = _top(dequantized)
@@ -74,6 +95,7 @@ def picture_of(result: HistogramResult, low: float, high: float, logarithmic: bo
         _headroom(floor, top),
         _headroom(floor, _top(residual) if residual is not None else floor),
         logarithmic,
+        laid_over,
     )
 
 

@@ -4,15 +4,18 @@ in view.py."""
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from app.panels.histogram.picture import Picture, csv_of, percent, picture_of, short
-from core.analysis.histogram import GroupRequest, GroupView, HistogramRequest, HistogramResult
+from core.analysis.histogram import GroupRequest, GroupView, HistogramRequest, HistogramResult, histogram
+from core.context import JobContext
 
 if TYPE_CHECKING:
     from app.session import Session
+    from core.analysis.counts import Counts
     from core.analysis.reach import Group
     from core.targets.base import OutputTensor
 
@@ -20,8 +23,26 @@ PERCENTILES = (0.1, 1.0, 99.0, 99.9)
 # A tensor whose outermost weights lie this many times farther out than its 0.05th and 99.95th percentile is first shown
 # without them: a single outlier would press all the rest into one bin.
 FAR_OUT = 3.0
+# Tensors that are laid over the first one at most: more lines than these nobody tells apart.
+OVERLAYS = 4
+# Bins in which humps are looked for: finer ones show the noise of sampling.
+HUMP_BINS = 64
 EMPTY = "Open a checkpoint and select a tensor: its weights appear here, with what the strategy makes of them."
 UNSELECTED = "Select a tensor: its weights appear here, with what the strategy makes of them."
+
+
+@dataclass(frozen=True)
+class OverlayRequest:
+    """Tensors to lay over another, weights alone."""
+
+    tensors: tuple[HistogramRequest, ...]
+
+
+def overlay_task(request: OverlayRequest, ctx: JobContext) -> int:
+    """Hands over one histogram after the other, each coarse first. Returns how many."""
+    for each in request.tensors:
+        ctx.partial(histogram(each, ctx))
+    return len(request.tensors)
 
 
 class HistogramState:
@@ -29,6 +50,9 @@ class HistogramState:
 
     def __init__(self) -> None:
         self.logarithmic = False
+        self.by_spread = False  # bins by Freedman and Diaconis, not 256 of them
+        self.overlays: dict[str, HistogramResult] = {}  # other selected tensors by name, as far as they are counted
+        self.overlay_requests: tuple[HistogramRequest, ...] = ()
         self.place: tuple[int, int] | None = None  # row and group by hand; None: all groups
         self.result: HistogramResult | None = None
         self.group: GroupView | None = None
@@ -48,10 +72,16 @@ class HistogramState:
             self._show_nothing()
             return False
         self.request = _request(session, tensor)
+        laid_over = (_output_tensor(session, n) for n in names[1 : OVERLAYS + 1])
+        self.overlay_requests = tuple(HistogramRequest(session.checkpoint, t) for t in laid_over if t is not None)
+        wanted = {r.tensor.name for r in self.overlay_requests}
+        self.overlays = {n: r for n, r in self.overlays.items() if n in wanted}
         if before is not None and _same(before, self.request):
             return False
         if before is None or before.tensor != self.request.tensor or before.checkpoint is not self.request.checkpoint:
             self.result, self.place = None, None
+            if before is None or before.checkpoint is not self.request.checkpoint:
+                self.overlays = {}
         self.group, self.failure = None, ""
         return True
 
@@ -62,6 +92,28 @@ class HistogramState:
             return False
         self.result, self.failure = result, ""
         return True
+
+    def overlay_request(self) -> OverlayRequest | None:
+        """What is still to be counted of the other selected tensors; None when all is there."""
+        open_ = [r for r in self.overlay_requests if not self._overlaid(r.tensor.name)]
+        return OverlayRequest(tuple(open_)) if open_ else None
+
+    def _overlaid(self, name: str) -> bool:
+        known = self.overlays.get(name)
+        return known is not None and known.exact
+
+    def take_overlay(self, result: HistogramResult) -> bool:
+        """A histogram to lay over. False when the tensor is no longer selected."""
+        wanted = any(r.tensor.name == result.name for r in self.overlay_requests)
+        if wanted:
+            self.overlays[result.name] = result
+        return wanted
+
+    @property
+    def laid_over(self) -> list[HistogramResult]:
+        """Those that can be drawn, in the order of the selection."""
+        found = (self.overlays.get(r.tensor.name) for r in self.overlay_requests)
+        return [r for r in found if r is not None and r.moments.finite]
 
     def fail(self, line: str) -> None:
         self.result, self.group, self.failure = None, None, line
@@ -119,9 +171,13 @@ class HistogramState:
             return f"{bad:,} {'weight is' if bad == 1 else 'weights are'} NaN or infinite"
         if not result.moments.count:
             return "The tensor is empty"
+        humps = _humps(result.original, self.home())
+        two = f"Two humps, around {short(humps[0])} and {short(humps[1])}" if humps else ""
         error, reach = result.error, result.reach
         if error is None:
-            return _spread(result)
+            return two or _spread(result)
+        if two:
+            return f"{two} · SQNR {error.sqnr_db:.1f} dB" if error.e2 and error.sqnr_db is not None else two
         if error.e2 == 0:
             return "Exact: no weight changes"
         sqnr = f"SQNR {error.sqnr_db:.1f} dB" if error.sqnr_db is not None else "all weights were zero"
@@ -143,7 +199,10 @@ class HistogramState:
         if result is not None and not result.exact:
             text += f" · sample of {result.moments.count:,} weights, the rest is on its way"
         if self.others:
-            text += f" · first of {self.others + 1:,} selected"
+            over = len(self.overlay_requests)
+            text += (
+                f" · {over} more laid over" if over == self.others else f" · {over} of {self.others:,} more laid over"
+            )
         return text
 
     def notes(self) -> str:
@@ -260,7 +319,7 @@ class HistogramState:
     def picture(self, low: float, high: float) -> Picture:
         """Curves for a view from low to high."""
         assert self.result is not None
-        self._drawn = picture_of(self.result, low, high, self.logarithmic)
+        self._drawn = picture_of(self.result, low, high, self.logarithmic, self.by_spread, self.laid_over)
         return self._drawn
 
     def csv(self) -> str:
@@ -269,6 +328,7 @@ class HistogramState:
 
     def _show_nothing(self) -> None:
         self.request, self.result, self.group, self.place, self.failure = None, None, None, None, ""
+        self.overlay_requests, self.overlays = (), {}
         self._drawn = None
 
 
@@ -313,3 +373,30 @@ def _spread(result: HistogramResult) -> str:
         return ""
     farthest = max((moments.minimum, moments.maximum), key=lambda w: abs(w - moments.mean))
     return f"Farthest weight {short(farthest)}, {abs(farthest - moments.mean) / moments.std:.1f} σ from the mean"
+
+
+def _humps(counts: Counts, view: tuple[float, float]) -> tuple[float, float] | None:
+    """Where the two humps of a distribution are; None where it has one, or a comb of levels.
+
+    A hump is a run of smoothed bins that stands out by half of its height, and holds a tenth of all weights.
+    """
+    part = counts.rebinned(*view, HUMP_BINS)
+    if part.counts.size < 16 or not part.counts.sum():
+        return None
+    window = np.array([1, 2, 3, 4, 3, 2, 1], np.float64)
+    smooth = np.convolve(part.counts, window / window.sum(), mode="same")
+    centers = (part.edges[:-1] + part.edges[1:]) / 2
+    inner = np.flatnonzero((smooth[1:-1] > smooth[:-2]) & (smooth[1:-1] >= smooth[2:])) + 1
+    peaks = [int(i) for i in inner if smooth[i] > smooth.max() / 5]
+    kept: list[int] = []
+    for peak in peaks:
+        # Of two with no valley between them the higher one stays.
+        if kept and smooth[kept[-1] : peak + 1].min() > min(smooth[kept[-1]], smooth[peak]) / 2:
+            kept[-1] = max(kept[-1], peak, key=lambda i: smooth[i])
+        else:
+            kept.append(peak)
+    if len(kept) != 2:
+        return None
+    valley = kept[0] + int(smooth[kept[0] : kept[1] + 1].argmin())
+    share = float(part.counts[:valley].sum()) / float(part.counts.sum())
+    return (float(centers[kept[0]]), float(centers[kept[1]])) if 0.1 < share < 0.9 else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from PySide6.QtCore import Qt, Slot
+from PySide6.QtCore import Qt, QTimer, Slot
 from PySide6.QtGui import QColor, QResizeEvent, QShowEvent
 from PySide6.QtWidgets import (
     QComboBox,
@@ -21,7 +21,7 @@ from PySide6.QtWidgets import (
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Progress
 from app.labels import ElidedLabel, hairline
-from app.panels.histogram.state import HistogramState
+from app.panels.histogram.state import OVERLAYS, HistogramState, overlay_task
 from app.session import Changes, Notice, Session
 from app.theme import current
 from core.analysis.histogram import GroupView, HistogramResult, group_view, histogram
@@ -29,7 +29,11 @@ from core.analysis.histogram import GroupView, HistogramResult, group_view, hist
 if TYPE_CHECKING:
     from app.plotting.plot import Plot
 
-KEY, GROUP_KEY = "histogram", "histogram group"
+KEY, GROUP_KEY, OVERLAY_KEY = "histogram", "histogram group", "histogram overlay"
+# Lines of tensors laid over the first: colours that stand for nothing else in this plot.
+OVERLAY_ROLES = ("done", "accent", "caution", "text")
+# A picture of the tensor before is gone after this long, whether the new one is there or not.
+STALE_MS = 200
 # Below these heights the plot needs the room more than its legend, and than the percentiles.
 LEGEND_FROM, PERCENTILES_FROM = 340, 300
 
@@ -43,6 +47,11 @@ class HistogramPanel(QWidget):
         self.state = HistogramState()
         self._job: JobId | None = None
         self._group_job: JobId | None = None
+        self._overlay_job: JobId | None = None
+        self._aging = QTimer(self)
+        self._aging.setSingleShot(True)
+        self._aging.setInterval(STALE_MS)
+        self._aging.timeout.connect(self._blank)
         self._stale = True  # something changed while the panel was hidden
         self._framed = ""  # the tensor whose home view is set
         self.plot: Plot | None = None
@@ -105,6 +114,11 @@ class HistogramPanel(QWidget):
             spin.setKeyboardTracking(False)
             spin.setAlignment(Qt.AlignmentFlag.AlignRight)
             spin.valueChanged.connect(self._place_chosen)
+        self.spread = self._button(
+            "columns", "FD", "Bins by Freedman and Diaconis: as narrow as the spread and the count allow", check=True
+        )
+        self.spread.setAccessibleName("Bins by Freedman and Diaconis")
+        self.spread.toggled.connect(self._toggle_spread)
         self.home = self._button("arrows-out-line-horizontal", "", "Reset zoom (double-click the plot)")
         self.home.clicked.connect(self._go_home)
         line = QHBoxLayout()
@@ -112,6 +126,7 @@ class HistogramPanel(QWidget):
         for widget in (self.scope, self.row, self.group):
             line.addWidget(widget)
         line.addStretch(1)
+        line.addWidget(self.spread)
         line.addWidget(self.log)
         line.addWidget(self.home)
         return line
@@ -137,6 +152,7 @@ class HistogramPanel(QWidget):
         self._original = self._weights.fill("original")
         self._dequantized = self._weights.line("dequantized")
         self._residual = self._residuals.fill("residual")
+        self._overlays = [self._weights.line(role, 1.2) for role in OVERLAY_ROLES[:OVERLAYS]]
         self._levels = self._weights.ticks("text", 0)
         self._rug = self._weights.ticks("original", 1)
         self._limits = self._weights.dashes("text", 2)
@@ -167,7 +183,28 @@ class HistogramPanel(QWidget):
         elif self.state.request is None and self._job is not None:
             self._jobs.cancel(self._job)
             self._job = None
+        self._submit_overlays()
         self._show()
+
+    def _submit_overlays(self) -> None:
+        """Counts the other selected tensors, as far as that is not done."""
+        request = self.state.overlay_request()
+        if request is not None:
+            self._overlay_job = self._jobs.submit(
+                overlay_task, request, title="Histograms laid over", lane="preview", key=OVERLAY_KEY
+            )
+        elif self._overlay_job is not None:
+            self._jobs.cancel(self._overlay_job)
+            self._overlay_job = None
+
+    @Slot()
+    def _blank(self) -> None:
+        """Nothing of the new tensor is there yet: take the picture of the one before away."""
+        if self.state.result is None and self.plot is not None:
+            self.plot.hide()
+            for label in (self.title, self.percentiles, self.numbers, self.notes, self.legend):
+                label.clear()
+            self.subtitle.setText(self.state.subtitle())
 
     def showEvent(self, event: QShowEvent) -> None:
         super().showEvent(event)
@@ -180,6 +217,8 @@ class HistogramPanel(QWidget):
         self._job = self._jobs.submit(
             histogram, request, title=f"Histogram of {request.tensor.name}", lane="preview", key=KEY
         )
+        if self.state.result is None:
+            self._aging.start()
         self._submit_group()
 
     def _submit_group(self) -> None:
@@ -190,6 +229,9 @@ class HistogramPanel(QWidget):
 
     def _partial(self, job: JobId, value: object) -> None:
         if job == self._job and self.state.take(cast(HistogramResult, value)):
+            self._aging.stop()
+            self._show()
+        elif job == self._overlay_job and self.state.take_overlay(cast(HistogramResult, value)):
             self._show()
 
     def _progressed(self, progress: Progress) -> None:
@@ -197,8 +239,11 @@ class HistogramPanel(QWidget):
             self.subtitle.setText(f"{self.state.subtitle()} · {progress.permille / 10:.0f} %")
 
     def _finished(self, job: JobId, outcome: Outcome) -> None:
-        if job == self._job:
+        if job == self._overlay_job:
+            self._overlay_job = None
+        elif job == self._job:
             self._job = None
+            self._aging.stop()
             if isinstance(outcome, Done):
                 self.state.take(outcome.result)
             elif isinstance(outcome, Failed):
@@ -266,6 +311,11 @@ class HistogramPanel(QWidget):
                 item.setFillLevel(picture.bottom)
                 item.setData(x=curve.edges, y=curve.heights)
         self._dequantized.setFillLevel(None)
+        for i, item in enumerate(self._overlays):
+            item.setVisible(i < len(picture.others))
+            if i < len(picture.others):
+                item.setData(x=picture.others[i].edges, y=picture.others[i].heights)
+            item.setFillLevel(None)
         self._weights.set_heights(picture.bottom, picture.top, state.logarithmic)
         self._residuals.set_heights(picture.bottom, picture.residual_top, state.logarithmic)
         self._residuals.show_message(self._no_residual())
@@ -296,6 +346,8 @@ class HistogramPanel(QWidget):
             parts.append(_key("━", colors.dequantized, "dequantized"))
             if state.result.residual is not None:
                 parts.append(_key("■", colors.residual, "residual, below"))
+        for role, other in zip(OVERLAY_ROLES, state.laid_over, strict=False):
+            parts.append(_key("━", getattr(colors, role), other.name))
         if state.legend_levels():
             parts.append(_key("╵╵", colors.text, state.legend_levels()))
         if state.place is not None and state.group is not None:
@@ -324,6 +376,12 @@ class HistogramPanel(QWidget):
     @Slot(bool)
     def _toggle_log(self, on: bool) -> None:
         self.state.logarithmic = on
+        if self.plot is not None:
+            self._draw(*self.plot.x_range)
+
+    @Slot(bool)
+    def _toggle_spread(self, on: bool) -> None:
+        self.state.by_spread = on
         if self.plot is not None:
             self._draw(*self.plot.x_range)
 
