@@ -142,7 +142,7 @@ def _row(request: BenchRequest, entry: Entry, limit: int, final: bool, ctx: JobC
         stored_in = request.target.adapt(entry.format, tensor)
         try:
             if stored_in.family != "dense":
-                warm(stored_in, Statistic.IMPORTANCE in known)  # compiling is no part of the time
+                warm(stored_in, Statistic.IMPORTANCE in known, ctx.check)  # compiling is no part of the time
             part = _measured(request, entry, stored_in, method, tensor, known, each, weighted, ctx)
         except WorkbenchError as error:
             notes.append(str(error))

@@ -1,7 +1,7 @@
 """Gathering without quantizing: the samples go through the model as it is, as llama-imatrix does it. The result is kept
 and used again for the same checkpoint, text and settings.
 
-Quantizing each block before the samples go on is the engine's business (core/engine/calibrated.py).
+Quantizing each block before the samples go on is the engine's business (core/engine/stages.py).
 """
 
 from __future__ import annotations

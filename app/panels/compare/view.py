@@ -24,6 +24,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.cells import PaddedDelegate
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Progress
 from app.panels.compare.files import FileButton
@@ -193,6 +194,7 @@ class ComparePanel(QWidget):
     def _table(self, model) -> QTableView:
         table = QTableView(self)
         table.setModel(model)
+        table.setItemDelegate(PaddedDelegate(table))
         table.setShowGrid(False)
         table.setWordWrap(False)
         table.setTabKeyNavigation(False)
@@ -369,7 +371,7 @@ class ComparePanel(QWidget):
     def _fit_columns(self) -> None:
         for section in range(self.model.columnCount()):
             column = COLUMNS[PLACE[self.model.column_id(section)]]
-            wide = self.table.fontMetrics().horizontalAdvance(column.title) + 28
+            wide = self.table.fontMetrics().horizontalAdvance(column.title) + 40
             self.table.setColumnWidth(section, max(column.width, wide))
 
     @Slot()

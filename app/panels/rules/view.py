@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QModelIndex, QPersistentModelIndex, QStringListModel, Qt, Signal, Slot
-from PySide6.QtGui import QKeySequence, QPainter, QShortcut
+from PySide6.QtGui import QKeySequence, QShortcut
 from PySide6.QtWidgets import (
     QAbstractItemView,
     QCompleter,
@@ -15,8 +15,6 @@ from PySide6.QtWidgets import (
     QHeaderView,
     QLabel,
     QLineEdit,
-    QStyle,
-    QStyledItemDelegate,
     QStyleOptionViewItem,
     QTableView,
     QToolButton,
@@ -24,6 +22,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.cells import PaddedDelegate
 from app.edits import AddRule, MoveRule, RemoveRule, ReplaceRule
 from app.job_service import JobService
 from app.jobs import Done, JobId, Outcome
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
 COUNTS = "rule counts"
 ROW_HEIGHT = 24
-PAD = 5
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def count_task(request: CountRequest, ctx: JobContext) -> list[tuple[int, int]]:
     return match_counts(request.recipe, request.outline)
 
 
-class _Delegate(QStyledItemDelegate):
+class _Delegate(PaddedDelegate):
     """Line edits; strategies complete. typing(row, column, text) on every key."""
 
     typing = Signal(int, int, str)
@@ -77,16 +75,6 @@ class _Delegate(QStyledItemDelegate):
         row, column = index.row(), index.column()
         edit.textEdited.connect(lambda text: self.typing.emit(row, column, text))
         return edit
-
-    def paint(
-        self, painter: QPainter, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex
-    ) -> None:
-        """Text in line with the header's."""
-        if option.state & QStyle.StateFlag.State_Selected:
-            painter.fillRect(option.rect, option.palette.highlight())
-        inner = QStyleOptionViewItem(option)
-        inner.rect = option.rect.adjusted(PAD, 0, -PAD, 0)
-        super().paint(painter, inner, index)
 
     def destroyEditor(self, editor: QWidget, index: QModelIndex | QPersistentModelIndex) -> None:
         super().destroyEditor(editor, index)

@@ -17,18 +17,18 @@ class Column:
 
 
 COLUMNS = (
-    Column("name", "tensor", "Name in the output; blocks can be folded", 160),
+    Column("name", "tensor", "Name in the output; blocks can be folded", 150),
     Column("role", "role", "What part of the model it is", 70),
     Column("shape", "shape", "Rows × columns, leading dimensions first", 84, number=True),
     Column("dtype", "dtype", "Type in the checkpoint", 52),
-    Column("strategy", "strategy", "Format and method it gets; double-click, F2 or Enter to change", 104),
+    Column("strategy", "strategy", "Format and method it gets; double-click, F2 or Enter to change", 96),
     Column("bpw", "bpw", "Stored bits per weight, scales and padding included", 54, number=True),
-    Column("size", "size", "Bytes it takes in the output, bars on one scale", 84, number=True),
+    Column("size", "size", "Bytes it takes in the output, bars on one scale", 76, number=True),
     Column(
         "sqnr",
         "SQNR, dB",
         "Signal to quantization noise of the weights: 10·log₁₀(Σw²/Σ(w−ŵ)²). ≈ is a preview from a sample of rows",
-        84,
+        76,
         number=True,
     ),
     Column("rule", "rule", "The rule that won", 72),

@@ -3,6 +3,7 @@ through the torch reference; both give the same bytes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -236,9 +237,10 @@ def decode_lanes(type_name: str, flat: Tensor, out: Tensor) -> bool:
     return True
 
 
-def warm(format: Format, weighted: bool = False) -> None:
+def warm(format: Format, weighted: bool = False, check: Callable[[], None] = lambda: None) -> None:
     """Compiles (or loads from disk) all that quantizing, decoding and measuring in this format will call, with
-    importance when `weighted`, else without."""
+    importance when `weighted`, else without. check is called before each effort, and may raise: a compiler at work
+    cannot be stopped."""
     import torch
 
     from core.formats.fitting.sums import error_sums
@@ -248,6 +250,7 @@ def warm(format: Format, weighted: bool = False) -> None:
     w = torch.zeros(1, format.columns_per_grid)
     importance = torch.ones(w.shape[1]) if weighted or format.needs_importance else None
     for effort in format.efforts:
+        check()
         error_sums(w, format.quantize(w, importance, effort).dequantize())
 
 
