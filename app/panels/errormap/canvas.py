@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PySide6.QtCore import QEvent, QPoint, QPointF, QRect, QRectF, QSize, Qt, Signal
+from PySide6.QtCore import QEvent, QLineF, QPoint, QPointF, QRect, QRectF, QSize, Qt, Signal, Slot
 from PySide6.QtGui import (
     QBrush,
     QColor,
@@ -55,15 +55,19 @@ class MapCanvas(QWidget):
         self._press: QPoint | None = None
         self._at: QPoint | None = None
         self._current = (0, 0)  # of the keyboard
+        self._pixels: NDArray[np.uint8] | None = None  # of the cells, made at the first paint
+        self._left, self._label = 8, 8  # pixels: left of the field, and that a column's label takes
         self.setMouseTracking(True)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         self.setAccessibleName("Error map")
-        current().changed.connect(self.update)
+        current().changed.connect(self._recolor)
 
     def show_cells(self, cells: Cells, lines: Sequence[str], columns: Sequence[str], scale: Scale) -> None:
         self._cells, self._lines, self._columns, self._scale = cells, lines, columns, scale
         self._current = min(self._current[0], len(lines) - 1), min(self._current[1], len(columns) - 1)
+        self._pixels = None
+        self._measure()
         low = LINE if len(lines) <= MANY else THIN
         self.setMinimumSize(self._left + COLUMN * len(columns) + GAP, low * len(lines) + self._bottom)
         self.update()
@@ -75,10 +79,22 @@ class MapCanvas(QWidget):
 
     # --- geometry -----------------------------------------------------------------------------------------------------
 
-    @property
-    def _left(self) -> int:
+    def _measure(self) -> None:
+        """Widths of labels: thousands of layers are not measured again at every paint."""
         metrics = self.fontMetrics()
-        return 8 + max((metrics.horizontalAdvance(line) for line in self._lines), default=0)
+        self._left = 8 + max((metrics.horizontalAdvance(line) for line in self._lines), default=0)
+        longest = max(map(len, self._columns), default=0)
+        self._label = 8 + max((metrics.horizontalAdvance(c) for c in self._columns if len(c) == longest), default=0)
+
+    def changeEvent(self, event: QEvent) -> None:
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.FontChange:
+            self._measure()
+
+    @Slot()
+    def _recolor(self) -> None:
+        self._pixels = None
+        self.update()
 
     @property
     def _bottom(self) -> int:
@@ -127,7 +143,7 @@ class MapCanvas(QWidget):
 
     def paintEvent(self, event: QPaintEvent) -> None:
         painter = QPainter(self)
-        self.paint(painter)
+        self.paint(painter, event.rect())
         if self._press is not None and self._at is not None:
             accent = QColor(current().colors.accent)
             painter.setPen(QPen(accent, 1))
@@ -136,59 +152,68 @@ class MapCanvas(QWidget):
             painter.drawRect(QRect(self._press, self._at).normalized())
         painter.end()
 
-    def paint(self, painter: QPainter) -> None:
-        """Everything but the rectangle under the mouse; also for pictures that are exported."""
+    def paint(self, painter: QPainter, part: QRect | None = None) -> None:
+        """Everything but the rectangle under the mouse; also for pictures that are exported.
+
+        part  what of the widget is seen: a map of thousands of layers is far wider than that; None: all of it
+        """
         cells = self._cells
         if cells is None or not cells.kind.size:
             return
         colors = current().colors
         field, (width, height) = self.field(), self._step()
-        painter.fillRect(self.rect(), colors.base)
+        part = self.rect() if part is None else part
+        # One column more on either side: outlines are wider than their cells' edges.
+        first = max(0, int((part.left() - field.left()) / width) - 1)
+        last = min(len(self._columns), math.ceil((part.right() + 1 - field.left()) / width) + 1)
+        painter.fillRect(part, colors.base)
         # Hatched is what shows through: cells in colour, without a tensor, or kept, are opaque.
         painter.fillRect(field, QBrush(colors.disabled, Qt.BrushStyle.BDiagPattern))
-        pixels = np.ascontiguousarray(shaded(cells.worst, self._scale))
-        for kind, color in ((-1, colors.base), (KEPT, colors.hover)):
-            pixels[cells.kind == kind] = color.red(), color.green(), color.blue(), 255
+        pixels = self._pixels
+        if pixels is None:
+            pixels = self._pixels = np.ascontiguousarray(shaded(cells.worst, self._scale))
+            for kind, color in ((-1, colors.base), (KEPT, colors.hover)):
+                pixels[cells.kind == kind] = color.red(), color.green(), color.blue(), 255
         high, wide = cells.kind.shape
         image = QImage(pixels.data, wide, high, 4 * wide, QImage.Format.Format_RGBA8888)
         painter.drawImage(field, image)
         if width >= 10 and height >= 8:
             painter.setPen(QPen(colors.disabled, 2))
             half = QPointF(min(5.0, width / 4), 0)
-            for line, column in np.argwhere(cells.kind == KEPT):
-                middle = self.cell_rect(int(line), int(column)).center()
+            for line, column in np.argwhere(cells.kind[:, first:last] == KEPT):
+                middle = self.cell_rect(int(line), first + int(column)).center()
                 painter.drawLine(middle - half, middle + half)
         if width >= 6 and height >= 6:
             painter.setPen(QPen(colors.base, 1))
-            for column in range(len(self._columns) + 1):
+            for column in range(first, last + 1):
                 x = field.left() + column * width
                 painter.drawLine(int(x), int(field.top()), int(x), int(field.bottom()))
             for line in range(len(self._lines) + 1):
                 y = field.top() + line * height
                 painter.drawLine(int(field.left()), int(y), int(field.right()), int(y))
-        self._paint_selection(painter)
-        self._paint_labels(painter)
+        self._paint_selection(painter, first, last)
+        self._paint_labels(painter, first, last)
 
-    def _paint_selection(self, painter: QPainter) -> None:
-        """An outline around what is selected: two lines, so that it shows on dark cells and on bright ones."""
+    def _paint_selection(self, painter: QPainter, first: int, last: int) -> None:
+        """An outline around what is selected of some columns: two lines, so that it shows on dark cells and on bright
+        ones."""
         chosen = self._selected
         if chosen is None or self._cells is None or chosen.shape != self._cells.kind.shape or not chosen.any():
             return
         colors, field, (width, height) = current().colors, self.field(), self._step()
-        padded = np.pad(chosen, 1)
+        padded = np.pad(chosen, 1)[:, first : last + 2]
         edges = []
         for line, column in np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1]):
-            a = QPointF(field.left() + column * width, field.top() + line * height)
-            edges.append((a, a + QPointF(width, 0)))
+            a = QPointF(field.left() + (first + column) * width, field.top() + line * height)
+            edges.append(QLineF(a, a + QPointF(width, 0)))
         for line, column in np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]):
-            a = QPointF(field.left() + column * width, field.top() + line * height)
-            edges.append((a, a + QPointF(0, height)))
+            a = QPointF(field.left() + (first + column) * width, field.top() + line * height)
+            edges.append(QLineF(a, a + QPointF(0, height)))
         for color, size in ((colors.base, 4), (colors.accent, 2)):
             painter.setPen(QPen(color, size, Qt.PenStyle.SolidLine, Qt.PenCapStyle.SquareCap))
-            for a, b in edges:
-                painter.drawLine(a, b)
+            painter.drawLines(edges)
 
-    def _paint_labels(self, painter: QPainter) -> None:
+    def _paint_labels(self, painter: QPainter, first: int, last: int) -> None:
         metrics, field, (width, height) = self.fontMetrics(), self.field(), self._step()
         painter.setPen(current().colors.muted)
         every = max(1, math.ceil(metrics.height() / height))
@@ -198,10 +223,11 @@ class MapCanvas(QWidget):
             if every == 1 or line + every <= len(self._lines):
                 rect.moveTop(field.top() + (line + 0.5) * height - 10)
                 painter.drawText(rect, right, self._lines[line])
-        widest = max((metrics.horizontalAdvance(c) for c in self._columns), default=0) + 8
-        every = max(1, math.ceil(widest / width))
+        every = max(1, math.ceil(self._label / width))
         numbers = [j for j, label in enumerate(self._columns) if label]
         for j in numbers[::every]:
+            if not first - every <= j <= last + every:
+                continue
             rect = QRectF(field.left() + (j + 0.5) * width - 40, field.bottom() + 2, 80, metrics.height())
             painter.drawText(rect, int(Qt.AlignmentFlag.AlignHCenter), self._columns[j])
         room = QRectF(0, field.bottom() + 2, self._left - 8, metrics.height())

@@ -7,6 +7,7 @@ import csv
 import io
 import math
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,6 +63,7 @@ class ErrorMapState:
         self.failure = ""
         self.empty = EMPTY
         self._of: tuple[object, object, bool] | None = None
+        self._late: set[str] = set()  # tensors whose error came while a map was being made
 
     def follow(self, session: Session) -> bool:
         """Takes over outline and plan. True when the map is to be made anew."""
@@ -79,15 +81,21 @@ class ErrorMapState:
             self.layout = self.values = None
         kept = self.layout.outline if self.layout is not None else outline
         self.request = MapRequest(kept, plan, session.known_errors(), self.apart, self.layout)
+        self._late.clear()
         return True
 
     def take(self, made: tuple[Layout, Values], session: Session) -> None:
-        """A map that was made; what became known meanwhile is put in by the session."""
+        """A map that was made, and what became known meanwhile."""
         self.layout, self.values = made
         self.failure = ""
-        self.update(session, [n for n, k in zip(self.layout.names, self.values.kind, strict=True) if k == OPEN])
+        late, self._late = self._late, set()
+        self.update(session, late)
         if not (self.layout.cell >= 0).any():
             self.empty = NOTHING
+
+    def note(self, names: Iterable[str]) -> None:
+        """Errors that became known while a map is being made: they are put into it."""
+        self._late.update(names)
 
     def update(self, session: Session, names: Iterable[str]) -> None:
         """Errors that became known, or unknown."""
@@ -155,8 +163,8 @@ class ErrorMapState:
         """bool [lines, columns]: cells that hold one of these tensors."""
         layout, _ = self._both()
         marked = np.zeros(layout.cells, bool)
-        places = [layout.index[n] for n in names if n in layout.index]
-        at = layout.cell[places]
+        places = np.fromiter(map(layout.index.get, names, repeat(-1)), np.int64)
+        at = layout.cell[places[places >= 0]]
         marked[at[at >= 0]] = True
         return marked.reshape(len(layout.lines), len(layout.columns))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPoint, QRect, Qt, QTimer, Slot
-from PySide6.QtGui import QGuiApplication, QImage, QPainter
+from PySide6.QtGui import QGuiApplication, QImage, QPainter, QShowEvent
 from PySide6.QtWidgets import (
     QComboBox,
     QFileDialog,
@@ -106,6 +106,7 @@ class ErrorMapPanel(PreviewPanel):
         super().__init__(session, jobs)
         self._theme = current()
         self.state = ErrorMapState()
+        self._unmarked = False  # another selection since the panel was last seen
         self.picker: StrategyPicker | None = None
         self._redraw = QTimer(self)
         self._redraw.setSingleShot(True)
@@ -224,10 +225,18 @@ class ErrorMapPanel(PreviewPanel):
         """The map of the plan before stays until the new one is there: its tensors are the same."""
 
     def _selected(self, names: object) -> None:
-        self._mark()
+        if self.isVisible():
+            self._mark()
+        else:
+            self._unmarked = True
 
     def _errors_came(self, changes: Changes, initiator: object) -> None:
-        if changes.errors and self.state.values is not None and not (changes.plan or changes.checkpoint):
+        # Other calibration data, another plan: a map that is made anew has it all.
+        if not changes.errors or changes.plan or changes.checkpoint or changes.calibration:
+            return
+        if self.busy:
+            self.state.note(changes.errors)
+        if self.state.values is not None:
             self.state.update(self._session, changes.errors)
             if self.isVisible() and not self._redraw.isActive():
                 self._redraw.start()
@@ -263,7 +272,13 @@ class ErrorMapPanel(PreviewPanel):
         self.model.show(state.worst_first())
         self._mark()
 
+    def showEvent(self, event: QShowEvent) -> None:
+        super().showEvent(event)
+        if self._unmarked:
+            self._mark()
+
     def _mark(self) -> None:
+        self._unmarked = False
         names = self._session.selection
         self.assign.setEnabled(bool(names))
         if self.state.ready:
