@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from PySide6.QtCore import QUrl
 from PySide6.QtGui import QDesktopServices
 
-from app.edits import SetPreset, SetRecipe, SetTarget
+from app.edits import Document, SetPreset, SetRecipe, SetTarget
 from app.jobs import Done, Failed, JobId, Outcome
-from app.quantizing import PageRequest, RunRequest, discard_rest, errors_of, page_task
+from app.kept_runs import KeptRun, discard_rest
+from app.quantizing import PageRequest, Reopened, errors_of, page_task
 from app.session import Notice, Session
 from core.errors import WorkbenchError, one_line
 from core.recipes.model import KEEP, Strategy
@@ -33,7 +34,7 @@ class Commands:
     def __init__(self, window: MainWindow) -> None:
         self._window = window
         self.session: Session = window.session
-        self.stopped_run: RunRequest | None = None
+        self.stopped_runs: list[KeptRun] = []  # that can go on; the first is offered
         self._last_out: Path | None = None
         self._page: JobId | None = None  # a report that is being written
 
@@ -251,7 +252,7 @@ class Commands:
         self._window.planner.output_folder = str(out.parent)
         # Replacing was agreed to in the dialog; a folder is never replaced without a word.
         force = not plan.folder and out.is_file()
-        self.stopped_run = None
+        self._no_more(out)
         job = self._window.quantizer.start(out, resume=can_resume(out), force=force)
         if job is not None:
             self.show_panel("jobs")
@@ -296,21 +297,66 @@ class Commands:
         for info in self._window.jobs.running()[:1]:
             self._window.quantizer.stop(info.id, discard=False)
 
-    def took_stop(self, request: RunRequest) -> None:
-        self.stopped_run = request
+    @property
+    def stopped_run(self) -> KeptRun | None:
+        """The run that Resume and Discard are about."""
+        return self.stopped_runs[0] if self.stopped_runs else None
+
+    def took_rest(self, run: KeptRun) -> None:
+        """What a run left, and that it can go on, is said by whoever calls."""
+        self._no_more(run.out)
+        self.stopped_runs.insert(0, run)
+
+    def took_stop(self, run: KeptRun) -> None:
+        self.took_rest(run)
+        self._offer(f"{run.out.name} was stopped; what is done is kept")
+
+    def took_kept(self, runs: list[KeptRun]) -> None:
+        """Runs that earlier windows left. One that began here meanwhile is not offered."""
+        known = {info.out for info in self._window.jobs.jobs()} | {run.out for run in self.stopped_runs}
+        new = [run for run in runs if run.out not in known]
+        self.stopped_runs += new
+        if new and self.stopped_runs[0] is new[0]:
+            self._offer_next()
+
+    def took_reopened(self, reopened: Reopened) -> None:
+        """A run of an earlier window goes on: its checkpoint and recipe come back, unless another is open."""
+        request = reopened.request
+        if self.session.checkpoint is None:
+            choice = request.kept.calibration
+            self.session.open(request.checkpoint, self, reopened.totals)
+            self.session.begin(Document(request.plan.recipe, request.plan.target.name, choice))
+            self.session.set_device(request.device, self)
 
     def resume_run(self) -> None:
-        if self.stopped_run is not None:
-            request, self.stopped_run = self.stopped_run, None
-            self._window.quantizer.again(request)
+        run = self.stopped_run
+        if run is not None:
+            self._no_more(run.out)
+            self._window.quantizer.again(run)
             self._window.notices.dismiss()
             self.show_panel("jobs")
+            self._offer_next()
 
     def discard_run(self) -> None:
-        if self.stopped_run is not None:
-            request, self.stopped_run = self.stopped_run, None
-            discard_rest(request.out)
+        run = self.stopped_run
+        if run is not None:
+            self._no_more(run.out)
+            discard_rest(run.out)
             self._window.notices.dismiss()
+            self._offer_next()
+
+    def _no_more(self, out: Path) -> None:
+        self.stopped_runs = [run for run in self.stopped_runs if run.out != out]
+
+    def _offer_next(self) -> None:
+        run = self.stopped_run
+        if run is not None:
+            more = f" ({len(self.stopped_runs) - 1} more like it)" if len(self.stopped_runs) > 1 else ""
+            self._offer(" ".join(f"{run.out.name} stopped {run.progress}".split()) + f" and can go on{more}")
+
+    def _offer(self, text: str) -> None:
+        self.session.notify(Notice("warning", text, actions=("resume-run", "discard-run")))
+        self._window.refresh_actions()
 
     def took_report(self, report: Report) -> None:
         self._last_out = report.out

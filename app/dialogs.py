@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from PySide6.QtWidgets import QFileDialog, QMessageBox, QWidget
 
-CloseAnswer = Literal["keep", "discard", "stay"]
+CloseAnswer = Literal["pause", "discard", "stay"]
 
 _CHECKPOINTS = "Checkpoints (*.safetensors *.gguf *.pt *.pth *.bin *.json *.ckpt);;All files (*)"
 _RECIPES = "Recipes (*.toml);;All files (*)"
@@ -38,7 +38,7 @@ class Dialogs(Protocol):
     def save_file(self, parent: QWidget, title: str, suggested: Path, kinds: str) -> Path | None:
         """Any other file; kinds as Qt spells them, "Page (*.html)". The user has agreed to replace what is there."""
 
-    def ask_close(self, parent: QWidget, titles: tuple[str, ...]) -> CloseAnswer: ...
+    def ask_close(self, parent: QWidget, runs: tuple[str, ...], others: tuple[str, ...]) -> CloseAnswer: ...
 
 
 class NativeDialogs:
@@ -88,19 +88,26 @@ class NativeDialogs:
         path = Path(name)
         return path if path.suffix else path.with_suffix(suggested.suffix)
 
-    def ask_close(self, parent: QWidget, titles: tuple[str, ...]) -> CloseAnswer:
+    def ask_close(self, parent: QWidget, runs: tuple[str, ...], others: tuple[str, ...]) -> CloseAnswer:
+        """runs can go on at the next start; others begin anew whenever they are asked for again."""
         box = QMessageBox(parent)
         box.setIcon(QMessageBox.Icon.Question)
         box.setWindowTitle("Close Quantbench")
-        jobs = titles[0] if len(titles) == 1 else f"{len(titles)} jobs"
-        box.setText(f"{jobs} is not finished." if len(titles) == 1 else f"{jobs} are not finished.")
-        box.setInformativeText("What is done can be kept on disk, to be resumed later.")
-        keep = box.addButton("Keep and close", QMessageBox.ButtonRole.AcceptRole)
-        discard = box.addButton("Discard and close", QMessageBox.ButtonRole.DestructiveRole)
+        titles = (*runs, *others)
+        box.setText(f"{titles[0]} is not finished." if len(titles) == 1 else f"{len(titles)} jobs are not finished.")
+        lines = []
+        if runs:
+            lines.append("A paused run keeps what is done, and can go on at the next start.")
+        if others:
+            lines.append(f"{', '.join(others)}: cannot be paused, and will be stopped.")
+        box.setInformativeText("\n".join(lines))
+        pause = box.addButton("Pause and close", QMessageBox.ButtonRole.AcceptRole) if runs else None
+        word = "Discard and close" if runs else "Stop and close"
+        discard = box.addButton(word, QMessageBox.ButtonRole.DestructiveRole)
         stay = box.addButton("Stay", QMessageBox.ButtonRole.RejectRole)
-        box.setDefaultButton(keep)
+        box.setDefaultButton(pause if pause is not None else stay)
         box.setEscapeButton(stay)
         box.exec()
-        if box.clickedButton() is keep:
-            return "keep"
+        if pause is not None and box.clickedButton() is pause:
+            return "pause"
         return "discard" if box.clickedButton() is discard else "stay"

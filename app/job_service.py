@@ -65,6 +65,7 @@ class JobService(QObject):
         self._outcomes: dict[JobId, Outcome] = {}
         self._held: set[JobId] = set()
         self._alive: set[JobId] = set()  # submitted, and its `finished` not yet emitted
+        self._heavy: set[JobId] = set()  # those of them that are heavy
         self._stale: set[JobId] = set()
         self._newest: dict[str, JobId] = {}
         self._closed = False
@@ -95,6 +96,8 @@ class JobService(QObject):
         """Queues `task(request, ctx)`. Its signals come from the event loop, never from inside this call."""
         job = self._runner.submit(task, request, title=title, lane=lane, key=key, device=device, out=out, unit=unit)
         self._alive.add(job)
+        if lane == "heavy":
+            self._heavy.add(job)
         if lane == "preview" and key:
             older = self._newest.get(key)
             if older in self._alive:
@@ -121,6 +124,11 @@ class JobService(QObject):
     def running(self) -> tuple[JobInfo, ...]:
         """Heavy jobs that wait, run or are paused."""
         return self._runner.unfinished("heavy")
+
+    @property
+    def settled(self) -> bool:
+        """Whether the end of every heavy job has been told: who keeps or removes what it left has done so."""
+        return not self._heavy
 
     def outcome(self, id: JobId) -> Outcome | None:
         """How a heavy job ended, or None."""
@@ -193,6 +201,7 @@ class JobService(QObject):
             outcome = Stopped() if event.id in self._stale and not heavy else event.outcome
             self._stale.discard(event.id)
             self._alive.discard(event.id)
+            self._heavy.discard(event.id)
             if heavy:
                 self._outcomes[event.id] = outcome
             if not self._meters:

@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from PySide6.QtWidgets import QApplication
 
     from app.main_window import MainWindow
+    from app.plotting.making import Making
 
 # The interpreter hands over between threads this often. Beside a job that is all Python (50,000 small tensors) the
 # window waits for its turn at every step; with 2 ms its longest stall was three times as long, the job no faster.
 SWITCH_SECONDS = 0.0003
+# Between two parts of a plot that is built before anyone asks for it.
+PLOT_STEP_MS = 30
 
 
 class Timing:
@@ -56,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, lambda *_: window.close())
     beat = _heartbeat(app)
     finish_loading(window, timing)
+    window.quantizer.look_for_kept()
     if args:
         window.commands.open_path(args[0])
     status = app.exec()
@@ -114,7 +118,8 @@ def make_window(app: QApplication) -> MainWindow:
 
 
 def finish_loading(window: MainWindow, timing: Timing) -> threading.Thread:
-    """Loads what the first action would otherwise wait for: libraries in a thread, panels one by one between events."""
+    """Loads what the first action would otherwise wait for: libraries in a thread, panels and their plots one by one
+    between events."""
     from PySide6.QtCore import QTimer
 
     from app.frame.toolbar import Offer
@@ -138,7 +143,33 @@ def finish_loading(window: MainWindow, timing: Timing) -> threading.Thread:
     thread.start()
     for i, record in enumerate(PANELS):
         QTimer.singleShot(50 * (i + 1), window, lambda r=record: window.panel(r.id))
+    _make_plots(window, thread, timing)
     return thread
+
+
+def _make_plots(window: MainWindow, loading: threading.Thread, timing: Timing) -> None:
+    """Builds the plots that are hidden so far, a part at a time, once their library is there."""
+    from PySide6.QtCore import QTimer
+
+    from app.panels import PANELS
+
+    timer = QTimer(window)
+    timer.setInterval(PLOT_STEP_MS)
+
+    def step() -> None:
+        panels = [window.made_panel(record.id) for record in PANELS]
+        if loading.is_alive() or None in panels:
+            return
+        for panel in panels:
+            making: Making | None = getattr(panel, "making", None)
+            if making is not None and making.step():
+                return
+        timer.stop()
+        timing.mark("plots ready")
+        window.ready = True
+
+    timer.timeout.connect(step)
+    timer.start()
 
 
 def _heartbeat(app: QApplication):

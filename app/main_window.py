@@ -26,6 +26,7 @@ from app.compiling import CompilingNotice
 from app.dialogs import Dialogs, NativeDialogs
 from app.edits import Document
 from app.evaluating import Evaluator
+from app.frame.closing import Closing
 from app.frame.empty import EmptyPage
 from app.frame.memory import local_paths, remember, restore
 from app.frame.method import MethodPopover
@@ -44,8 +45,6 @@ from app.settings import Settings
 from app.theme import Theme
 
 START_SIZE = (1280, 800)
-# Jobs get this long to stop when the window closes.
-CLOSE_SECONDS = 5.0
 
 
 class MainWindow(QMainWindow):
@@ -72,12 +71,13 @@ class MainWindow(QMainWindow):
         self.actions_by_id = make_actions(self.commands, theme, self)
         self.devices: tuple[Offer, ...] = (Offer("cpu", "CPU"),)
         self._panels: dict[str, QWidget] = {}
-        self._closing = False
+        self.ready = False  # all that is loaded after the window was on screen is there
         self.stuck: tuple[str, ...] = ()  # jobs that would not stop when the window closed
         theme.set_mode(self.settings.get("theme/mode"))
         self._start_recipe()
         self._build()
         self._connect()
+        self.closing = Closing(self)
         restore(self)
         self._retitle()
         self._refresh_toolbar()
@@ -188,7 +188,10 @@ class MainWindow(QMainWindow):
         self.planner.busy_changed.connect(self._refresh_toolbar)
         self.calibrator.busy_changed.connect(self._calibration_changed)
         self.quantizer.stopped.connect(self.commands.took_stop)
+        self.quantizer.failed.connect(self.commands.took_rest)
         self.quantizer.finished.connect(self.commands.took_report)
+        self.quantizer.found.connect(self.commands.took_kept)
+        self.quantizer.reopened.connect(self.commands.took_reopened)
         self.jobs.finished.connect(self.commands.took_page)
         self.jobs.progressed.connect(self._progressed)
         self.jobs.queued.connect(self._jobs_changed)
@@ -418,31 +421,14 @@ class MainWindow(QMainWindow):
             QTimer.singleShot(20, self, lambda t=tabs: self._fill_tab(t))
 
     def closeEvent(self, event: QCloseEvent) -> None:
-        running = self.jobs.running()
-        if running and not self._closing:
-            answer = self.dialogs.ask_close(self, tuple(info.title for info in running))
-            if answer == "stay":
-                event.ignore()
-                return
-            for info in running:
-                self.quantizer.stop(info.id, discard=answer == "discard")
-            # Finished jobs tidy up after themselves through the event loop; then the window closes.
-            self._closing = True
-            self.setEnabled(False)
-            self._close_when_idle(CLOSE_SECONDS)
+        if not self.closing.may_close():
             event.ignore()
             return
         remember(self)
         # Gone for the eye at once; a compiler at work may take its seconds.
         self.hide()
-        self.stuck = self.jobs.shutdown(CLOSE_SECONDS)
+        self.closing.leave()
         super().closeEvent(event)
-
-    def _close_when_idle(self, seconds: float) -> None:
-        if seconds <= 0 or not self.jobs.running():
-            QTimer.singleShot(60, self, self.close)
-            return
-        QTimer.singleShot(50, self, lambda: self._close_when_idle(seconds - 0.05))
 
     def changeEvent(self, event: QEvent) -> None:
         super().changeEvent(event)

@@ -246,7 +246,10 @@ class Session(QObject):
         self._calibration = None if document.calibration.source else NOTHING
         self._undo.clear()
         self._redo.clear()
-        return self._tell(Changes(recipe=True, target=before.target != document.target, history=True), None)
+        calibration = before.calibration != document.calibration
+        return self._tell(
+            Changes(recipe=True, target=before.target != document.target, calibration=calibration, history=True), None
+        )
 
     def close(self) -> Changes:
         """Back to the empty window."""

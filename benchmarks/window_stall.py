@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from app.main_window import MainWindow
 
 TICK_MS = 5
+START = "libraries and plots"
 HIDDEN = 32
 PARTS = {
     "self_attn.q_proj": 2,
@@ -98,7 +99,7 @@ class Watch:
         self.own: dict[str, float] = {}
         self.sum: dict[str, float] = {}
         self.worst: dict[str, str] = {}
-        self.phase = "start"
+        self.phase = START
         self._profile = cProfile.Profile(time.thread_time) if profile else None
         self._done: Callable[[], bool] = lambda: True
         self._loop = QEventLoop()
@@ -167,7 +168,7 @@ class Watch:
             )
         for phase, text in self.worst.items():
             print(f"\n{phase}, {self.own[phase]:.0f} ms in one go:\n{text}")
-        return max(max(g) for phase, g in self.gaps.items() if phase != "start")
+        return max(max(g) for phase, g in self.gaps.items() if phase != START)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -205,8 +206,9 @@ def _drive(folder: Path, scratch: Path, run_seconds: float, profile: bool) -> in
     window.show()
     window.load_panels()
     # As in the program itself, where a person takes longer to choose a file than the libraries take to load.
-    finish_loading(window, Timing()).join()
+    finish_loading(window, Timing())
     watch = Watch(profile)
+    watch.wait(lambda: window.ready)
     rest = watch.rest
     session, panel = window.session, window.commands.tensors
 

@@ -18,6 +18,7 @@ import pytest
 # Runs are logged, and tests leave no rows in anybody's log.
 _LOG = tempfile.mkdtemp(prefix="quantbench-tests-")
 os.environ["QUANTBENCH_EXPERIMENTS"] = str(Path(_LOG) / "experiments.sqlite")
+os.environ["QUANTBENCH_RUNS"] = str(Path(_LOG) / "runs")
 
 ROOT = Path(__file__).resolve().parent.parent
 

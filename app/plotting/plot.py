@@ -111,7 +111,8 @@ class Plot(pg.GraphicsLayoutWidget):
         strip = Strip(self.theme, item, axis, lanes)
         item.vb.sigResized.connect(strip.fit)
         self._strips.append(strip)
-        self._restyle()
+        line.setPen(pen(self.theme, "muted", Qt.PenStyle.SolidLine))
+        strip.restyle(self.theme)
         return strip
 
     @property

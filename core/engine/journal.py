@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import core
 from core.calibration import kept
@@ -116,18 +116,8 @@ class Journal:
         self._append([{"quantbench": "journal", **self._run}])
 
     def _lock(self) -> None:
-        """The lock goes with the process, however it ends."""
         try:
-            if os.name == "nt":
-                import msvcrt
-
-                self._file.seek(1 << 40)  # locks forbid reading there; far beyond any journal
-                msvcrt.locking(self._file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-                self._file.seek(0)
-            else:
-                import fcntl
-
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _hold(self._file)
         except OSError as error:
             raise OutputError("another run is writing this output", "wait for it, or stop it", self.path) from error
 
@@ -189,6 +179,34 @@ class Journal:
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
         self.close()
+
+
+def in_use(path: Path) -> bool:
+    """Whether a run holds this journal now, in this process or another."""
+    try:
+        with open(path, "r+b") as file:
+            try:
+                _hold(file)
+            except OSError:
+                return True
+    except OSError:
+        return False
+    return False
+
+
+def _hold(file: BinaryIO) -> None:
+    """Locks a file for one run. The lock goes when it is closed, or with the process, however that ends. raises OSError
+    when another has it"""
+    if os.name == "nt":
+        import msvcrt
+
+        file.seek(1 << 40)  # locks forbid reading there; far beyond any journal
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        file.seek(0)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def differences(path: Path, run: Mapping[str, str]) -> list[str]:

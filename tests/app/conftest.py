@@ -14,6 +14,7 @@ from PySide6.QtWidgets import QApplication, QDialog, QWidget
 
 from app.dialogs import CloseAnswer
 from app.settings import Settings
+from tests.app.gates import Gate
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -56,6 +57,14 @@ def no_modal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(QDialog, "exec", refuse)
 
 
+@pytest.fixture(autouse=True)
+def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where stopped runs are written down: a folder of the test's own."""
+    folder = tmp_path / "kept-runs"
+    monkeypatch.setenv("QUANTBENCH_RUNS", str(folder))
+    return folder
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Settings in a file of the test's own."""
@@ -75,6 +84,7 @@ class ScriptedDialogs:
     saved_file: Path | None = None
     close: CloseAnswer = "stay"
     asked: list[str] = field(default_factory=list)
+    close_lists: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     def open_file(self, parent: QWidget, folder: str) -> Path | None:
         self.asked.append("open_file")
@@ -104,8 +114,9 @@ class ScriptedDialogs:
         self.asked.append("save_file")
         return self.saved_file
 
-    def ask_close(self, parent: QWidget, titles: tuple[str, ...]) -> CloseAnswer:
+    def ask_close(self, parent: QWidget, runs: tuple[str, ...], others: tuple[str, ...]) -> CloseAnswer:
         self.asked.append("ask_close")
+        self.close_lists = (runs, others)
         return self.close
 
 
@@ -142,6 +153,14 @@ def settled(window, qtbot) -> Callable[[], None]:
         return planned and not window.planner.busy and not window.commands.tensors.busy
 
     return lambda: qtbot.waitUntil(ready, timeout=30_000)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """Runs stop at their first finished tensor until it is opened."""
+    made = Gate(monkeypatch)
+    yield made
+    made.open.set()
 
 
 @pytest.fixture

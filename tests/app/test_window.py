@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
@@ -180,43 +179,6 @@ def test_recipes_are_saved_and_opened(opened, dialogs, settled, tmp_path: Path) 
     assert session.tensor(name).strategy == Strategy("q8_0")
 
 
-class Gate:
-    """Holds a run at its first sign of progress until opened."""
-
-    def __init__(self, monkeypatch) -> None:
-        import core.engine.pipeline as pipeline
-
-        self.reached, self.open = threading.Event(), threading.Event()
-        inner = pipeline.run
-
-        def run(plan, checkpoint, out, *, ctx, workers=None, **kwargs):
-            gate = self
-
-            class Held:
-                def progress(self, done: int, total: int, note: str = "") -> None:
-                    ctx.progress(done, total, note)
-
-                def partial(self, value) -> None:
-                    ctx.partial(value)
-                    gate.reached.set()
-
-                def check(self) -> None:
-                    if gate.reached.is_set():
-                        gate.open.wait(20)
-                    ctx.check()
-
-            return inner(plan, checkpoint, out, ctx=Held(), workers=1, **kwargs)
-
-        monkeypatch.setattr(pipeline, "run", run)
-
-
-@pytest.fixture
-def gate(monkeypatch):
-    made = Gate(monkeypatch)
-    yield made
-    made.open.set()
-
-
 def test_cancel_keeps_the_rest_and_resume_finishes_it(opened, gate, qtbot, tmp_path: Path) -> None:
     out = tmp_path / "c.gguf"
     opened.commands.quantize_to(out)
@@ -247,7 +209,7 @@ def test_cancel_and_discard_leave_nothing(opened, gate, qtbot, tmp_path: Path) -
     assert opened.notices.notice is None
 
 
-@pytest.mark.parametrize(("answer", "kept"), [("keep", True), ("discard", False)])
+@pytest.mark.parametrize(("answer", "kept"), [("pause", True), ("discard", False)])
 def test_closing_beside_a_job_asks_once(opened, gate, dialogs, qtbot, tmp_path: Path, answer, kept: bool) -> None:
     out = tmp_path / "e.gguf"
     opened.commands.quantize_to(out)

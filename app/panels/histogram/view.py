@@ -3,6 +3,7 @@ in its place. What is shown is decided in state.py."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 from PySide6.QtCore import Qt, QTimer, Slot
@@ -22,6 +23,7 @@ from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Progress
 from app.labels import ElidedLabel, hairline
 from app.panels.histogram.state import OVERLAYS, HistogramState, overlay_task
+from app.plotting.making import Making
 from app.session import Changes, Notice, Session
 from app.theme import current
 from core.analysis.histogram import GroupView, HistogramResult, group_view, histogram
@@ -55,6 +57,7 @@ class HistogramPanel(QWidget):
         self._stale = True  # something changed while the panel was hidden
         self._framed = ""  # the tensor whose home view is set
         self.plot: Plot | None = None
+        self.making = Making(self._plot_steps)
         self._build()
         session.selection_changed.connect(self._selected)
         session.changed.connect(self._changed)
@@ -143,12 +146,20 @@ class HistogramPanel(QWidget):
         return button
 
     def _make_plot(self) -> Plot:
-        """At the first picture: an empty panel costs no pyqtgraph."""
+        """At the first picture, as far as it was not made before."""
+        self.making.finish()
+        assert self.plot is not None
+        return self.plot
+
+    def _plot_steps(self) -> Iterator[None]:
         from app.plotting.plot import Plot
 
-        self.plot = plot = Plot("weight", self.state.csv, "histogram")
+        plot = Plot("weight", self.state.csv, "histogram")
+        yield
         self._weights = plot.strip("% of weights", 7, lanes=2)
+        yield
         self._residuals = plot.strip("residual, %", 3)
+        yield
         self._original = self._weights.fill("original")
         self._dequantized = self._weights.line("dequantized")
         self._residual = self._residuals.fill("residual")
@@ -160,7 +171,7 @@ class HistogramPanel(QWidget):
         plot.range_changed.connect(self._draw)
         self._column.setStretch(self._place_of_plot, 0)
         self._column.insertWidget(self._place_of_plot, plot, 1)
-        return plot
+        self.plot = plot
 
     # --- following ----------------------------------------------------------------------------------------------------
 

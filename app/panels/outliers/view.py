@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from PySide6.QtCore import QModelIndex, QRectF, Qt, Slot
@@ -30,6 +31,7 @@ from app.panels.outliers.heat import Heat, HeatView
 from app.panels.outliers.state import AXES, QUANTITIES, OutlierState
 from app.panels.outliers.table import LineModel
 from app.panels.preview import Asked, PreviewPanel
+from app.plotting.making import Making
 from app.plotting.maps import ColorScale, Scale, shaded
 from app.plotting.words import short
 from app.session import Session
@@ -56,6 +58,7 @@ class OutliersPanel(PreviewPanel):
         self._theme = current()
         self.state, self.heat = OutlierState(), Heat()
         self.plot: Plot | None = None
+        self.making = Making(self._plot_steps)
         self._framed: tuple[str, str] = ("", "")
         self._shown: HeatView | None = None
         self._build()
@@ -168,16 +171,24 @@ class OutliersPanel(PreviewPanel):
         return button
 
     def _make_plot(self) -> Plot:
-        """At the first picture: an empty panel costs no pyqtgraph."""
+        """At the first picture, as far as it was not made before."""
+        self.making.finish()
+        assert self.plot is not None
+        return self.plot
+
+    def _plot_steps(self) -> Iterator[None]:
         import pyqtgraph as pg
 
         from app.plotting.cells import CellTexts
         from app.plotting.plot import Plot
 
-        self.plot = plot = Plot("column", self.state.csv, "outliers")
+        plot = Plot("column", self.state.csv, "outliers")
         plot.setMinimumHeight(120)
+        yield
         self._bars = plot.strip("largest |w|", 5, lanes=1)
+        yield
         self._map = plot.strip("row", 4)
+        yield
         self._high = self._bars.fill("original")
         self._low = self._bars.fill("original")
         self._beyond = self._bars.fill("residual", 1.0)
@@ -207,7 +218,7 @@ class OutliersPanel(PreviewPanel):
         plot.range_changed.connect(self._draw)
         plot.went_home.connect(self._rows_home)
         self._plot_box.insertWidget(0, plot, 1)
-        return plot
+        self.plot = plot
 
     # --- following ----------------------------------------------------------------------------------------------------
 

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPersistentModelIndex, Qt, Signal
+from PySide6.QtCore import (
+    QAbstractTableModel,
+    QItemSelectionRange,
+    QModelIndex,
+    QObject,
+    QPersistentModelIndex,
+    Qt,
+    Signal,
+)
 
 from app.panels.tensors.columns import COLUMNS, PLACE
 from app.panels.tensors.errors import EXACT, SAMPLED, UNKNOWN, WRITTEN, Errors, error_cell, update_worst
@@ -63,21 +72,24 @@ class TensorModel(QAbstractTableModel):
         self.source_bytes: Mapping[str, int] = {}
         self._ordered: np.ndarray | None = None
         self._lines: list[int] = []
+        self._array: np.ndarray | None = None  # int64 [lines], the same as _lines
         # The lines that anyone sees: changes elsewhere are told when they scroll in.
         self.on_screen = range(0, 1 << 30)
         self._shown = 0
 
     # What is shown
 
-    def show(self, rows: Rows | None, cells: Cells | None, errors: Errors | None, passing: np.ndarray | None) -> None:
-        """Swaps everything in at once. The filter's answer comes with it."""
+    def show(self, rows: Rows | None, cells: Cells | None, errors: Errors | None, passing: np.ndarray | None) -> bool:
+        """Swaps everything in at once. The filter's answer comes with it. True when the lines are others, and nothing
+        is selected any more."""
         same = rows is self.rows and passing is self.passing and rows is not None
         self.rows, self.cells, self.errors, self.passing = rows, cells, errors, passing
         self._ordered = self._order()
         if same and self._arranged().entries == self._lines:
             self.refresh()
-        else:
-            self.rearrange()
+            return False
+        self.rearrange()
+        return True
 
     def set_filter(self, wanted: Filter, passing: np.ndarray | None) -> None:
         self.filter, self.passing = wanted, passing
@@ -100,7 +112,7 @@ class TensorModel(QAbstractTableModel):
         """New lines from rows, filter, order and folds."""
         self.beginResetModel()
         arrangement = self._arranged()
-        self._lines, self._shown = arrangement.entries, arrangement.shown
+        self._lines, self._shown, self._array = arrangement.entries, arrangement.shown, None
         self.endResetModel()
 
     def refresh(self) -> None:
@@ -184,22 +196,37 @@ class TensorModel(QAbstractTableModel):
         """Rows of the tensors that these lines stand for."""
         if self.rows is None:
             return []
-        return tensors_of([self._lines[n] for n in lines], self.rows, self.passing)
+        return tensors_of(self._entries()[lines], self.rows, self.passing)
 
     def names_at(self, lines: Sequence[int]) -> tuple[str, ...]:
         return tuple(map(self.rows.names.__getitem__, self.rows_at(lines))) if self.rows is not None else ()
 
     def lines_of(self, names: Iterable[str]) -> list[int]:
-        """Visible lines of tensors, ascending."""
+        """Visible lines of tensors, ascending; with those of the blocks where it is all tensors."""
         import numpy as np
 
         rows = self.rows
         if rows is None:
             return []
         wanted = np.zeros(len(rows) + 1, bool)  # the last stands for entries that are no tensors
-        wanted[[rows.index[n] for n in names if n in rows.index]] = True
-        lines = np.array(self._lines, np.int64)
+        places = np.fromiter(map(rows.index.get, names, repeat(-1)), np.int64)
+        wanted[places[places >= 0]] = True
+        lines = self._entries()
+        if self._shown > 1 and (wanted[:-1] if self.passing is None else wanted[:-1] | ~self.passing).all():
+            return list(range(len(lines)))
         return np.flatnonzero(wanted[np.where(lines < 0, len(rows), lines)]).tolist()
+
+    def _entries(self) -> np.ndarray:
+        """int64 [lines]"""
+        import numpy as np
+
+        if self._array is None:
+            self._array = np.array(self._lines, np.int64)
+        return self._array
+
+    def lines_between(self, first: int, last: int) -> QItemSelectionRange:
+        """Whole lines, both ends included. Made without Qt's looking back at the model for every corner."""
+        return QItemSelectionRange(self.createIndex(first, 0), self.createIndex(last, len(COLUMNS) - 1))
 
     # Qt's questions
 

@@ -329,13 +329,13 @@ def arrange(
     return Arrangement([MODEL, *entries.tolist()], count)
 
 
-def tensors_of(entries: Sequence[int], rows: Rows, passing: np.ndarray | None) -> list[int]:
+def tensors_of(entries: Sequence[int] | np.ndarray, rows: Rows, passing: np.ndarray | None) -> list[int]:
     """Rows that lines stand for: a block stands for its tensors that pass the filter. In the container's order."""
     import numpy as np
 
     lines = np.asarray(entries, np.int64)
     chosen = np.zeros(len(rows), bool)
-    if MODEL in entries:
+    if (lines == MODEL).any():
         chosen[:] = True
     else:
         chosen |= np.isin(rows.block, entry_block(lines[lines < MODEL]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from PySide6.QtCore import (
     QByteArray,
@@ -24,6 +25,9 @@ from app.panels.tensors.painting import FOLD, INDENT, PAD, ROW_HEIGHT, LinePaint
 from app.panels.tensors.state import runs
 from app.theme import Theme
 
+if TYPE_CHECKING:
+    import numpy as np
+
 # Of the room that is over: which part a column takes, and how many pixels at most.
 SHARES = {"name": (0.5, 280), "strategy": (0.1, 40), "size": (0.15, 80), "sqnr": (0.15, 80)}
 
@@ -42,6 +46,9 @@ class TensorTable(QTableView):
         self._lines = LinePainter(theme, self)
         theme.changed.connect(self.viewport().update)
         self.setModel(model)
+        self._chosen: np.ndarray | None = None  # bool [lines], made when it is asked for
+        self.selectionModel().selectionChanged.connect(self._selection_changed)
+        model.modelReset.connect(self._selection_changed)
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
         self.setEditTriggers(QAbstractItemView.EditTrigger.DoubleClicked | QAbstractItemView.EditTrigger.EditKeyPressed)
@@ -103,10 +110,10 @@ class TensorTable(QTableView):
         first, last = self.rowAt(dirty.top()), self.rowAt(dirty.bottom())
         if not columns or not count or first < 0:
             return
-        chosen = [(part.top(), part.bottom()) for part in self.selectionModel().selection()]  # type: ignore[attr-defined]
+        chosen = self._marks()
         for line in range(first, count if last < 0 else min(count, last + 1)):
-            selected = any(top <= line <= bottom for top, bottom in chosen)
-            self._lines.paint(painter, self.tensors, line, self.rowViewportPosition(line), columns, selected)
+            top = self.rowViewportPosition(line)
+            self._lines.paint(painter, self.tensors, line, top, columns, bool(chosen[line]))
 
     def changeEvent(self, event: QEvent) -> None:
         super().changeEvent(event)
@@ -156,19 +163,38 @@ class TensorTable(QTableView):
         return range(first, count if last < 0 else last + 1)
 
     def selected_lines(self) -> list[int]:
-        """Ascending, from ranges: asking for every index would take a second."""
-        found: set[int] = set()
-        for part in self.selectionModel().selection():  # type: ignore[attr-defined]  # it iterates
-            found.update(range(part.top(), part.bottom() + 1))
-        return sorted(found)
+        """Ascending."""
+        import numpy as np
+
+        return np.flatnonzero(self._marks()).tolist()
 
     def select_lines(self, lines: Sequence[int]) -> None:
-        model = self.tensors
+        """These lines and no others; the current one stays."""
         selection = QItemSelection()
-        last = len(COLUMNS) - 1
         for first, end in runs(lines):
-            selection.select(model.index(first, 0), model.index(end, last))
-        self.selectionModel().select(selection, QItemSelectionModel.SelectionFlag.ClearAndSelect)
+            selection.append(self.tensors.lines_between(first, end))
+        chosen, current = self.selectionModel(), self.currentIndex()
+        if chosen.hasSelection():
+            # Qt holds every range of the new selection against every one of the old: seconds for thousands of them.
+            chosen.reset()
+            self._chosen = None
+            self.viewport().update()
+            if current.isValid():
+                chosen.setCurrentIndex(current, QItemSelectionModel.SelectionFlag.NoUpdate)
+        chosen.select(selection, QItemSelectionModel.SelectionFlag.Select)
+
+    def _marks(self) -> np.ndarray:
+        """bool [lines]: which are selected. From ranges: asking for every index would take a second."""
+        import numpy as np
+
+        if self._chosen is None:
+            self._chosen = np.zeros(self.tensors.rowCount(), bool)
+            for part in self.selectionModel().selection():  # type: ignore[attr-defined]  # it iterates
+                self._chosen[part.top() : part.bottom() + 1] = True
+        return self._chosen
+
+    def _selection_changed(self, *_: object) -> None:
+        self._chosen = None
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)

@@ -195,7 +195,7 @@ class TensorsPanel(QWidget):
         scroll = self.table.verticalScrollBar().value()
         self._following = True
         self.model.filter = data.filter
-        self.model.show(data.rows, data.cells, data.errors, data.passing)
+        others = self.model.show(data.rows, data.cells, data.errors, data.passing)
         self.model.headerDataChanged.emit(Qt.Orientation.Horizontal, PLACE["size"], PLACE["size"])
         self._following = False
         if new:
@@ -204,7 +204,8 @@ class TensorsPanel(QWidget):
             self._refilter()
         self._late, late = set(), self._late
         self._show_errors(late)
-        self._restore_selection(selected)
+        if others:
+            self._restore_selection(selected)
         if not new:
             self.table.verticalScrollBar().setValue(scroll)
         elif data.rows.names:
