@@ -19,6 +19,7 @@ import pytest
 _LOG = tempfile.mkdtemp(prefix="quantbench-tests-")
 os.environ["QUANTBENCH_EXPERIMENTS"] = str(Path(_LOG) / "experiments.sqlite")
 os.environ["QUANTBENCH_RUNS"] = str(Path(_LOG) / "runs")
+os.environ["QUANTBENCH_ORIGINALS"] = str(Path(_LOG) / "originals")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -1,7 +1,8 @@
 """The way of the samples through a model, one decoder block at a time.
 
 Memory holds one block and what was gathered of its inputs; the hidden states of all samples lie in two files, one read
-and one written in turn. Each finished block is noted there, so that a walk that was stopped goes on from it.
+and one written in turn. Each finished block is noted there, so that a walk that was stopped goes on from it. Where
+nobody goes on with a walk, its states stay in memory up to SPILL_BYTES.
 
     walk = Walk(…)
     for index in range(walk.next, walk.count):
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 # Tokens that go through a block together, at most (a sample at least).
 BATCH_TOKENS = 2048
+# Hidden states of a walk without identity, both sides of a block together.
+SPILL_BYTES = 1 << 30
 _STATE = "walk.json"
 
 
@@ -49,6 +52,7 @@ class Walk:
     """One walk of the samples.
 
     folder  for hidden states: two files of 4 bytes · samples · length · hidden size
+    identity  of the walk, by which a stopped one goes on; "" for one that nobody goes on with
     kinds   of statistics to gather
     batches how many parts the samples go through in
     next    the first block that is not finished: 0, or more after a walk with this folder and identity was stopped
@@ -120,7 +124,7 @@ class Walk:
                     if len(self._inputs) <= n:
                         self._inputs.append([])
                     self._inputs[n].append((args, options))
-            self._files[0].flush()
+            self._flush(0)
         finally:
             skeleton.release("")
 
@@ -154,7 +158,7 @@ class Walk:
 
         block.forward = stop
         try:
-            self._forward(self._batch(0))
+            self._forward(self.part(0))
         except _Reached:
             pass
         finally:
@@ -185,7 +189,7 @@ class Walk:
                 raise _Reached
             return (hidden,) if self._tuple else hidden
 
-        self._with_blocks(call, lambda: self._forward(self._batch(batch)))
+        self._with_blocks(call, lambda: self._forward(self.part(batch)))
         if len(calls) < self.count:
             raise CalibrationError(
                 f"the model runs {len(calls)} of its {self.count} blocks on a text",
@@ -223,6 +227,9 @@ class Walk:
         """The two files. What a stopped walk left in them is taken over, or it begins again."""
         import numpy as np
 
+        if not self.identity and 8 * int(np.prod(shape)) <= SPILL_BYTES:
+            self._files: list[np.ndarray] = [np.zeros(shape, np.float32) for _ in range(2)]
+            return
         paths = [self.folder / f"hidden-{n}.f32" for n in range(2)]
         nbytes = 4 * int(np.prod(shape))
         if not all(path.is_file() and path.stat().st_size == nbytes for path in paths):
@@ -245,11 +252,17 @@ class Walk:
             with quiet():
                 self._prepare()
 
-    def _batch(self, n: int) -> slice:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the hidden states of all samples: samples, length, hidden size."""
+        return tuple(self._files[0].shape)
+
+    def part(self, n: int) -> slice:
+        """The samples of a batch."""
         return slice(n * self.batch, (n + 1) * self.batch)
 
     def _read(self, block: int, batch: int) -> torch.Tensor:
-        return self._states(block, self._batch(batch))
+        return self._states(block, self.part(batch))
 
     def _states(self, block: int, samples: slice) -> torch.Tensor:
         import torch
@@ -259,15 +272,25 @@ class Walk:
 
     def _write(self, block: int, batch: int, hidden: torch.Tensor) -> None:
         """Hidden states before a block: those of one block lie in the one file, those of the next in the other."""
-        self._files[block % 2][self._batch(batch)] = hidden.float().cpu().numpy()
+        self._files[block % 2][self.part(batch)] = hidden.float().cpu().numpy()
 
     def _finish(self, block: int) -> None:
-        self._files[(block + 1) % 2].flush()
+        self.next = block + 1
+        if not self.identity:
+            return
+        self._flush((block + 1) % 2)
         state = self.folder / _STATE
         partial = state.with_suffix(".partial")
         partial.write_text(json.dumps({"identity": self.identity, "next": block + 1}))
         os.replace(partial, state)
-        self.next = block + 1
+
+    def _flush(self, file: int) -> None:
+        """What was written so far survives us. Only where somebody may go on with it."""
+        import numpy as np
+
+        states = self._files[file]
+        if self.identity and isinstance(states, np.memmap):
+            states.flush()
 
     def close(self) -> None:
         """The walk is over: its files go."""
@@ -400,10 +423,10 @@ class Walk:
     def _to_head(self, batch: int, gatherer: Gatherer) -> None:
         def run() -> None:
             with gatherer.active():
-                self._forward(self._batch(batch))
+                self._forward(self.part(batch))
 
         gatherer.stop = _Reached
-        self._with_blocks(self._behind(self._batch(batch)), run)
+        self._with_blocks(self._behind(self.part(batch)), run)
 
     def _behind(self, samples: slice) -> Any:
         """What stands for the blocks once all are finished: the last one returns what they made of these samples."""

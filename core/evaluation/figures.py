@@ -63,19 +63,19 @@ class Counts:
     kld: list[np.ndarray] = field(default_factory=list)
     same: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, ids: torch.Tensor, first: int, logits: torch.Tensor, other: torch.Tensor | None = None) -> None:
-        """One window.
+    def add(self, targets: torch.Tensor, logits: torch.Tensor, other: torch.Tensor | None = None) -> None:
+        """One window's scored tokens.
 
-        ids     int64 [length]; those from `first` on are scored
-        logits  float32 [length, vocabulary], and those of the other model; position n predicts token n + 1
+        targets int64 [tokens]
+        logits  float32 [tokens, vocabulary], what was predicted in their places, and those of the other model
         raises  ValueError("NaN or Inf", index of the model) for logits that are none
         """
         import torch
 
-        targets = ids[first:].to(logits.device)
+        targets = targets.to(logits.device)
         for start in range(0, len(targets), _POSITIONS):
-            here = slice(first - 1 + start, first - 1 + min(len(targets), start + _POSITIONS))
-            wanted = targets[start : start + _POSITIONS, None]
+            here = slice(start, start + _POSITIONS)
+            wanted = targets[here, None]
             p = torch.log_softmax(logits[here], -1)
             if not bool(p.isfinite().all()):
                 raise ValueError("NaN or Inf", 0)

@@ -1,7 +1,8 @@
 """A model's perplexity on a text, and another model's distance to it.
 
 Both models go through the text together, one decoder block at a time: memory holds one block of each, their heads, and
-the logits of one window; hidden states lie in files of their own until the end.
+the logits of one window; hidden states lie in files of their own until the end. What the original made of the text is
+kept (originals.py), so that it need not go through it again for the next model.
 """
 
 from __future__ import annotations
@@ -14,15 +15,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.calibration.statistics import Statistic
+from core.calibration.statistics import Statistic, TensorStatistics
 from core.calibration.walk import Walk
 from core.checkpoints.base import Checkpoint
 from core.context import SILENT, JobContext
 from core.engine.devices import parse_device
 from core.engine.memory import PeakMemory
 from core.errors import EvaluationError, OutputError
+from core.evaluation import originals
 from core.evaluation.figures import Counts, Distance, Perplexity
 from core.evaluation.layers import LayerError, layer_errors
+from core.evaluation.originals import Kept, Recorder, Sizes
 from core.evaluation.text import EVALUATION, Windows
 
 if TYPE_CHECKING:
@@ -50,7 +53,9 @@ class Against:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """seconds  of it all; tokens_per_second: tokens read, scored or not, over these, per model"""
+    """seconds  of it all; tokens_per_second: tokens read, scored or not, over these, per model that went through them
+    kept     the original's part comes from an earlier evaluation
+    """
 
     perplexity: Perplexity
     against: Against | None
@@ -60,6 +65,7 @@ class Evaluation:
     tokens_per_second: float
     peak_rss_bytes: int
     device: str
+    kept: bool = False
 
 
 def evaluate(
@@ -82,35 +88,48 @@ def evaluate(
     device = parse_device(device)
     _check_window(checkpoint, windows)
     memory = PeakMemory()
-    models = [checkpoint] if against is None else [checkpoint, against]
     with ExitStack() as stack:
         folder = _folder()
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        ids = windows.samples.ids
-        said = _Said(ctx, ids.size * len(models))
+        name = originals.identity(checkpoint, windows, device)
         watched = frozenset({Statistic.HESSIAN}) if layers and against is not None else frozenset[Statistic]()
-        walks = []
-        for n, model in enumerate(models):
-            kinds = frozenset[Statistic]() if n else watched
-            walks.append(Walk(model, windows.samples, folder / str(n), "", kinds, device, said, EVALUATION))
-        said.parts = len(models) * (walks[0].count + 1)
-        _check_same(walks)
+        kept = originals.find(name, windows.first, device) if name and not watched else None
+        models = [m for m in (checkpoint if kept is None else None, against) if m is not None]
+        ids = windows.samples.ids
+        said = _Said(ctx, ids.size * max(1, len(models)))
+
+        def walk(model: Checkpoint, number: int, kinds: frozenset[Statistic]) -> Walk:
+            return Walk(model, windows.samples, folder / str(number), "", kinds, device, said, EVALUATION)
+
+        first = None if kept is not None else walk(checkpoint, 0, watched)
+        second = None if against is None else walk(against, 1, frozenset())
+        sizes = kept.sizes if kept is not None else _sizes(first)
+        if second is not None:
+            _check_same(sizes, second)
+        recorder = originals.Recorder(name if kept is None else "", sizes, windows.scored)
+        stack.callback(recorder.drop)
+        said.parts = len(models) * (len(sizes.blocks) + 1) or 1
         blocks: list[BlockError] = []
         errors: list[LayerError] = []
-        for block in range(walks[0].count):
+        for block, label in enumerate(sizes.blocks):
             memory.sample()
-            if watched:
-                found = walks[0].gather(block, onward=lambda kept: None)
-            else:
-                walks[0].advance(block)
-            said.next()
-            if against is not None:
-                walks[1].advance(block)
+            found: dict[str, TensorStatistics] = {}
+            if first is not None:
+                if watched:
+                    found = first.gather(block, onward=lambda kept: None)
+                else:
+                    first.advance(block)
+                for batch in range(first.batches):
+                    recorder.hidden(block, first.part(batch), first.hidden(batch))
                 said.next()
-                blocks.append(BlockError(walks[0].skeleton.blocks[block], _drift(walks[0], walks[1])))
-            if watched and against is not None:
+            if second is not None:
+                second.advance(block)
+                said.next()
+                blocks.append(BlockError(label, _drift(kept or first, second, block)))
+            if found and against is not None:
                 errors += layer_errors(found, checkpoint, against, ctx)
-        counts = _predict(walks, windows, said)
+        counts = _predict(kept or first, second, windows, said, recorder)
+        recorder.finish()
         memory.sample()
     seconds = time.perf_counter() - began
     other = None
@@ -125,6 +144,7 @@ def evaluate(
         ids.size * len(models) / seconds,
         memory.peak(),
         device,
+        kept is not None,
     )
 
 
@@ -176,49 +196,66 @@ def _check_window(checkpoint: Checkpoint, windows: Windows) -> None:
         )
 
 
-def _check_same(walks: list[Walk]) -> None:
+_KEYS = ("num_hidden_layers", "hidden_size", "vocab_size")
+
+
+def _sizes(walk: Walk | None) -> Sizes:
+    assert walk is not None
+    config = walk.skeleton.model.config.get_text_config()
+    return Sizes(walk.skeleton.blocks, walk.shape, {key: getattr(config, key, None) for key in _KEYS})
+
+
+def _check_same(original: Sizes, other: Walk) -> None:
     """Whether two models can be compared at all."""
-    if len(walks) < 2:
-        return
-    a, b = (walk.skeleton.model.config.get_text_config() for walk in walks)
-    for key in ("num_hidden_layers", "hidden_size", "vocab_size"):
-        if getattr(a, key, None) != getattr(b, key, None):
+    found = _sizes(other)
+    for key in _KEYS:
+        if original.keys[key] != found.keys[key]:
             raise EvaluationError(
-                f"has {key} {getattr(b, key, None)}, the original {getattr(a, key, None)}",
+                f"has {key} {found.keys[key]}, the original {original.keys[key]}",
                 "compare a model with what was made from it",
-                walks[1].checkpoint.path,
+                other.checkpoint.path,
             )
 
 
-def _drift(a: Walk, b: Walk) -> float:
+def _drift(original: Walk | Kept | None, other: Walk, block: int) -> float:
+    assert original is not None
     wrong = right = 0.0
-    for batch in range(a.batches):
-        wanted, found = a.hidden(batch).double(), b.hidden(batch).double()
+    for batch in range(other.batches):
+        states = original.hidden(block, other.part(batch)) if isinstance(original, Kept) else original.hidden(batch)
+        wanted, found = states.double(), other.hidden(batch).double()
         wrong += float((found - wanted).square().sum())
         right += float(wanted.square().sum())
     return wrong / right if right else 0.0
 
 
-def _predict(walks: list[Walk], windows: Windows, said: _Said) -> Counts:
+def _predict(
+    original: Walk | Kept | None, other: Walk | None, windows: Windows, said: _Said, recorder: Recorder
+) -> Counts:
     """The last step: logits window by window."""
     import torch
 
+    assert original is not None
     counts = Counts()
     ids = torch.from_numpy(windows.samples.ids)
     with ExitStack() as stack:
+        walks = [walk for walk in (original, other) if isinstance(walk, Walk)]
         logits = [stack.enter_context(walk.predicting()) for walk in walks]
         for n, first in enumerate(windows.first):
             said.check()
-            made: list[torch.Tensor] = [predict(n) for predict in logits]
+            # Position n predicts token n + 1.
+            made: list[torch.Tensor] = [predict(n)[first - 1 : -1] for predict in logits]
+            if isinstance(original, Kept):
+                made.insert(0, original.logits(n))
+            recorder.logits(made[0])
             try:
-                counts.add(ids[n], first, *made)
+                counts.add(ids[n, first:], *made)
             except ValueError as error:
+                # What is kept of an original has passed here before: the wrong one went through the text just now.
+                wrong = walks[-1 if error.args[1] else 0]
                 raise EvaluationError(
-                    "its predictions hold NaN or Inf on the text",
-                    "is the checkpoint sound?",
-                    walks[error.args[1]].checkpoint.path,
+                    "its predictions hold NaN or Inf on the text", "is the checkpoint sound?", wrong.checkpoint.path
                 ) from error
-            said.progress((n + 1) * len(walks), windows.count, "predictions")
+            said.progress((n + 1) * max(1, len(walks)), windows.count, "predictions")
     return counts
 
 
