@@ -6,6 +6,8 @@ Quantizing each block before the samples go on is the engine's business (core/en
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from core.calibration import kept
 from core.calibration.statistics import Statistic, Statistics, TensorStatistics
 from core.calibration.text import Samples, TextSettings, read_samples
@@ -21,13 +23,18 @@ _RESULT = "statistics.npz"
 
 
 class Counted:
-    """Progress of a walk as bytes of the checkpoint; its checks are the caller's."""
+    """Progress of a walk, told in samples of the block at work; its checks are the caller's.
 
-    def __init__(self, ctx: JobContext) -> None:
+    doing  what the samples are there for
+    say    told the share of the block's samples that is through, and this in words
+    """
+
+    def __init__(self, ctx: JobContext, say: Callable[[float, str], None] = lambda share, text: None) -> None:
         self.check, self.partial = ctx.check, ctx.partial
+        self.doing, self.say = "gathering", say
 
     def progress(self, done: int, total: int, note: str = "") -> None:
-        """Within a block: said by those who know all of it."""
+        self.say(done / max(1, total), f"{note}: {self.doing}, {done:,} of {total:,} samples")
 
 
 def gather(
@@ -45,7 +52,8 @@ def gather(
         return before, samples
     identity = _identity(checkpoint, samples)
     folder = kept.folder_of("light", *identity)
-    walk = Walk(checkpoint, samples, folder, repr(identity), LIGHT, device, Counted(ctx))
+    told = Counted(ctx)
+    walk = Walk(checkpoint, samples, folder, repr(identity), LIGHT, device, told)
     found: dict[str, TensorStatistics] = {}
     for block in range(walk.next):
         done = kept.load(folder / f"block-{block}.npz")
@@ -56,12 +64,19 @@ def gather(
         found |= done[0]
     sizes = [sum(checkpoint.tensors[name].nbytes for name in walk.sources(n)) for n in range(walk.count)]
     for block in range(walk.next, walk.count):
-        ctx.progress(sum(sizes[:block]), sum(sizes), walk.skeleton.blocks[block])
+        passed = sum(sizes[:block])
+        ctx.progress(passed, sum(sizes), walk.skeleton.blocks[block])
+
+        def say(share: float, text: str, passed: int = passed, size: int = sizes[block]) -> None:
+            ctx.progress(passed + int(share * size), sum(sizes), text)
+
+        told.say = say
 
         def keep(tensors: dict[str, TensorStatistics], block: int = block) -> None:
             kept.save(folder / f"block-{block}.npz", tensors)
 
         found |= walk.gather(block, onward=keep)
+    told.say = lambda share, text: ctx.progress(sum(sizes), sum(sizes), text)
     found |= walk.head()
     ctx.progress(sum(sizes), sum(sizes))
     kept.save(folder / _RESULT, found)

@@ -8,6 +8,9 @@ the checkpoint, in float32, through the same renaming and merging that transform
 from __future__ import annotations
 
 import copy
+import importlib
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -391,11 +394,29 @@ def quiet() -> Iterator[None]:
     """transformers says nothing meanwhile, and nothing needs gradients."""
     import torch
 
-    logging = require_transformers().logging
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
+    words = require_transformers().logging
+    _import_models()
+    before = words.get_verbosity()
+    words.set_verbosity_error()
     try:
         with torch.no_grad():
             yield
     finally:
-        logging.set_verbosity(before)
+        words.set_verbosity(before)
+
+
+def _import_models() -> None:
+    """Imports the part of transformers that has its models. That imports each quantizing library that is installed,
+    torchao among them, which we run nothing with: what it says of its kernels for other machines while it is imported
+    is no news to our user."""
+    if "transformers.modeling_utils" in sys.modules:
+        return
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        importlib.import_module("transformers.modeling_utils")
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

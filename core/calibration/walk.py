@@ -56,7 +56,7 @@ class Walk:
     kinds   of statistics to gather
     batches how many parts the samples go through in
     next    the first block that is not finished: 0, or more after a walk with this folder and identity was stopped
-    ctx     progress in batches of the block at work
+    ctx     progress in samples of the block at work
     raises  CalibrationError: what the model does cannot be followed block by block; OSError for the folder
     """
 
@@ -343,7 +343,7 @@ class Walk:
                 for batch in range(self.batches):
                     self.ctx.check()
                     self._through(block, batch, True)
-                    self.ctx.progress(batch + 1, self.batches, name)
+                    self._told(batch, name)
             finally:
                 self.skeleton.release(name)
         self._finish(block)
@@ -379,11 +379,14 @@ class Walk:
                     self.ctx.check()
                     with gatherer.active():
                         self._through(block, batch, onward)
-                    self.ctx.progress(batch + 1, self.batches, prefix)
+                    self._told(batch, prefix)
                 return gatherer
             except Split:
                 assert sharing
         raise AssertionError
+
+    def _told(self, batch: int, what: str) -> None:
+        self.ctx.progress((batch + 1) * self.batch, len(self.ids), what)
 
     def _through(self, block: int, batch: int, onward: bool) -> None:
         hidden = self._read(block, batch)
@@ -416,6 +419,7 @@ class Walk:
                 for batch in range(self.batches):
                     self.ctx.check()
                     self._to_head(batch, gatherer)
+                    self._told(batch, "the head")
                 return self._by_tensor(gatherer)
             finally:
                 self.skeleton.release("")

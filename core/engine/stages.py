@@ -88,7 +88,8 @@ class Blocks(Stages):
         folder = kept.folder_of("blocks", str(out), sorted(same.items()))
         kinds = wanted(plan)
         samples, words = plan.calibration, calibration_identity(plan)
-        self._walk: Walk = Walk(checkpoint, samples, folder, words, kinds, work.device, Counted(ctx))
+        self._told = Counted(ctx)
+        self._walk: Walk = Walk(checkpoint, samples, folder, words, kinds, work.device, self._told)
         self._stage_of = self._assigned()
         self._folder = Folder(checkpoint, self._walk, plan.tensors, self._stage_of, folder)
 
@@ -109,12 +110,14 @@ class Blocks(Stages):
         return {unit.index: done[unit.index] for unit in before}
 
     def each(self, units: Sequence[Unit], say: Callable[[str], None]) -> Iterator[Stage]:
-        walk = self._walk
+        walk, told = self._walk, self._told
+        told.say = lambda share, text: say(text)
         for block in range(walk.next, walk.count):
             mine = [unit for unit in units if self._stage_of[unit.tensor] == block]
             name = walk.skeleton.blocks[block]
             sink = Sink(self._checkpoint)
             if any(self._plan.tensors[unit.tensor].quantized for unit in mine):
+                told.doing = "gathering"
                 say(f"{name}: gathering")
                 found = walk.gather(block)
                 folds = self._folder.block(block, found)
@@ -130,11 +133,13 @@ class Blocks(Stages):
                 yield Stage(self._with(found, block, work), mine, sink.keep)
             else:
                 yield Stage(self._work, mine)
+            told.doing = "going on"
             say(f"{name}: samples go on")
             walk.advance(block, sink.get)
         rest = [unit for unit in units if self._stage_of[unit.tensor] == walk.count]
         found = {}
         if any(self._plan.tensors[unit.tensor].quantized for unit in rest):
+            told.doing = "gathering"
             say("the head: gathering")
             found = walk.head()
         outside = not_folded([self._plan.tensors[unit.tensor] for unit in rest], "nothing before it can take scales")
