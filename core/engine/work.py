@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from core.engine.devices import out_of_memory, to_cpu, to_device
 from core.engine.known import as_tensors, rows_of_expert
 from core.engine.model import Plan, PlannedTensor
 from core.engine.pages import was_read
+from core.engine.sharing import bundled, largest
 from core.engine.units import Unit, row_multiple, rows_within
 from core.errors import (
     CalibrationError,
@@ -62,6 +63,7 @@ class Work:
     sizes       (path, bytes, mtime_ns) of the source files when the run began
     statistics  by output tensor; what is not known is not in it
     scales      folds that tensors are read with
+    together    output tensor → all that must have its scale of the whole tensor, itself among them, as indices
     remarks     output tensor → lines for its report
     """
 
@@ -74,6 +76,7 @@ class Work:
     device: str
     measure: bool
     statistics: Mapping[str, TensorStatistics]
+    together: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     scales: Scales | None = None
     remarks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     version: str = core.__version__
@@ -91,6 +94,7 @@ class Work:
             device=device,
             measure=measure,
             statistics=plan.known.tensors,
+            together=bundled(plan),
         )
 
     def check_source(self) -> None:
@@ -244,6 +248,7 @@ class _Task:
 
     def quantize(self) -> None:
         """Rows become codes. After the device ran out of memory once, pieces are half as large; twice is an error."""
+        self._share()
         multiple = row_multiple(self.planned, self.work.target.row_multiple)
         each = rows_of_expert(self.planned.tensor, self.known)
         if self.known is not None and self.known.stacked and (not multiple or each % multiple):
@@ -278,6 +283,14 @@ class _Task:
             self.notes[f"{self.planned.tensor.name}: {device} ran out of memory; done in slices of {step} rows"] = None
         if not self.unit.start and self.planned.inputs == STATIC:
             self._store_inputs()
+
+    def _share(self) -> None:
+        """One scale of the tensor for it and those that clients compute it with: from the largest weight of all."""
+        members = self.work.together.get(self.planned.tensor.name, ())
+        if members:
+            tensors = [self.work.tensors[index].tensor for index in members]
+            absmax = max(largest(tensor, self.checkpoint, self.ctx) for tensor in tensors)
+            self.planned = replace(self.planned, format=self.planned.format.sharing(absmax))
 
     def _store_inputs(self) -> None:
         """What clients need to round this layer's inputs. Without it they would compute nonsense: no fall-back."""

@@ -105,6 +105,11 @@ class Format(ABC):
             return f"columns {columns} is not a multiple of {self.columns_per_grid}"
         return None
 
+    def sharing(self, absmax: float) -> Format:
+        """The format with its one scale of the whole tensor made for this largest magnitude, as tensors need it that
+        are computed together. Same name, same bytes of storage; formats without such a scale stay what they are."""
+        return self
+
     @abstractmethod
     def nbytes(self, shape: tuple[int, ...]) -> int:
         """Exact bytes of all parts of `pack` for this shape (a target may add its own)."""

@@ -12,7 +12,7 @@ Runs of zeros get scale 1 and decode to 0. Importance is ignored: the range is t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
@@ -40,10 +40,12 @@ class Fp8(Format):
 
     dtype        "F8_E4M3" or "F8_E5M2", a key of DTYPES
     granularity  "tensor", "row" or "block"
+    absmax       the largest magnitude that a tensor's one scale is made for; 0: the tensor's own
     """
 
     dtype: str
     granularity: str = "row"
+    absmax: float = 0.0
 
     family: ClassVar[str] = "fp8"
 
@@ -92,10 +94,14 @@ class Fp8(Format):
         else:
             size = _largest(w, -1).view(rows, 1)
             size = size.amax().view(1, 1) if self.granularity == "tensor" else size
+            size = torch.full_like(size, self.absmax) if self.absmax and size.isfinite().all() else size
         if not size.isfinite().all():
             require_finite(w)
         scale = self.scale_of(size)
         return Grid({"scale": scale.repeat_interleave(BLOCK, 0)[:rows] if self.granularity == "block" else scale})
+
+    def sharing(self, absmax: float) -> Fp8:
+        return replace(self, absmax=absmax) if self.granularity == "tensor" else self
 
     def _block_sizes(self, w: torch.Tensor) -> torch.Tensor:
         """float32 [⌈rows/128⌉, ⌈columns/128⌉]: the largest magnitude of every block."""

@@ -15,7 +15,7 @@ clips nothing, and the container that carries the format chooses the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
@@ -156,7 +156,11 @@ class NvFp4(Format):
     would round every weight to zero: a group whose scale underflows E4M3 gets the smallest one, 2^-9 (there: 0.125),
     and an absmax so small that the quotient overflows gets float32's largest number (there: 1).
     Groups of zeros get scale 0.125, a tensor of zeros inv_global_scale 1.
+
+    absmax  the largest magnitude that the tensor's scale is made for; 0: the tensor's own
     """
+
+    absmax: float = 0.0
 
     family: ClassVar[str] = "mx"
     row_local: ClassVar[bool] = False
@@ -177,11 +181,20 @@ class NvFp4(Format):
         return prod(shape) // 2 + prod(shape) // 16 + 4
 
     def fit(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Grid:
+        import torch
+
         self.require_effort(effort)
         size = largest_of_runs(w, 16).view(w.shape[0], w.shape[1] // 16)
         if not size.isfinite().all():
             require_finite(w)
-        return self.grid_of(size, self.inv_global_scale(size.amax() if size.numel() else size.new_zeros(())))
+        if self.absmax:
+            largest = torch.tensor(self.absmax, device=size.device)
+        else:
+            largest = size.amax() if size.numel() else size.new_zeros(())
+        return self.grid_of(size, self.inv_global_scale(largest))
+
+    def sharing(self, absmax: float) -> NvFp4:
+        return replace(self, absmax=absmax)
 
     def inv_global_scale(self, absmax: torch.Tensor) -> torch.Tensor:
         """float32 [1, 1] for the largest magnitude of a tensor, or of several that must share it (q, k and v)."""

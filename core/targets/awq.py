@@ -16,6 +16,7 @@ from core.formats.uniform import Uniform
 from core.targets.base import COMPARED, SPECIFIED, Assignment, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.columns import strip
 from core.targets.folder import QuantizedFolder, left_out, module_of
+from core.targets.fused import unlike
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +72,7 @@ class Awq(QuantizedFolder):
                     "an AWQ folder has groups of one size",
                     "give all quantized tensors the same group, or choose the target gptq",
                 )
+        yield from unlike(assignments, alike=True)
 
     def adapt(self, format: Format, tensor: OutputTensor) -> Format:
         return replace(format, scale_dtype="F16") if isinstance(format, Uniform) else format

@@ -243,6 +243,11 @@ class Target(ABC):
         """What only shows when all tensors are seen together ("4 and 8 bits in one folder")."""
         return ()
 
+    def together(self, assignments: Sequence[Assignment]) -> Iterable[Sequence[str]]:
+        """Names of output tensors that clients compute as one, so that they must have the same scale of the whole
+        tensor (`Format.sharing`). A tensor is in one such bundle at most."""
+        return ()
+
     @abstractmethod
     def keeps(self, tensor: OutputTensor) -> Format:
         """The format in which an unquantized tensor is stored here (GGUF norms: f32; else the source's own)."""

@@ -10,15 +10,16 @@ decoded with blocks of another size: both dimensions must be multiples of 128 he
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from core.formats.base import Format, Quantized
 from core.formats.fp8 import BLOCK, Fp8
 from core.formats.mx import E4M3
 from core.parameters import DYNAMIC, PLAIN
-from core.targets.base import COMPARED, SPECIFIED, Assignment, OutputTensor, StoredTensor, Verified
+from core.targets.base import COMPARED, SPECIFIED, Assignment, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.folder import QuantizedFolder, left_out
+from core.targets.fused import unlike
 from core.targets.plain import data_of
 
 
@@ -54,6 +55,9 @@ class Fp8Folder(QuantizedFolder):
         if inputs in (PLAIN, DYNAMIC):  # clients do the one thing whatever they are told
             return None
         return "fp8 has scales per block, and clients take no static inputs with them"
+
+    def objections(self, assignments: Sequence[Assignment]) -> Iterable[Objection]:
+        return unlike(assignments, alike=True)
 
     def pieces(self, tensor: OutputTensor, format: Format) -> tuple[StoredTensor, ...]:
         assert isinstance(format, Fp8)

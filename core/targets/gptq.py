@@ -29,6 +29,7 @@ from core.targets import safetensors
 from core.targets.base import COMPARED, SPECIFIED, Assignment, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.columns import strip
 from core.targets.folder import QuantizedFolder, module_of
+from core.targets.fused import bundles, unlike
 from core.targets.plain import data_of
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ MULTIPLE = 32
 V1, V2 = "gptq", "gptq_v2"
 _SIDE = "quantize_config.json"
 _LAYER = re.compile(r"^(.*?\.?(?:layers|blk|h|blocks|layer|block))\.(\d+)\.(.+)$")
-# vLLM computes these together and asks for the rule of the whole.
-_FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 _Scheme = tuple[int, int, bool]
 
@@ -93,12 +92,12 @@ class Gptq(QuantizedFolder):
         warned = False
         for a in used:
             fmt, first = _uniform(a), _uniform(used[0])
-            unlike = f"is {fmt.name}, {used[0].tensor.name} is {first.name}"
+            differs = f"is {fmt.name}, {used[0].tensor.name} is {first.name}"
             if fmt.symmetric != first.symmetric:
                 yield Objection(
                     "error",
                     a.tensor.name,
-                    f"{unlike}: a GPTQ folder is symmetric or has zero points",
+                    f"{differs}: a GPTQ folder is symmetric or has zero points",
                     "give all quantized tensors formats with -asym, or none",
                 )
             elif _scheme(a) != _scheme(used[0]) and not warned:
@@ -106,9 +105,10 @@ class Gptq(QuantizedFolder):
                 yield Objection(
                     "warning",
                     a.tensor.name,
-                    f"{unlike}: GPTQModel and vLLM read several widths and groups, transformers expects one",
+                    f"{differs}: GPTQModel and vLLM read several widths and groups, transformers expects one",
                     "give all quantized tensors the same format if transformers is to load them",
                 )
+        yield from unlike(assignments)
 
     def adapt(self, format: Format, tensor: OutputTensor) -> Format:
         return replace(format, scale_dtype="F16") if isinstance(format, Uniform) else format
@@ -174,8 +174,9 @@ def quantization_config(assignments: Sequence[Assignment]) -> dict[str, Any]:
             continue
         modules = [module_of(a.tensor) for a in used if _scheme(a) == other]
         given = {"bits": other[0], "group_size": other[1], "desc_act": other[2]}
-        rules |= {f"+:{pattern}": given for pattern in _patterns([*modules, *_fused(modules)])}
-    rules |= {f"-:{pattern}": {} for pattern in _patterns(kept)}
+        # vLLM asks for the rule of the whole that it makes of some.
+        rules |= {f"+:{pattern}": given for pattern in _patterns([*modules, *bundles(modules)])}
+    rules |= {f"-:{pattern}": {} for pattern in _patterns([*kept, *bundles(kept)])}
     if rules:
         found["dynamic"] = rules
     if kept:
@@ -216,18 +217,6 @@ def _patterns(modules: Iterable[str]) -> list[str]:
         rf"^{re.escape(stem)}\.(?:{'|'.join(numbers)})\.{re.escape(rest)}$" for (stem, rest), numbers in layers.items()
     ]
     return together + alone
-
-
-def _fused(modules: Sequence[str]) -> list[str]:
-    """The modules that vLLM makes of these, where all their parts are here."""
-    have = set(modules)
-    found = []
-    for module in modules:
-        stem, _, last = module.rpartition(".")
-        for whole, parts in _FUSED.items():
-            if last == parts[0] and have.issuperset(f"{stem}.{part}" for part in parts):
-                found.append(f"{stem}.{whole}")
-    return found
 
 
 def _endings(chosen: Sequence[str], kept: Sequence[str]) -> list[str]:

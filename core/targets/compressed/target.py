@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from core.calibration.statistics import Statistic
 from core.formats.base import Format, Quantized
+from core.formats.fp8 import Fp8
+from core.formats.mx import NvFp4
 from core.parameters import PLAIN, STATIC
 from core.targets.base import COMPARED, SPECIFIED, Assignment, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.compressed.base import Storage
@@ -25,6 +27,7 @@ from core.targets.compressed.floats import Float8, MxFloat4, MxFloat8, NvFloat4
 from core.targets.compressed.integers import Integers
 from core.targets.dense import with_scales
 from core.targets.folder import QuantizedFolder, left_out, module_of, quantizes
+from core.targets.fused import joined, unlike
 from core.targets.plain import data_of
 from core.tensors import DTYPES
 
@@ -71,15 +74,14 @@ class CompressedTensors(QuantizedFolder):
         return storage.refuses_inputs(format, inputs)
 
     def objections(self, assignments: Sequence[Assignment]) -> Iterable[Objection]:
-        """vLLM computes q, k and v together, and gate and up, and gives each bundle one scale of the tensor."""
-        for a in assignments:
-            if isinstance(_storage(a.format), NvFloat4) and a.tensor.role.kind in ("q", "gate"):
-                yield Objection(
-                    "note",
-                    a.tensor.name,
-                    "has a global scale of its own: vLLM joins it with its neighbours under the largest of theirs",
-                )
-                return
+        return unlike(assignments)
+
+    def together(self, assignments: Sequence[Assignment]) -> Iterable[Sequence[str]]:
+        """q, k and v, and gate and up, where vLLM gives each bundle one scale of the tensor: of NVFP4 it takes the
+        largest divisor and leaves all other numbers as they are; FP8 weights it would round once more."""
+        for bundle in joined(assignments):
+            if len({a.format for a in bundle}) == 1 and _one_scale(bundle[0].format):
+                yield [a.tensor.name for a in bundle]
 
     def adapt(self, format: Format, tensor: OutputTensor) -> Format:
         return with_scales(format, tensor.dtype)
@@ -129,15 +131,19 @@ class CompressedTensors(QuantizedFolder):
 def quantization_config(assignments: Sequence[Assignment]) -> dict[str, Any]:
     """What config.json says about the quantized weights.
 
-    One scheme: it targets every Linear, and `ignore` lists those it leaves out. Several: each names its modules.
+    One scheme: it targets every Linear, and `ignore` lists those it leaves out; a quantized head is named beside it,
+    since vLLM's is no Linear. Several: each names its modules.
     """
     schemes: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    heads: list[str] = []
     for assignment in assignments:
         if quantizes(assignment.format):
             scheme = _scheme(assignment)
             schemes.setdefault(json.dumps(scheme), (scheme, []))[1].append(module_of(assignment.tensor))
+            if assignment.tensor.role.kind == "head":
+                heads.append(module_of(assignment.tensor))
     groups = {
-        f"group_{n}": {"targets": ["Linear"] if len(schemes) == 1 else modules, **scheme}
+        f"group_{n}": {"targets": ["Linear", *heads] if len(schemes) == 1 else modules, **scheme}
         for n, (scheme, modules) in enumerate(schemes.values())
     }
     dialects = {group["format"] for group in groups.values()}
@@ -150,6 +156,10 @@ def quantization_config(assignments: Sequence[Assignment]) -> dict[str, Any]:
         "config_groups": groups,
         "ignore": left_out(assignments),
     }
+
+
+def _one_scale(format: Format) -> bool:
+    return isinstance(format, NvFp4) or (isinstance(format, Fp8) and format.granularity == "tensor")
 
 
 def _scheme(assignment: Assignment) -> dict[str, Any]:
