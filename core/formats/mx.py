@@ -152,8 +152,9 @@ class NvFp4(Format):
 
         ŵ = level · (scale / inv_global_scale),   inv_global_scale = 448 · 6 / absmax of the tensor
 
-    the convention of compressed-tensors, equal to it bit for bit for float32 weights, with two exceptions where it
-    would round every weight to zero: a group whose scale underflows E4M3 gets the smallest one, 2^-9 (there: 0.125),
+    the convention of compressed-tensors, equal to it bit for bit for float32 weights (but for the last bit of
+    inv_global_scale, which it finds by way of a reciprocal), with two exceptions where it would round every weight to
+    zero: a group whose scale underflows E4M3 gets the smallest one, 2^-9 (there: 0.125),
     and an absmax so small that the quotient overflows gets float32's largest number (there: 1).
     Groups of zeros get scale 0.125, a tensor of zeros inv_global_scale 1.
 
