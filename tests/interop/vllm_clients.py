@@ -1,12 +1,12 @@
-"""Folders loaded and run by vLLM on a CPU, against our own weights. No test: vLLM brings a hundred packages and is no
-dependency. docs/interop.md says how to run it, and what it printed.
+"""Folders given to vLLM on a CPU. No test: vLLM brings a hundred packages and is no dependency. docs/interop.md says
+how to run it, and what it printed.
 
-    python -m tests.interop.vllm_clients [TARGET[:RECIPE] …]
+    python -m tests.interop.vllm_clients [--run] [TARGET[:RECIPE] …]
 
-For every recipe a random Llama is quantized and loaded by vLLM, which joins q, k, v, and gate, up; and the logarithms
-of the probabilities it gives are compared with those of transformers' model holding the weights that `open_checkpoint`
-reads from the folder. Both compute in bfloat16; how far vLLM is from transformers with the same plain weights stands in
-the first line.
+For every recipe a random Llama is quantized. vLLM reads its config, picks a scheme, builds the model, in which q, k and
+v are one matrix, and gate and up, and loads the files; then every parameter must hold the stored numbers of its parts,
+and none may be left over. That needs no kernel. With --run vLLM computes too, where its build for this processor can: the logarithms of its probabilities are compared with those of transformers' model holding the weights that
+`open_checkpoint` reads from the folder, both in bfloat16.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import traceback
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,6 +28,8 @@ os.environ.update(
     VLLM_NO_USAGE_STATS="1",
     VLLM_CPU_OMP_THREADS_BIND="nobind",
     HF_HUB_OFFLINE="1",
+    MASTER_ADDR="127.0.0.1",
+    MASTER_PORT="29577",
 )
 
 import torch
@@ -37,37 +39,43 @@ from core.engine.pipeline import run
 from core.engine.plan import make_plan
 from core.recipes import load
 from core.targets import get_target
+from core.targets.fused import bundles
 from tests.core.targets.build import save_model, size_of
 
 CASES = {
     "compressed-tensors": (
         "int4-g128",
-        "int4-g32",
         "int4-g64-asym",
         "int4",
         "int8-g128",
         "int8",
         "int3-g128",
+        "int2-g32-asym",
+        "int5-g128",
+        "int6-g128",
+        "int7-g128",
+        "int4-tensor",
         "int8(inputs=dynamic)",
         "int8-tensor(inputs=dynamic)",
         "int4-g128(inputs=dynamic)",
         "int4(inputs=dynamic)",
         "fp8-e4m3",
+        "fp8-e4m3-tensor",
+        "fp8-e4m3-b128",
         "fp8-e4m3(inputs=dynamic)",
         "fp8-e4m3-tensor(inputs=dynamic)",
         "fp8-e4m3-b128(inputs=dynamic)",
-        "mxfp8",
         "mxfp8(inputs=dynamic)",
-        "mxfp4",
         "mxfp4(inputs=dynamic)",
-        "nvfp4",
+        "NVFP4A16",
     ),
     "gptq": ("int4-g128", "int4-g64-asym", "int4-g32", "int4", "int8-g128", "int8-g32-asym", "int3-g128", "int2-g32"),
     "awq": ("int4-g32", "int4-g64-asym", "int4-g128", "int4-g128-asym"),
     "fp8": ("fp8-e4m3-b128",),
     "torchao": ("int8", "int8(inputs=dynamic)", "fp8-e4m3", "int4-g32"),
-    "bitsandbytes": ("nf4", "nf4-dq", "fp4", "llm-int8"),
 }
+# What the build without AVX-512 has kernels for.
+RUNS = {"compressed-tensors": ("int8(inputs=dynamic)", "int8-tensor(inputs=dynamic)")}
 SHAPES: dict[str, Any] = {
     "hidden_size": 256,
     "intermediate_size": 512,
@@ -80,57 +88,131 @@ IDS = [3, 70, 8, 255, 19, 44, 101, 7]
 
 def main(wanted: list[str]) -> None:
     warnings.simplefilter("ignore")
-    print("target             recipe                           dtype     bytes = plan  effect   off by")
+    running = "--run" in wanted
+    wanted = [w for w in wanted if w != "--run"]
     with tempfile.TemporaryDirectory() as place:
         source = save_model(Path(place) / "source", **SHAPES)
-        before = transformers_says(source, None, torch.bfloat16)
-        line("dense", "(the model as it is)", torch.bfloat16, "", before, before, vllm_says(source, torch.bfloat16))
-        for target, recipes in CASES.items():
+        folders = {}
+        for target, recipes in (RUNS if running else CASES).items():
             for recipe in recipes:
-                if wanted and target not in wanted and f"{target}:{recipe}" not in wanted:
-                    continue
-                out = Path(place) / f"{target}-{recipe}"
-                with open_checkpoint(source) as checkpoint:
-                    plan = make_plan(checkpoint, load(recipe), get_target(target))
-                    run(plan, checkpoint, out)
-                same = "yes" if size_of(out) == plan.nbytes else "NO"
-                try:
-                    dtype = torch.bfloat16
-                    got = vllm_says(out, dtype)
-                except Exception as error:  # whatever the client has against it is the answer
-                    said = str(error).strip().splitlines() or [type(error).__name__]
-                    print(f"{target:18} {recipe:32} {same:>12}  not on a CPU: {said[0][:200]}", flush=True)
-                    continue
-                line(target, recipe, dtype, same, before, transformers_says(source, out, dtype), got)
+                if not wanted or target in wanted or f"{target}:{recipe}" in wanted:
+                    out = Path(place) / f"{target}-{recipe}"
+                    with open_checkpoint(source) as checkpoint:
+                        plan = make_plan(checkpoint, load(recipe), get_target(target))
+                        run(plan, checkpoint, out)
+                    assert size_of(out) == plan.nbytes
+                    folders[target, recipe] = out
+        if running:
+            _compare_runs(source, folders)
+        else:
+            _compare_loads(folders)
 
 
-def line(target: str, recipe: str, dtype: Any, same: str, before: Any, wanted: Any, got: Any) -> None:
+# Loading
+
+
+def _compare_loads(folders: dict[tuple[str, str], Path]) -> None:
+    print(f"{'target':18} {'recipe':32} {'parameters':>10} {'equal':>5}  taken as")
+    for (target, recipe), folder in folders.items():
+        try:
+            model = _loaded(folder)
+        except Exception as error:  # whatever it has against the folder is the answer
+            said = next(iter(str(error).strip().splitlines()), "")
+            print(f"{target:18} {recipe:32} {'':10} {'no':>5}  {type(error).__name__}: {said[:160]}", flush=True)
+            continue
+        found = list(_parameters(model, _stored(folder)))
+        layer = model.model.layers[0].self_attn.qkv_proj
+        kind = getattr(layer, "scheme", None) or layer.quant_method
+        same = sum(equal for _, equal in found)
+        wrong = ", ".join(name for name, equal in found if not equal)
+        print(f"{target:18} {recipe:32} {len(found):10} {same:5}  {type(kind).__name__} {wrong}", flush=True)
+
+
+def _loaded(folder: Path) -> Any:
+    """vLLM's model with the files' contents in its parameters, before any kernel rearranges them."""
+    import vllm.model_executor.model_loader.base_loader as loader
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed import init_distributed_environment, initialize_model_parallel
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.model_loader import get_model
+
+    loader.process_weights_after_loading = lambda *given, **named: None
+    torch.accelerator.empty_cache = lambda: None  # type: ignore[assignment]
+    asked = EngineArgs(
+        model=str(folder), dtype="bfloat16", enforce_eager=True, max_model_len=64, skip_tokenizer_init=True
+    )
+    config = asked.create_engine_config()
+    with set_current_vllm_config(config):
+        if not torch.distributed.is_initialized():
+            init_distributed_environment(1, 0, "env://", 0, "gloo")
+            initialize_model_parallel(1, 1)
+        config.compilation_config.static_forward_context.clear()
+        return get_model(vllm_config=config)
+
+
+def _stored(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    found: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def _parameters(model: Any, stored: dict[str, torch.Tensor]) -> Iterator[tuple[str, bool]]:
+    """(name of a parameter of vLLM's model, whether it holds what is stored of its parts). All stored tensors must have
+    found their place."""
+    modules = {name.rpartition(".")[0] for name in stored}
+    parts_of = bundles(modules)
+    taken: set[str] = set()
+    for name, parameter in model.named_parameters():
+        module, _, piece = name.rpartition(".")
+        names = [f"{part}.{piece}" for part in parts_of.get(module, (module,))]
+        if not stored.keys() >= set(names):
+            yield f"{name} is not in the file", piece not in ("weight", "weight_packed", "qweight", "weight_scale")
+            continue
+        taken.update(names)
+        wanted = [stored[part].to(parameter.dtype).reshape(-1, *stored[part].shape[1:]) for part in names]
+        shapes = [torch.cat(wanted, dim) for dim in (0, 1) if dim < wanted[0].dim()]
+        fit = [w for w in shapes if w.numel() == parameter.numel()]
+        yield name, any(torch.equal(w.reshape(parameter.shape).float(), parameter.data.float()) for w in fit)
+    left = sorted(set(stored) - taken)
+    yield from ((f"{name} is stored and not taken", False) for name in left)
+
+
+# Running
+
+
+def _compare_runs(source: Path, folders: dict[tuple[str, str], Path]) -> None:
+    print(f"{'target':18} {'recipe':32} {'effect':>8} {'off by':>8}")
+    before = _transformers_says(source, None)
+    _line("dense", "(the model as it is)", before, before, _vllm_says(source))
+    for (target, recipe), folder in folders.items():
+        _line(target, recipe, before, _transformers_says(source, folder), _vllm_says(folder))
+
+
+def _line(target: str, recipe: str, before: torch.Tensor, wanted: torch.Tensor, got: torch.Tensor) -> None:
     effect, off = ((a - wanted).square().mean().sqrt() for a in (before, got))
-    name = str(dtype).removeprefix("torch.")
-    print(f"{target:18} {recipe:32} {name:9} {same:>12} {effect:7.4f} {off:8.4f}", flush=True)
+    print(f"{target:18} {recipe:32} {effect:8.4f} {off:8.4f}", flush=True)
 
 
-def vllm_says(folder: Path, dtype: torch.dtype) -> torch.Tensor:
+def _vllm_says(folder: Path) -> torch.Tensor:
     """float32 [len(IDS) − 1, vocabulary]: the logarithm of every token's probability after each prefix. In a process of
-    its own, since vLLM sets its machinery up once; a failure there is a RuntimeError here."""
+    its own, since vLLM sets its machinery up once."""
     with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-        return torch.tensor(alone.submit(_vllm_says, str(folder), dtype).result())
+        return torch.tensor(alone.submit(_vllm_run, str(folder)).result())
 
 
-def _vllm_says(folder: str, dtype: torch.dtype) -> list[list[float]]:
+def _vllm_run(folder: str) -> list[list[float]]:
     from vllm import LLM, SamplingParams
 
-    try:
-        llm = LLM(folder, dtype=dtype, enforce_eager=True, max_model_len=64, skip_tokenizer_init=True, max_logprobs=-1)
-        asked = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=-1, detokenize=False)
-        (answer,) = llm.generate([{"prompt_token_ids": IDS}], asked, use_tqdm=False)
-    except Exception as error:  # not every error of vLLM's goes through a pipe
-        traceback.print_exc()
-        raise RuntimeError(f"{type(error).__name__}: {error}") from None
+    llm = LLM(folder, dtype="bfloat16", enforce_eager=True, max_model_len=64, skip_tokenizer_init=True, max_logprobs=-1)
+    asked = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=-1, detokenize=False)
+    (answer,) = llm.generate([{"prompt_token_ids": IDS}], asked, use_tqdm=False)
     return [[given[token].logprob for token in range(SHAPES["vocab_size"])] for given in answer.prompt_logprobs[1:]]
 
 
-def transformers_says(source: Path, folder: Path | None, dtype: torch.dtype) -> torch.Tensor:
+def _transformers_says(source: Path, folder: Path | None) -> torch.Tensor:
     """The same of transformers' model, with the weights that we read from the folder."""
     from transformers import AutoModelForCausalLM
 
@@ -140,7 +222,7 @@ def transformers_says(source: Path, folder: Path | None, dtype: torch.dtype) -> 
             weights = {n: checkpoint.read(n).float().reshape(i.shape) for n, i in checkpoint.tensors.items()}
         model.load_state_dict(weights, strict=False)
     with torch.inference_mode():
-        return model.to(dtype)(torch.tensor([IDS])).logits[0, :-1].float().log_softmax(-1)
+        return model.bfloat16()(torch.tensor([IDS])).logits[0, :-1].float().log_softmax(-1)
 
 
 if __name__ == "__main__":

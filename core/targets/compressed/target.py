@@ -20,6 +20,7 @@ from core.calibration.statistics import Statistic
 from core.formats.base import Format, Quantized
 from core.formats.fp8 import Fp8
 from core.formats.mx import NvFp4
+from core.formats.uniform import Uniform
 from core.parameters import PLAIN, STATIC
 from core.targets.base import COMPARED, SPECIFIED, Assignment, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.compressed.base import Storage
@@ -53,7 +54,10 @@ class CompressedTensors(QuantizedFolder):
             "transformers", ("fp8-e4m3*", "mx*", "nvfp4"), COMPARED, "tests/core/targets/test_compressed_floats.py"
         ),
         Verified(
-            "vLLM", ("int*", "fp8-e4m3*", "mx*", "nvfp4"), SPECIFIED, "tests/core/targets/test_compressed_floats.py"
+            "vLLM",
+            ("int?", "int8-asym", "int*-g*", "fp8-e4m3*", "mx*", "nvfp4"),
+            SPECIFIED,
+            "tests/core/targets/test_compressed_floats.py",
         ),
     )
     # Zero points are packed along the rows: 32 rows fill whole words, whatever the width.
@@ -74,7 +78,16 @@ class CompressedTensors(QuantizedFolder):
         return storage.refuses_inputs(format, inputs)
 
     def objections(self, assignments: Sequence[Assignment]) -> Iterable[Objection]:
-        return unlike(assignments)
+        yield from unlike(assignments)
+        for a in assignments:
+            if isinstance(a.format, Uniform) and a.format.granularity == "tensor" and a.inputs == PLAIN:
+                yield Objection(
+                    "warning",
+                    a.tensor.name,
+                    f"{a.format.name} with plain inputs is nothing that vLLM knows; transformers loads it",
+                    "take scales per row or group, or int8-tensor(inputs=dynamic), if vLLM is to load it",
+                )
+                return
 
     def together(self, assignments: Sequence[Assignment]) -> Iterable[Sequence[str]]:
         """q, k and v, and gate and up, where vLLM gives each bundle one scale of the tensor: of NVFP4 it takes the

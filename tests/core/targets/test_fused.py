@@ -165,6 +165,13 @@ def test_weights_that_vllm_joins_and_that_differ_are_a_warning(model, tmp_path, 
         assert all(p.severity == "warning" and p.tensor == "model.layers.0.self_attn.k_proj.weight" for p in found)
 
 
+@pytest.mark.parametrize(("recipe", "expected"), [("int8-tensor", 1), ("int8-tensor(inputs=dynamic)", 0), ("int8", 0)])
+def test_one_plain_scale_per_tensor_is_not_for_vllm(model, recipe, expected) -> None:
+    with open_checkpoint(model) as checkpoint:
+        plan = make_plan(checkpoint, load(recipe), get_target("compressed-tensors"))
+    assert sum("nothing that vLLM knows" in p.message for p in plan.problems) == expected
+
+
 def test_a_quantized_head_is_named_for_vllm(model, tmp_path) -> None:
     """Its ParallelLMHead is no Linear; without the name it would ask the file for plain weights."""
     from compressed_tensors.quantization import QuantizationConfig
