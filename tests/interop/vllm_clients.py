@@ -5,7 +5,8 @@ how to run it, and what it printed.
 
 For every recipe a random Llama is quantized. vLLM reads its config, picks a scheme, builds the model, in which q, k and
 v are one matrix, and gate and up, and loads the files; then every parameter must hold the stored numbers of its parts,
-and none may be left over. That needs no kernel. With --run vLLM computes too, where its build for this processor can: the logarithms of its probabilities are compared with those of transformers' model holding the weights that
+and none may be left over. That needs no kernel. With --run vLLM computes too, where its build for this processor can:
+the logarithms of its probabilities are compared with those of transformers' model holding the weights that
 `open_checkpoint` reads from the folder, both in bfloat16.
 """
 
