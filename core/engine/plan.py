@@ -296,8 +296,8 @@ def listed(severity: str, found: Sequence[tuple[str, str]], hint: str) -> Iterab
 
 
 def _needs(planned: Sequence[PlannedTensor], statistics: frozenset[Statistic]) -> Iterable[Problem]:
-    """Methods that do not exist, and those whose statistics nobody will gather."""
-    from core.methods import get_method
+    """Methods that do not exist, those whose statistics nobody will gather, and matrices too large for theirs."""
+    from core.methods import METHODS, get_method
 
     first: dict[str, str] = {}
     for t in planned:
@@ -317,6 +317,15 @@ def _needs(planned: Sequence[PlannedTensor], statistics: frozenset[Statistic]) -
                 name,
                 "give a calibration text, or take the method nearest",
             )
+    # Methods that do not exist were named above.
+    ready = {m: get_method(m) for m in first if m in {known.name for known in METHODS}}
+    large = [
+        (t.tensor.name, why)
+        for t in planned
+        if t.quantized and t.strategy.method in ready
+        if (why := ready[t.strategy.method].too_large(t.tensor.columns))
+    ]
+    yield from listed("error", large, "take another method there")
 
 
 def _inputs(

@@ -10,9 +10,10 @@ from core.methods.base import Method, Statistic
 from core.methods.gptq import Gptq
 from core.methods.hqq import Hqq
 from core.methods.nearest import Nearest
+from core.methods.obq import Obq
 from core.methods.smoothquant import SmoothQuant
 
-METHODS: tuple[Method, ...] = (Nearest(), Gptq(), Hqq(), Awq(), SmoothQuant())
+METHODS: tuple[Method, ...] = (Nearest(), Gptq(), Obq(), Hqq(), Awq(), SmoothQuant())
 
 _BY_NAME = {m.name: m for m in METHODS}
 

@@ -65,6 +65,10 @@ class Method(ABC):
         """Why these values of the method's parameters make no sense on a format that the method takes, or None."""
         return None
 
+    def too_large(self, columns: int) -> str | None:
+        """Why the method does not take a matrix of so many columns, or None."""
+        return None
+
     def forget(self) -> None:
         """Frees what was kept from one slice to the next; called when a run is over."""
 

@@ -84,6 +84,24 @@ def factored(hessian: Tensor, damp: float, order: Tensor) -> Factor | None:
     return None
 
 
+def inverted(hessian: Tensor, damp: float) -> Tensor | None:
+    """The inverse of the damped Hessian, float64 [columns, columns], with the damping that `factored` ends with."""
+    import torch
+
+    mean = float(hessian.diagonal().double().mean())
+    if not mean > 0:
+        return None
+    for tried in _dampings(damp):
+        square = hessian.to(torch.float64, copy=True)
+        own = square.diagonal()
+        own[own == 0] = mean
+        own += tried * mean
+        lower, info = torch.linalg.cholesky_ex(square)
+        if int(info) == 0 and bool(torch.isfinite(lower.diagonal()).all()):
+            return torch.cholesky_inverse(lower)
+    return None
+
+
 def _dampings(damp: float) -> list[float]:
     tried = [damp]
     while tried[-1] < LARGEST:
