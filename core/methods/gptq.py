@@ -33,7 +33,7 @@ from core.errors import CalibrationError
 from core.formats.base import BEST, EXACT, Format, Grid, Quantized
 from core.formats.uniform import RANGES, Uniform
 from core.methods.base import Method, Statistic
-from core.methods.hessian import FACTORS, Factor, factored
+from core.methods.hessian import FACTORS, Factor, factored, undone
 from core.methods.nearest import AUTO, as_fitted
 from core.parameters import Parameter
 
@@ -208,71 +208,76 @@ def solve(w: Tensor, job: Job, factor: Factor, ctx: JobContext = SILENT, *, lane
     ladder = ladder_of(job.format, job.columns)
     if lanes is None:
         lanes = on_lanes(w) and ladder is not None
-    order = factor.order
+    order, feedback = factor.order, factor.feedback
     natural = bool((order[1:] > order[:-1]).all())
-    # Transposed, so that all rows of a column lie side by side.
-    wt = w.detach().t()
-    wt = (wt if natural else wt[order]).to(torch.float32).contiguous()
-    errors = torch.empty_like(wt)
-    codes: Tensor | None = None
+    own = w.detach().to(torch.float32)
+    own = own.contiguous() if natural else own.index_select(1, order)
     weight = torch.empty_like(factor.weight)
     weight[order] = factor.weight
-    panel_of = _Lanes if lanes else _Reference
     whole = None if job.width else job.format.fit(w, weight, job.effort)
-    panel = panel_of(job, factor, wt, errors, whole)
+    # What earlier errors have made of the weights, and left of where columns are done, their own errors.
+    x = own.clone()
+    panel = (_Lanes if lanes else _Reference)(job, factor, own, x, whole)
     grids: dict[int, Grid] = {}
-    width = job.width or job.columns
-    span = width * max(1, job.lazy // width) if job.width else job.lazy
-    for start in range(0, job.columns, span):
-        stop = min(job.columns, start + span)
-        x = wt[start:stop].clone()
-        if start:
-            x.addmm_(factor.feedback[:start, start:stop].t(), errors[:start])
-        step = min(width, job.lazy)
-        for a in range(start, stop, step):
+
+    def fitted(start: int) -> None:
+        group = int(order[start]) // job.width
+        columns, stop = slice(group * job.width, (group + 1) * job.width), start + job.width
+        made = settled(own[:, start:stop], x[:, start:stop], feedback, start)
+        if not natural:
+            made = made.index_select(1, (order[start:stop] - columns.start).argsort())
+        grids[group] = job.format.fit(made, weight[columns], job.effort)
+        panel.begin(grids[group], columns.start)
+
+    def solved(start: int, stop: int) -> None:
+        """In halves, so that nearly all sums over earlier columns are products of large matrices."""
+        if job.width and start % job.width == 0 and stop - start <= job.width:
+            fitted(start)
+        unit = job.width if job.width and stop - start > job.width else job.lazy
+        units = -(-(stop - start) // unit)
+        if units <= 1:
             ctx.check()
-            b = min(stop, a + step, a - a % width + width)
-            if job.width and a % width == 0:
-                group = int(order[a]) // width
-                inner = order[a : a + width] - group * width
-                own = torch.empty(width, wt.shape[1], device=w.device)
-                own[inner] = settled(wt[a : a + width], x[a - start : a - start + width], factor.feedback, a)
-                grids[group] = job.format.fit(
-                    own.t().contiguous(), weight[group * width : (group + 1) * width], job.effort
-                )
-                panel.begin(grids[group], group * width)
-            found = panel.solve(x[a - start : b - start], a, b)
-            codes = torch.empty(wt.shape, dtype=found.dtype, device=w.device) if codes is None else codes
-            codes[order[a:b]] = found
-            if b < stop:
-                x[b - start :].addmm_(factor.feedback[a:b, b:stop].t(), errors[a:b])
+            panel.solve(start, stop)
+            return
+        middle = start + units // 2 * unit
+        solved(start, middle)
+        x[:, middle:stop].addmm_(x[:, start:middle], feedback[start:middle, middle:stop])
+        solved(middle, stop)
+
+    solved(0, job.columns)
+    codes = panel.codes
     assert codes is not None
+    if not natural:
+        codes = codes.index_select(1, order.argsort())
     grid = whole if whole is not None else joined(job.format, [grids[n] for n in range(len(grids))])
-    return Quantized(job.format, (w.shape[0], w.shape[1]), codes=codes.t().contiguous(), grid=grid)
+    return Quantized(job.format, (w.shape[0], w.shape[1]), codes=codes, grid=grid)
 
 
 def settled(w: Tensor, x: Tensor, feedback: Tensor, start: int) -> Tensor:
-    """What weights of columns from `start` on would be if none of them were rounded: float32 [columns, rows].
+    """What weights of columns from `start` on would be if none of them were rounded: float32 [rows, columns].
 
     Each x_k counts on the errors of the columns before it, w_j minus its own settled value among them:
     s = w + (x − w) (I + A)⁻¹, with A among these columns.
-    w, x   float32 [columns, rows]: the weights, and what errors before `start` have made of them
+    w, x   float32 [rows, columns]: the weights, and what errors before `start` have made of them
     """
     import torch
 
-    stop = start + w.shape[0]
-    own = feedback[start:stop, start:stop]
-    return w + torch.linalg.solve_triangular(own.t(), x - w, upper=False, unitriangular=True)
+    stop = start + w.shape[1]
+    unit = torch.eye(stop - start, device=w.device)
+    return torch.addmm(w, x - w, undone(unit + feedback[start:stop, start:stop]).to(torch.float32))
 
 
 class _Reference:
     """Columns through the format's own encode and decode, on any device.
 
-    wt, errors  float32 [columns, rows], in the factor's order; errors are written
+    own    float32 [rows, columns], in the factor's order: the weights
+    x      alike: what earlier errors have made of them; errors are written in their place
+    codes  [rows, columns], made at the first panel
     """
 
-    def __init__(self, job: Job, factor: Factor, wt: Tensor, errors: Tensor, whole: Grid | None) -> None:
-        self.job, self.factor, self.wt, self.errors = job, factor, wt, errors
+    def __init__(self, job: Job, factor: Factor, own: Tensor, x: Tensor, whole: Grid | None) -> None:
+        self.job, self.factor, self.own, self.x = job, factor, own, x
+        self.codes: Tensor | None = None
         self.places = factor.order.tolist()
         if whole is not None:
             self.begin(whole, 0)
@@ -281,32 +286,40 @@ class _Reference:
         """From here on this grid, whose own columns begin at `first`."""
         self.grid, self.first = grid, first
 
-    def solve(self, x: Tensor, start: int, stop: int) -> Tensor:
-        """Codes [columns, rows] of columns start … stop; x is what errors before them have made of their weights."""
+    def solve(self, start: int, stop: int) -> None:
+        """Codes and errors of columns start … stop, whose x has in it all errors before them."""
         import torch
 
-        found, each = [], self.job.format.columns_per_code
-        feedback = self.factor.feedback
-        for k in range(start, stop, each):
-            made_up = x[k - start : k - start + each]
-            made_up = made_up + feedback[start:k, k : k + each].t() @ self.errors[start:k]
-            place = self.places[k] - self.first
-            codes = self.job.format.encode(made_up.t(), self.grid, place)
-            self.errors[k : k + each] = self.wt[k : k + each] - self.job.format.decode(codes, self.grid, place).t()
-            found.append(codes.t())
-        return torch.cat(found)
+        each, format, feedback = self.job.format.columns_per_code, self.job.format, self.factor.feedback
+        # Turned, so that all rows of a column lie side by side.
+        own, x = self.own[:, start:stop].t().contiguous(), self.x[:, start:stop].t().contiguous()
+        found = []
+        for k in range(0, stop - start, each):
+            made = x[k : k + each] + feedback[start : start + k, start + k : start + k + each].t() @ x[:k]
+            place = self.places[start + k] - self.first
+            codes = format.encode(made.t(), self.grid, place)
+            x[k : k + each] = own[k : k + each] - format.decode(codes, self.grid, place).t()
+            found.append(codes)
+        self.x[:, start:stop] = x.t()
+        codes = torch.cat(found, 1)
+        if self.codes is None:
+            self.codes = torch.empty(self.own.shape, dtype=codes.dtype, device=codes.device)
+        self.codes[:, start:stop] = codes
 
 
 class _Lanes(_Reference):
     """The same on one CPU core's lanes, for formats with a ladder."""
 
-    def __init__(self, job: Job, factor: Factor, wt: Tensor, errors: Tensor, whole: Grid | None) -> None:
+    def __init__(self, job: Job, factor: Factor, own: Tensor, x: Tensor, whole: Grid | None) -> None:
+        import torch
+
         from core.methods.ladders import ladder_of
 
         ladder = ladder_of(job.format, job.columns)
         assert ladder is not None
         self.ladder = ladder
-        super().__init__(job, factor, wt, errors, whole)
+        super().__init__(job, factor, own, x, whole)
+        self.codes = torch.empty(own.shape, dtype=ladder.codes.dtype)
 
     def begin(self, grid: Grid, first: int) -> None:
         import torch
@@ -315,38 +328,28 @@ class _Lanes(_Reference):
 
         super().begin(grid, first)
         lines = lines_of(self.job.format, grid)
-        shape = (lines.step.shape[1], self.wt.shape[1])
+        shape = (lines.step.shape[1], self.own.shape[0])
 
         def turned(part: Tensor | None) -> Any:
-            if part is None:
-                return torch.zeros(1, 1).expand(shape).numpy()
-            return part.t().expand(shape).contiguous().numpy()
+            return (torch.zeros(1, 1) if part is None else part.t()).expand(shape).contiguous().numpy()
 
         self.lines = tuple(turned(part) for part in (lines.step, lines.zero, lines.shift))
         self.width = lines.width or self.job.columns
 
-    def solve(self, x: Tensor, start: int, stop: int) -> Tensor:
+    def solve(self, start: int, stop: int) -> None:
         import numpy as np
         import torch
 
         from core.methods.lanes_gptq import listed_levels, whole_levels
 
-        ladder = self.ladder
+        ladder, values = self.ladder, self.ladder.values
         run = ((self.factor.order[start:stop] - self.first) // self.width).to(torch.int32)
-        index = torch.empty(x.shape, dtype=torch.uint8)
-        given = (
-            self.wt[start:stop].numpy(),
-            x.numpy(),
-            self.factor.feedback[start:stop, start:stop].numpy(),
-            run.numpy(),
-            *self.lines,
-        )
-        made = (self.errors[start:stop].numpy(), index.numpy())
-        values = ladder.values
+        assert self.codes is not None
+        # Codes are bytes, whatever their sign.
+        table = ladder.codes.view(torch.uint8).numpy()
+        matrices = (self.own, self.x, self.codes.view(torch.uint8), self.factor.feedback)
+        given = (*(m.numpy() for m in matrices), start, run.numpy(), *self.lines)
         if ladder.whole:
-            low, high = np.float32(values[0]), np.float32(values[-1])
-            whole_levels(*given, low, high, *made)
-            return index.view(ladder.codes.dtype) + ladder.codes[0]
-        bounds = (values[1:] + values[:-1]) / 2
-        listed_levels(*given, values.numpy(), bounds.numpy(), *made)
-        return ladder.codes[index.to(torch.int32)]
+            whole_levels(*given, np.float32(values[0]), np.float32(values[-1]), table[0])
+        else:
+            listed_levels(*given, values.numpy(), ((values[1:] + values[:-1]) / 2).numpy(), table)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 # Damping is raised tenfold at a time, up to the mean of the diagonal itself; from this, where none was asked for.
 SMALLEST_RAISE, LARGEST = 1e-4, 1.0
-# Columns of the Cholesky factor that are made at a time.
-BLOCK = 128
+# Columns of the factor that are made at a time, and of its larger sums.
+BLOCK, WIDE = 128, 512
 # Factors that are kept: those of tensors in work at the same time, and never more memory than this but for the newest.
 KEPT, KEPT_BYTES = 4, 1 << 30
 
@@ -65,11 +65,8 @@ def factored(hessian: Tensor, damp: float, order: Tensor) -> Factor | None:
     mean = float(diagonal.mean()) if diagonal.numel() else 0.0
     if mean <= 0:
         return None
-    turned = order.flip(0)
     natural = bool((order[1:] > order[:-1]).all())
-    # Cholesky gives a lower factor of what it is given. Of the Hessian turned end for end, turned back, it is an upper
-    # one.
-    base = hessian.flip(0, 1) if natural else hessian[turned][:, turned]
+    base = hessian if natural else hessian.index_select(0, order).index_select(1, order)
     first = True
     for tried in _dampings(damp):
         for dtype in (torch.float32, torch.float64):
@@ -77,9 +74,10 @@ def factored(hessian: Tensor, damp: float, order: Tensor) -> Factor | None:
             own = square.diagonal()
             own[own == 0] = mean  # dead columns, where nothing is added
             own += tried * mean
-            if _lower(square):
+            weight = _factor(square)
+            if weight is not None:
                 said = () if first else (f"Hessian not positive definite: damping raised from {damp:g} to {tried:g}",)
-                return _factor(square, order, said)
+                return Factor(square.to(torch.float32), weight.to(torch.float32), order, said)
         first = False
     return None
 
@@ -109,35 +107,53 @@ def _dampings(damp: float) -> list[float]:
     return tried
 
 
-def _lower(square: Tensor) -> bool:
-    """Cholesky in place, the lower factor; what lies above its diagonal means nothing. False: not positive definite.
+def _factor(square: Tensor) -> Tensor | None:
+    """(I + A) D (I + A)ᵀ of a symmetric matrix, of which the upper half is read: A in its place, and D. None: it is not
+    positive definite.
 
-    In blocks of our own, of multiplications alone but for the blocks: LAPACK's differs with the number of threads.
+    From the last columns to the first, BLOCK at a time, and what the others have to do with WIDE of them taken off at
+    once: all but the small blocks on the diagonal is multiplication. LAPACK's own is slower here, and its results differ
+    with the number of threads.
     """
     import torch
 
     n = square.shape[0]
-    for k in range(0, n, BLOCK):
-        stop = min(n, k + BLOCK)
-        if k:
-            square[k:, k:stop].addmm_(square[k:, :k], square[k:stop, :k].t(), alpha=-1)
-        own, info = torch.linalg.cholesky_ex(square[k:stop, k:stop])
-        if int(info) or not bool(torch.isfinite(own.diagonal()).all()):
-            return False
-        square[k:stop, k:stop] = own
-        if stop < n:
-            below = torch.linalg.solve_triangular(own.t(), square[stop:, k:stop], upper=True, left=False)
-            square[stop:, k:stop] = below
-    return True
+    weight = torch.empty(n, dtype=square.dtype, device=square.device)
+
+    def off(start: int, stop: int, until: int) -> None:
+        """Takes from columns start … stop what columns stop … until have in common with them."""
+        if stop < until:
+            scaled = square[start:stop, stop:until] * weight[stop:until]
+            square[:stop, start:stop].addmm_(square[:stop, stop:until], scaled.t(), alpha=-1)
+
+    for right in range(n, 0, -WIDE):
+        left = max(0, right - WIDE)
+        off(left, right, n)
+        for stop in range(right, left, -BLOCK):
+            start = max(left, stop - BLOCK)
+            off(start, stop, right)
+            # Cholesky gives a lower factor; of the block turned end for end, turned back, it is an upper one.
+            own, info = torch.linalg.cholesky_ex(square[start:stop, start:stop].flip(0, 1))
+            if int(info) or not bool(torch.isfinite(own.diagonal()).all()):
+                return None
+            own = own.flip(0, 1)
+            root = own.diagonal().clone()
+            weight[start:stop] = root * root
+            square[start:stop, start:stop] = own / root
+            if start:
+                undo = (undone(own).t() / root).to(square.dtype)
+                square[:start, start:stop] = square[:start, start:stop] @ undo
+    square.triu_(1)
+    return weight
 
 
-def _factor(lower: Tensor, order: Tensor, remarks: tuple[str, ...]) -> Factor:
+def undone(upper: Tensor) -> Tensor:
+    """The inverse of a small upper triangle, float64: to multiply many rows with, which is faster than solving for
+    them."""
     import torch
 
-    upper = lower.flip(0, 1)
-    own = upper.diagonal().clone()
-    feedback = upper.div_(own).triu_(1).to(torch.float32)
-    return Factor(feedback, (own * own).to(torch.float32), order, remarks)
+    unit = torch.eye(len(upper), dtype=torch.float64, device=upper.device)
+    return torch.linalg.solve_triangular(upper.double(), unit, upper=True)
 
 
 class Factors:
