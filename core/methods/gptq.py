@@ -1,9 +1,10 @@
 """GPTQ: columns are rounded one after the other, and those still to come make up for the error of those that are done,
 as far as the layer's inputs go together. Frantar et al. 2022, arXiv:2210.17323.
 
-The step itself is in hessian.py's first paragraph; the sums over earlier columns are taken once per panel of
-`lazy_cols`, by matrix multiplication, and inside a panel column by column. (The published code pushes each error ahead
-instead, to all columns behind it; these here are the same sums, collected when they are needed.)
+The step itself is in hessian.py's first paragraph. Columns are taken in halves: the first half is done, its errors are
+passed on to the second by one multiplication, and each half goes the same way, down to panels of `lazy_cols`, whose
+columns go one by one. So nearly all of the work is products of large matrices. (The published code pushes errors ahead
+panel by panel; these are the same sums.)
 
 Grids. Where a format fits runs of columns apart (groups, blocks, super-blocks), the grid of a run is fitted when its
 first column is reached, to what earlier errors have made of its weights, with D as importance. So GGML's K-quants get
@@ -290,15 +291,16 @@ class _Reference:
         """Codes and errors of columns start … stop, whose x has in it all errors before them."""
         import torch
 
-        each, format, feedback = self.job.format.columns_per_code, self.job.format, self.factor.feedback
+        kind, feedback = self.job.format, self.factor.feedback
+        each = kind.columns_per_code
         # Turned, so that all rows of a column lie side by side.
         own, x = self.own[:, start:stop].t().contiguous(), self.x[:, start:stop].t().contiguous()
         found = []
         for k in range(0, stop - start, each):
             made = x[k : k + each] + feedback[start : start + k, start + k : start + k + each].t() @ x[:k]
             place = self.places[start + k] - self.first
-            codes = format.encode(made.t(), self.grid, place)
-            x[k : k + each] = own[k : k + each] - format.decode(codes, self.grid, place).t()
+            codes = kind.encode(made.t(), self.grid, place)
+            x[k : k + each] = own[k : k + each] - kind.decode(codes, self.grid, place).t()
             found.append(codes)
         self.x[:, start:stop] = x.t()
         codes = torch.cat(found, 1)

@@ -112,7 +112,7 @@ def _factor(square: Tensor) -> Tensor | None:
     positive definite.
 
     From the last columns to the first, BLOCK at a time, and what the others have to do with WIDE of them taken off at
-    once: all but the small blocks on the diagonal is multiplication. LAPACK's own is slower here, and its results differ
+    once: all but the small blocks on the diagonal is multiplication. LAPACK's own is slower, and its results differ
     with the number of threads.
     """
     import torch

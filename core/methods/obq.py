@@ -1,9 +1,14 @@
 """OBQ: of every row the weight is rounded next whose rounding costs least, and all the others make up for it, exactly.
 Frantar & Alistarh 2022, arXiv:2208.11580. GPTQ is what remains of it when all rows take their columns in one order.
 
-Least cost first means that the columns with the largest inputs come late, when few are left to make up for them. Where
-inputs are uneven the order of GPTQ, largest first, may give the lower error; so each row is done in both, and keeps the
-better one.
+The paper's order is not the best there is. Least cost first means that columns with large inputs come late, when few
+are left to make up for them; where inputs are uneven, GPTQ's order, largest first, has the lower error in most rows. So
+`search` is
+
+    paper   the paper's order alone
+    best    the paper's order and GPTQ's, each then polished, and of these four every row keeps the one with the lowest
+            output error. Polishing gives single weights their best level with all others as they are, and moves pairs
+            of weights by a level each, as long as that lowers the error.
 
 Weights beyond the outermost level are rounded before all others, the farthest first: later they would only be farther
 off. The grid is that of GPTQ's order by columns, fitted to the original weights. Each row costs columns³ operations, so
@@ -12,12 +17,12 @@ this is for small layers, and the measure of GPTQ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from core.context import SILENT, JobContext
 from core.errors import CalibrationError
-from core.formats.base import BEST, EXACT, Format, Quantized
+from core.formats.base import BEST, EXACT, Format, Grid, Quantized
 from core.formats.uniform import RANGES
 from core.methods.base import Method, Statistic
 from core.methods.gptq import COLUMNS, Job, required, solve, with_range
@@ -31,13 +36,17 @@ if TYPE_CHECKING:
 MOST_COLUMNS = 1024
 # Rows between two looks at the stop button.
 _ROWS = 8
+# Times that polishing goes through a row, at most; a dozen is usual.
+_PASSES = 200
+PAPER, BETTER = "paper", "best"
 
 
 class Obq(Method):
     name: ClassVar[str] = "obq"
     title: ClassVar[str] = "OBQ"
     help: ClassVar[str] = (
-        f"As GPTQ, in the best order for every row: slow and exact, up to {MOST_COLUMNS} columns. Needs calibration."
+        "Every row in its own order, then polished; never worse than GPTQ on the same grid. Slow: "
+        f"up to {MOST_COLUMNS} columns. Needs calibration."
     )
     needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HESSIAN})
     parameters: ClassVar[tuple[Parameter, ...]] = (
@@ -45,11 +54,19 @@ class Obq(Method):
             "damp", "float", 0.01, "Damping", "Share of the Hessian's mean diagonal that is added to it.", 0.0, 1.0
         ),
         Parameter(
+            "search",
+            "choice",
+            BETTER,
+            "Search",
+            "paper: the least costly weight first; best: GPTQ's order too, both polished, and the best for every row.",
+            choices=(PAPER, BETTER),
+        ),
+        Parameter(
             "effort",
             "choice",
             AUTO,
             "Effort",
-            "Of the grids: exact: llama.cpp's own search; best: a finer one; auto: best where a format has it.",
+            "Of the grids: exact: llama.cpp's own search; best: a finer one; auto: the better one by KLD.",
             choices=(AUTO, EXACT, BEST),
         ),
         Parameter(
@@ -102,7 +119,7 @@ class Obq(Method):
             raise CalibrationError(f"obq does not take {format.name} with {columns} columns", "take gptq")
         given = {p.key: params.get(p.key, p.default) for p in self.parameters}
         fitted = with_range(format, given["range"])
-        effort = format.efforts[-1] if given["effort"] == AUTO else given["effort"]
+        effort = format.default_effort if given["effort"] == AUTO else given["effort"]
         hessian = required(stats, columns)
         job = Job.of(fitted, columns, COLUMNS, True, effort, columns)
         factor, inverse = job.factor(hessian, given["damp"], w.device), inverted(hessian.to(w.device), given["damp"])
@@ -113,12 +130,11 @@ class Obq(Method):
         require_finite(w)
         weight = factor.weight[factor.order.argsort()]
         grid = fitted.fit(w, weight, effort)
-        solver = Rows(fitted, w.float().contiguous(), grid, inverse, lanes=on_lanes(w))
-        codes = solver.solve(ctx)
-        ordered = solve(w, job, factor, ctx).codes
-        worse = cost(w, fitted.decode(codes, grid), hessian) > cost(w, fitted.decode(ordered, grid), hessian)
-        codes[worse] = ordered[worse]
-        return Quantized(fitted, (w.shape[0], columns), codes=codes, grid=grid, fallbacks=factor.remarks)
+        rows = Rows(fitted, w, grid, on_lanes(w))
+        index = rows.greedy(inverse, ctx)
+        if given["search"] == BETTER:
+            index = rows.best((index, rows.position(solve(w, job, factor, ctx).codes)), hessian, given["damp"], ctx)
+        return Quantized(fitted, (w.shape[0], columns), codes=rows.codes(index), grid=grid, fallbacks=factor.remarks)
 
     def forget(self) -> None:
         from core.methods.hessian import FACTORS
@@ -126,67 +142,99 @@ class Obq(Method):
         FACTORS.forget()
 
 
-def cost(w: Tensor, w_hat: Tensor, hessian: Tensor) -> Tensor:
-    """e H eᵀ of every row, float64 [rows]."""
-    e = w.double() - w_hat
-    return (e @ hessian.to(w.device).double() * e).sum(1)
-
-
 class Rows:
-    """The rows of one matrix: w float32 [rows, columns], inverse float64 [columns, columns]."""
+    """The rows of a matrix, floating [rows, columns], on a fixed grid, in float64."""
 
-    def __init__(self, format: Format, w: Tensor, grid: Any, inverse: Tensor, *, lanes: bool) -> None:
+    def __init__(self, format: Format, w: Tensor, grid: Grid, lanes: bool) -> None:
         import torch
 
         from core.methods.ladders import ladder_of, lines_of
 
         ladder = ladder_of(format, w.shape[1])
         assert ladder is not None
-        self.w, self.inverse, self.ladder, self.lanes = w, inverse, ladder, lanes
+        self.w, self.ladder, self.lanes = w.detach().double().contiguous(), ladder, lanes
         lines = lines_of(format, grid)
         shape = (w.shape[0], lines.step.shape[1])
+        run = torch.arange(w.shape[1], device=w.device) // (lines.width or w.shape[1])
         none = torch.zeros(1, 1, device=w.device)
-        parts = (lines.step, none if lines.zero is None else lines.zero, none if lines.shift is None else lines.shift)
-        self.step, self.zero, self.shift = (part.expand(shape).contiguous() for part in parts)
-        columns = torch.arange(w.shape[1], device=w.device)
-        self.run = (columns // (lines.width or w.shape[1])).to(torch.int32)
-        values = ladder.values.to(w.device)
+
+        def spread(part: Tensor | None) -> Tensor:
+            return (none if part is None else part).double().expand(shape).index_select(1, run).contiguous()
+
+        self.step, self.zero, self.shift = (spread(part) for part in (lines.step, lines.zero, lines.shift))
+        values = ladder.values.to(w.device).double()
         self.values, self.bounds = values, (values[1:] + values[:-1]) / 2
         self.low = float(values[0] - (self.bounds[0] - values[0]))
         self.high = float(values[-1] + (values[-1] - self.bounds[-1]))
 
-    def solve(self, ctx: JobContext = SILENT) -> Tensor:
-        """Codes [rows, columns]."""
+    def codes(self, index: Tensor) -> Tensor:
+        """The format's codes of positions on the ladder, uint8 [rows, columns]."""
+        return self.ladder.codes.to(index.device)[index.int()]
+
+    def position(self, codes: Tensor) -> Tensor:
+        """Positions of codes that came from the ladder."""
+        import torch
+
+        places = torch.zeros(256, dtype=torch.uint8, device=codes.device)
+        known = self.ladder.codes.to(codes.device).view(torch.uint8).int()
+        places[known] = torch.arange(len(known), dtype=torch.uint8, device=codes.device)
+        return places[codes.contiguous().view(torch.uint8).int()]
+
+    def decoded(self, index: Tensor) -> Tensor:
+        return (self.values[index.int()] - self.zero) * self.step + self.shift
+
+    def cost(self, index: Tensor, hessian: Tensor) -> Tensor:
+        """e H eᵀ of every row, float64 [rows]."""
+        e = self.w - self.decoded(index)
+        return (e @ hessian.to(e.device).double() * e).sum(1)
+
+    def best(self, starts: Sequence[Tensor], hessian: Tensor, damp: float, ctx: JobContext = SILENT) -> Tensor:
+        """Of these positions and of what polishing makes of them, those of the lowest error, row by row."""
+        import torch
+
+        damped = hessian.to(self.w.device, torch.float64, copy=True)
+        damped.diagonal().add_(damp * damped.diagonal().mean())
+        found = torch.stack([*starts, *(self.polished(start, damped, ctx) for start in starts)])
+        costs = torch.stack([self.cost(index, hessian) for index in found])
+        return found[costs.argmin(0), torch.arange(len(self.w), device=found.device)]
+
+    def _pieces(self, ctx: JobContext) -> Iterator[tuple[slice, tuple[Tensor, Tensor, Tensor, Tensor]]]:
+        for start in range(0, len(self.w), _ROWS):
+            ctx.check()
+            rows = slice(start, start + _ROWS)
+            yield rows, (self.w[rows], self.step[rows], self.zero[rows], self.shift[rows])
+
+    def greedy(self, inverse: Tensor, ctx: JobContext = SILENT) -> Tensor:
+        """Positions, uint8 [rows, columns], in the paper's order.
+
+        inverse  float64 [columns, columns], of the damped Hessian
+        """
         import torch
 
         index = torch.empty(self.w.shape, dtype=torch.uint8, device=self.w.device)
-        for start in range(0, len(self.w), _ROWS):
-            ctx.check()
-            stop = min(len(self.w), start + _ROWS)
+        for rows, (w, step, zero, shift) in self._pieces(ctx):
             if self.lanes:
-                from core.methods.lanes_obq import solve
+                from core.methods.lanes_obq import greedy
 
-                parts = (self.step, self.zero, self.shift)
-                solve(self.w[start:stop].numpy(), self.inverse.numpy(), *(p[start:stop].numpy() for p in parts),
-                      self.run.numpy(), self.values.numpy(), self.bounds.numpy(), self.low, self.high,
-                      index[start:stop].numpy())  # fmt: skip
+                given = (t.numpy() for t in (w, inverse, step, zero, shift, self.values, self.bounds))
+                greedy(*given, self.low, self.high, index[rows].numpy())
             else:
-                for row in range(start, stop):
-                    index[row] = self._row(row)
-        return self.ladder.codes.to(index.device)[index.to(torch.int32)]
+                for row in range(rows.start, rows.start + len(w)):
+                    index[row] = self._greedy(row, inverse)
+        return index
 
-    def _row(self, row: int) -> Tensor:
-        """Positions on the ladder, uint8 [columns]: the same steps in torch, on any device."""
+    def _greedy(self, row: int, inverse: Tensor) -> Tensor:
+        """One row: the same steps in torch, on any device."""
         import torch
 
-        x, h = self.w[row].double(), self.inverse.clone()
-        step, zero, shift = (part[row, self.run].double() for part in (self.step, self.zero, self.shift))
+        x, h = self.w[row], inverse.clone()
+        step, zero, shift = self.step[row], self.zero[row], self.shift[row]
         index = torch.empty(len(x), dtype=torch.uint8, device=x.device)
         still = torch.ones(len(x), dtype=torch.bool, device=x.device)
         for _ in range(len(x)):
             t = torch.where(step == 0, zero, (x - shift) / step + zero)
-            level = torch.searchsorted(self.bounds.double(), t)
-            miss = x - ((self.values.double()[level] - zero) * step + shift)
+            level = torch.searchsorted(self.bounds, t)
+            miss = x - ((self.values[level] - zero) * step + shift)
             clipped = ((t < self.low) | (t > self.high)) & still & (miss != 0)
             if bool(clipped.any()):
                 k = int(torch.where(clipped, miss.abs(), -1.0).argmax())
@@ -199,3 +247,56 @@ class Rows:
             # What is done divides nothing any more.
             h[k, k] = 1.0
         return index
+
+    def polished(self, start: Tensor, damped: Tensor, ctx: JobContext = SILENT) -> Tensor:
+        """Positions after the changes that lower e H eᵀ, with this Hessian, float64 [columns, columns]."""
+        index = start.clone()
+        for rows, (w, step, zero, shift) in self._pieces(ctx):
+            if self.lanes:
+                from core.methods.lanes_obq import polish
+
+                given = (t.numpy() for t in (w, damped, step, zero, shift, self.values, self.bounds))
+                polish(*given, _PASSES, index[rows].numpy())
+            else:
+                for row in range(rows.start, rows.start + len(w)):
+                    index[row] = self._polished(row, index[row], damped)
+        return index
+
+    def _polished(self, row: int, index: Tensor, damped: Tensor) -> Tensor:
+        import torch
+
+        w, step, zero, shift = self.w[row], self.step[row], self.zero[row], self.shift[row]
+        at, own, last = index.long(), damped.diagonal(), len(self.values) - 1
+        e = w - ((self.values[at] - zero) * step + shift)
+        pull = e @ damped
+        least = -1e-9 * float(e @ pull)
+        for _ in range(_PASSES):
+            changed = False
+            for k in range(len(w)):
+                if own[k] <= 0 or step[k] == 0:
+                    continue
+                t = (w[k] - e[k] + pull[k] / own[k] - shift[k]) / step[k] + zero[k]
+                level = torch.searchsorted(self.bounds, t)
+                d = w[k] - ((self.values[level] - zero[k]) * step[k] + shift[k]) - e[k]
+                if 2 * d * pull[k] + d * d * own[k] < least:
+                    at[k], e[k], changed = level, e[k] + d, True
+                    pull = pull + d * damped[k]
+            for k in range(len(w)):
+                near = torch.stack([(at - 1).clamp(min=0), (at + 1).clamp(max=last)])
+                move = (self.values[at] - self.values[near]) * step
+                price = torch.where((move == 0) | (own <= 0), torch.inf, 2 * move * pull + move * move * own)
+                both = price[:, k, None, None] + price + 2 * move[:, k, None, None] * move * damped[k]
+                both[..., k] = price[:, k, None]  # of one alone
+                flat = int(both.argmin())
+                if not float(both.view(-1)[flat]) < least:
+                    continue
+                one, rest = divmod(flat, 2 * len(w))
+                two, other = divmod(rest, len(w))
+                for place, way in ((k, one), (other, two))[: 1 if other == k else 2]:
+                    at[place] += 2 * way - 1
+                    pull = pull + move[way, place] * damped[place]
+                    e[place] += move[way, place]
+                changed = True
+            if not changed:
+                break
+        return at.to(torch.uint8)
