@@ -17,8 +17,6 @@ from core.formats.ggml.format import GgmlFormat
 from core.formats.ggml.types import GGML_TYPES
 from core.targets.base import (
     COMPARED,
-    SAME_BYTES,
-    SPECIFIED,
     Assignment,
     FileLayout,
     Layout,
@@ -49,18 +47,16 @@ class GgufFile(Target):
     verified = (
         Verified(
             "llama.cpp",
-            ("f32", "bf16", "q8_0", "q4_k", "q6_k"),
+            ("f32",),
             COMPARED,
-            "tests/core/targets/test_gguf_architectures.py, tests/core/targets/test_gguf_models.py, "
-            "tests/core/evaluation/test_perplexity.py",
+            "tests/core/targets/test_gguf_architectures.py, tests/core/targets/test_gguf_models.py",
         ),
         Verified(
             "llama.cpp",
-            ("q*", "iq*", "tq*", "mxfp4"),
-            SAME_BYTES,
-            "tests/core/formats/test_ggml_quantize.py",
+            ("f16", "bf16", "q*", "iq*", "tq*", "mxfp4"),
+            COMPARED,
+            "tests/core/targets/test_gguf_types.py",
         ),
-        Verified("llama.cpp", ("f16",), SPECIFIED, "tests/core/targets/test_gguf_layout.py"),
         Verified("transformers", ("bf16", "q4_k", "q6_k"), COMPARED, "tests/e2e/test_main_job.py"),
     )
     folder = False

@@ -189,7 +189,8 @@ def _pieces(target: Target, checkpoint: Checkpoint, assignment: Assignment, slic
     step = slice_rows if slice_rows and multiple and slice_rows % multiple == 0 else tensor.rows
     for start in range(0, tensor.rows, step):
         stop = min(tensor.rows, start + step)
-        quantized = assignment.format.quantize(tensor.source.read(checkpoint, start, stop))
+        evenly = torch.ones(tensor.columns) if assignment.format.needs_importance else None
+        quantized = assignment.format.quantize(tensor.source.read(checkpoint, start, stop), evenly)
         yield from target.store(assignment, quantized, start, stop)
 
 

@@ -116,8 +116,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def save(folder: Path, kind: str, settings: dict[str, Any], seed: int, *, head: str = "") -> Path:
-    """A random model with norms and biases that are random too. head: ending of the class's name."""
+def save(
+    folder: Path, kind: str, settings: dict[str, Any], seed: int, *, head: str = "", spread: float = 0.15
+) -> Path:
+    """A random model with norms and biases that are random too.
+
+    head    ending of the class's name
+    spread  standard deviation of the matrices
+    """
     import transformers
 
     torch.manual_seed(seed)
@@ -131,7 +137,7 @@ def save(folder: Path, kind: str, settings: dict[str, Any], seed: int, *, head: 
             if parameter.dim() == 1:
                 parameter.copy_(torch.randn_like(parameter) * 0.3 + (0 if name.endswith("bias") else around))
             else:
-                parameter.copy_(torch.randn_like(parameter) * 0.15)
+                parameter.copy_(torch.randn_like(parameter) * spread)
     model.save_pretrained(folder)
     return folder
 
