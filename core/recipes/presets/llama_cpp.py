@@ -115,7 +115,8 @@ class _Walk:
         self.experts = outline.experts
         self.gqa = outline.heads // outline.kv_heads if outline.kv_heads else 0
         self.falcon = outline.arch == "falcon"
-        self.is_70b = outline.arch in ("llama", "qwen2") and self.layers == 80 and self.gqa > 1
+        # What llama.cpp calls 70B: of Llama's, 65B has as many layers, but is not grouped.
+        self.is_70b = self.layers == 80 and (outline.arch == "qwen2" or (outline.arch == "llama" and self.gqa > 1))
         self.importance = importance
         self.seen: Counter[str] = Counter()
         self.v_count = self.kinds.count("v")

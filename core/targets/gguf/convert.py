@@ -10,7 +10,7 @@ from core.checkpoints.gguf import Value
 from core.errors import TargetError
 from core.roles import role_of
 from core.targets.base import Outline, OutputTensor
-from core.targets.gguf import names
+from core.targets.gguf import card, names
 from core.targets.gguf.architectures import ARCHITECTURES, BY_CLASS
 from core.targets.gguf.hyper import Hyper
 from core.targets.gguf.keys import text, u32
@@ -71,6 +71,7 @@ def pairs(checkpoint: Checkpoint, outline: Outline) -> list[tuple[str, Value]]:
     if name:
         found.append(("general.name", text(name)))
     found.append(("general.size_label", text(size_label(weights))))
+    found += card.pairs(checkpoint.folder())
     for key, value in model.arch.pairs(model.hyper):
         found.append((key if key.startswith("tokenizer.") else f"{arch}.{key}", value))
     # Read where there is no tokenizer.

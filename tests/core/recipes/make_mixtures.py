@@ -1,14 +1,15 @@
 """Writes mixtures_by_llama.npz: which type llama.cpp's own quantizer gave each tensor of some models, in every mixture.
 
-    PYTHONPATH=CYLLAMA:. python -m tests.core.recipes.make_mixtures
+    PYTHONPATH=CYLLAMA:. python -m tests.core.recipes.make_mixtures [MODEL …]
 
-cyllama is no dependency: `pip install --no-deps --target CYLLAMA cyllama==0.2.18` (llama.cpp b9190). The models are thin:
-two rows per matrix are enough, as llama.cpp looks at columns, names and settings only.
+cyllama is no dependency: `pip install --no-deps --target CYLLAMA cyllama==0.2.18` (llama.cpp b9190). The models are
+thin: two rows per matrix are enough, as llama.cpp looks at columns, names and settings only.
 """
 
 from __future__ import annotations
 
 import ctypes
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "qwen2 72B": ("Qwen2", _config(80, 16, 2), True),
     "qwen2 80, not grouped": ("Qwen2", _config(80, 8, 8), True),
     "llama tied": ("Llama", _config(16, 8, 4), False),
-    "llama odd": ("Llama", _config(16, 8, 2, hidden=320, ffn=100), True),
+    "llama odd": ("Llama", _config(16, 8, 2, hidden=320, ffn=96), True),
+    "llama odder": ("Llama", _config(16, 8, 2, ffn=100), True),
     "llama odd tied": ("Llama", _config(16, 8, 2, hidden=96, ffn=256), False),
     "mixtral 4": ("Mixtral", _config(16, 8, 2, num_local_experts=4, num_experts_per_tok=2), True),
     "mixtral 8": ("Mixtral", _config(32, 16, 4, num_local_experts=8, num_experts_per_tok=2), True),
@@ -101,7 +103,7 @@ def write(name: str, path: Path) -> Path:
         if part.name == "output" and part.weight == MAY and not headed:
             continue
         shape = [sizes[word](hyper) for word in part.shape]
-        thin = (*shape[:-2], 2, shape[-1]) if len(shape) > 1 else (shape[0],)
+        thin = (*shape[:-2], min(2, shape[-2]), shape[-1]) if len(shape) > 1 else (shape[0],)
         for ending, need, own in ((".weight", part.weight, thin), (".bias", part.bias, (shape[0],))):
             if need != NO:
                 tensors.append(StoredTensor(f"{prefix}{part.name}{ending}", "F32", own, 4 * int(np.prod(own))))
@@ -137,9 +139,9 @@ def main() -> None:
     import gguf
     from cyllama.llama import llama_cpp
 
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray] = dict(np.load(OUT)) if sys.argv[1:] else {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in MODELS:
+        for name in sys.argv[1:] or MODELS:
             source = write(name, Path(folder) / "source.gguf")
             tensors = gguf.GGUFReader(source).tensors
             entries, _alive = _importance(tensors)
@@ -163,8 +165,7 @@ def main() -> None:
                     kinds = {t.name: int(t.tensor_type) for t in gguf.GGUFReader(out).tensors}
                     rows.append([kinds[t.name] for t in tensors])
                 found[f"{name}/{'with' if importance else 'without'}"] = np.array(rows, np.uint8)
-                print(name, importance, "refused:", *(m for m, r in zip(MIXTURES, rows, strict=True) if 255 in r))
-    np.savez_compressed(OUT, mixtures=np.array(MIXTURES), **found)
+    np.savez_compressed(OUT, **found | {"mixtures": np.array(MIXTURES)})
 
 
 if __name__ == "__main__":

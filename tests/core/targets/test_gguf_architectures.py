@@ -116,9 +116,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def save(
-    folder: Path, kind: str, settings: dict[str, Any], seed: int, *, head: str = "", spread: float = 0.15
-) -> Path:
+def save(folder: Path, kind: str, settings: dict[str, Any], seed: int, *, head: str = "", spread: float = 0.15) -> Path:
     """A random model with norms and biases that are random too.
 
     head    ending of the class's name

@@ -1,5 +1,5 @@
-"""Every GGML type that is written: llama.cpp loads a model of it, and computes what transformers computes from the weights
-that we decode from the file.
+"""Every GGML type that is written: llama.cpp loads a model of it, and computes what transformers computes from the
+weights that we decode from the file.
 
 Two ways of use tell different things. Rows of an embedding are decoded and nothing else: there the logits must be those
 of the decoded weights to 1e-4. In a matrix product llama.cpp also rounds what the matrix is multiplied with, to 8 bits,
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -82,6 +81,7 @@ class Lab:
         from transformers import AutoModelForCausalLM
 
         self.root = root
+        self.groups: dict[int, dict[str, dict[str, Case]]] = {}
         self.folders: dict[str, Path] = {}
         self.models: dict[str, Any] = {}
         for seed, (kind, (cls, settings)) in enumerate(MODELS.items()):
@@ -91,10 +91,12 @@ class Lab:
         self.originals = {kind: logits(model) for kind, model in self.models.items()}
 
     def cases(self, name: str) -> dict[str, Case]:
-        return self._group(TYPES.index(name) // GROUP)[name]
+        number = TYPES.index(name) // GROUP
+        if number not in self.groups:
+            self.groups[number] = self._made(number)
+        return self.groups[number][name]
 
-    @cache
-    def _group(self, number: int) -> dict[str, dict[str, Case]]:
+    def _made(self, number: int) -> dict[str, dict[str, Case]]:
         names = TYPES[number * GROUP :][:GROUP]
         decoded, jobs = {}, {}
         for name, (case, (kind, roles)) in product(names, CASES.items()):
@@ -133,24 +135,6 @@ def logits(model: Any) -> np.ndarray:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory) -> Lab:
     return Lab(tmp_path_factory.mktemp("types"))
-
-
-def loaded(model: Any, folder: Path) -> Any:
-    """The model with the weights of a folder, experts put together as transformers holds them."""
-    given = {k: v.float() for k, v in load_file(folder / "model.safetensors").items()}
-    for layer in {k.split(".experts.")[0] for k in given if ".experts." in k}:
-        w1, w2, w3 = ([given.pop(f"{layer}.experts.{n}.{w}.weight") for n in range(2)] for w in ("w1", "w2", "w3"))
-        own = layer.replace("block_sparse_moe", "mlp")
-        given[f"{own}.experts.gate_up_proj"] = torch.stack([torch.cat(pair) for pair in zip(w1, w3, strict=True)])
-        given[f"{own}.experts.down_proj"] = torch.stack(w2)
-    given = {k.replace("block_sparse_moe", "mlp"): v for k, v in given.items()}
-    model.load_state_dict(given)
-    return model
-
-
-def logits(model: Any) -> np.ndarray:
-    with torch.inference_mode():
-        return model(torch.tensor([IDS])).logits[0].numpy()
 
 
 @pytest.mark.parametrize("name", TYPES)
