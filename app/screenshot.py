@@ -13,7 +13,10 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PySide6.QtGui import QImage
 
 TIMEOUT_SECONDS = 120.0
 
@@ -124,17 +127,26 @@ class Shots:
         self.pause(0.1)
         return self.window.panel(id)
 
-    def save_panel(self, name: str) -> None:
-        """Saves the window as it is, under the name of a panel."""
-        self._write(f"{name}-{self.suffix}.png")
-
     def save(self, name: str) -> None:
         self._write(f"window-{name}-{self.suffix}.png")
+
+    def image(self) -> QImage:
+        """The window as it is, and what is open over it."""
+        from PySide6.QtCore import Qt
+        from PySide6.QtGui import QPainter
+
+        seen = self.window.grab().toImage()
+        painter = QPainter(seen)
+        for popup in self.app.topLevelWidgets():
+            if popup.isVisible() and popup.windowType() == Qt.WindowType.Popup:
+                painter.drawPixmap(self.window.mapFromGlobal(popup.pos()), popup.grab())
+        painter.end()
+        return seen
 
     def _write(self, file: str) -> None:
         self.pause(0.3)
         path = self.out / file
-        if not self.window.grab().save(str(path)):
+        if not self.image().save(str(path)):
             raise SystemExit(f"screenshot: {path} cannot be written")
         sys.stdout.write(f"{path}\n")
 

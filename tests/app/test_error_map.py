@@ -16,6 +16,7 @@ import pytest
 from PySide6.QtCore import QPoint, Qt
 
 from app.job_service import JobService
+from app.panels.errormap.lasso import inside
 from app.panels.errormap.layout import KEPT, MEASURED, METRICS, OPEN, make_layout, map_task
 from app.panels.errormap.state import EMPTY, ErrorMapState
 from app.panels.errormap.view import ErrorMapPanel
@@ -299,3 +300,63 @@ def test_a_closed_panel_is_collected(qtbot):
     del panel
     assert jobs.shutdown() == ()
     qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=3000)
+
+
+def test_a_lasso_holds_the_cells_whose_middle_it_runs_around(panel, qtbot):
+    canvas, session = panel.canvas, panel.window_.session
+    lines = panel.state.layout.lines
+    gate, down = lines.index("gate"), lines.index("down")
+    first, last = canvas.cell_rect(gate, 2), canvas.cell_rect(down, 3)
+    middle = canvas.cell_rect(down - 1, 2).center().toPoint()
+    # Around layers 1 and 2 of three roles, with a dent that leaves one cell out.
+    corners = [
+        first.topLeft().toPoint() + QPoint(2, 1),
+        last.topRight().toPoint() * 1 + QPoint(-2, 0),
+        last.bottomRight().toPoint() - QPoint(2, 1),
+        canvas.cell_rect(down, 2).bottomLeft().toPoint() + QPoint(2, -1),
+        middle + QPoint(-4, 6),
+        middle + QPoint(6, 0),
+        middle + QPoint(-4, -6),
+    ]
+    corners[1].setY(corners[0].y())
+    panel.lasso.setChecked(True)
+    qtbot.mousePress(canvas, Qt.MouseButton.LeftButton, pos=corners[0])
+    for corner in corners[1:]:
+        qtbot.mouseMove(canvas, corner)
+    panel.grab()
+    qtbot.mouseRelease(canvas, Qt.MouseButton.LeftButton, pos=corners[-1])
+    roles = sorted(n.removesuffix(".weight") for n in session.selection)
+    assert roles == [
+        "blk.1.ffn_down",
+        "blk.1.ffn_gate",
+        "blk.2.ffn_down",
+        "blk.2.ffn_gate",
+        "blk.2.ffn_up",
+    ]
+    # A click is a click, lasso or not; with Alt it is the rectangle again.
+    click(panel, qtbot, down, 1)
+    assert session.selection == ("blk.0.ffn_down.weight",)
+    start, end = canvas.cell_rect(gate, 1).center().toPoint(), canvas.cell_rect(down, 1).center().toPoint()
+    qtbot.mousePress(canvas, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.AltModifier, start)
+    qtbot.mouseMove(canvas, end)
+    qtbot.mouseRelease(canvas, Qt.MouseButton.LeftButton, Qt.KeyboardModifier.AltModifier, end)
+    assert len(session.selection) == 3
+
+
+def test_every_role_has_its_name_and_every_cell_its_number(panel):
+    canvas = panel.canvas
+    _, height = canvas._step()
+    assert height >= canvas._small().height() - 2  # else labels would be left out
+    assert [panel.state.metric.number(v) for v in (23.04, float("inf"))] == ["23.0", "exact"]
+
+
+def test_the_even_odd_rule():
+    x, y = np.meshgrid(np.arange(6.0), np.arange(4.0))
+    square = [(0.5, 0.5), (4.5, 0.5), (4.5, 2.5), (0.5, 2.5)]
+    held = inside(square, x, y)
+    assert held.sum() == 8
+    assert held[1:3, 1:5].all()
+    bow = [(0.5, 0.5), (4.5, 2.5), (4.5, 0.5), (0.5, 2.5)]  # crosses itself: two triangles
+    assert 0 < inside(bow, x, y).sum() < 8
+    assert not inside([], x, y).any()
+    assert not inside([(1.0, 1.0)] * 3, x, y).any()

@@ -1,9 +1,11 @@
-"""The map itself, drawn with a painter: cells in colour, those not measured hatched, kept ones with a dash, labels at
-the left and below, the selection outlined, a rectangle to drag. What the cells hold is the business of state.py."""
+"""The map itself, drawn with a painter: cells in colour, with their numbers where there is room, those not measured
+hatched, kept ones with a dash, labels at the left and below, the selection outlined, a rectangle or a lasso to drag. What
+the cells hold is the business of state.py."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,16 +14,20 @@ from PySide6.QtGui import (
     QBrush,
     QColor,
     QContextMenuEvent,
+    QFont,
+    QFontMetrics,
     QImage,
     QKeyEvent,
     QMouseEvent,
     QPainter,
     QPaintEvent,
     QPen,
+    QPolygonF,
 )
 from PySide6.QtWidgets import QSizePolicy, QWidget
 
-from app.panels.errormap.layout import KEPT
+from app.panels.errormap.lasso import inside
+from app.panels.errormap.layout import KEPT, MEASURED
 from app.panels.errormap.state import Cells
 from app.plotting.maps import Scale, shaded
 from app.theme import current
@@ -31,15 +37,21 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Pixels: the lowest a line may get, alone and with many; the narrowest a column; the highest a line grows.
-LINE, THIN, COLUMN, TALL, WIDE = 9, 3, 4, 28, 64
+# Pixels: the lowest a line may get where there are many; the narrowest a column; how far both grow.
+THIN, COLUMN, TALL, WIDE = 3, 4, 28, 96
+# Up to so many lines each has room for its name; beyond, every so many.
 MANY = 40
 GAP = 8
+# Labels and numbers, as a share of the window's font.
+SMALL = 0.9
 
 
 class MapCanvas(QWidget):
-    """chosen(cells, add): a click or a rectangle, as (line, column); add: to what is selected already
-    hovered(line, column): −1, −1 when the mouse left; menu_asked(global position)"""
+    """chosen(cells, add): a click, a rectangle or a lasso, as (line, column); add: to what is selected already
+    hovered(line, column): −1, −1 when the mouse left; menu_asked(global position)
+
+    lasso  dragging draws a line around cells instead of a rectangle over them; Alt does the other of both
+    """
 
     chosen = Signal(object, bool)
     hovered = Signal(int, int)
@@ -51,9 +63,12 @@ class MapCanvas(QWidget):
         self._lines: Sequence[str] = ()
         self._columns: Sequence[str] = ()
         self._scale = Scale(0.0, 1.0)
+        self._words: Callable[[float], str] = str
         self._selected: NDArray[np.bool_] | None = None
         self._press: QPoint | None = None
         self._at: QPoint | None = None
+        self.lasso = False
+        self._line: list[QPoint] = []  # of the lasso, while it is drawn
         self._current = (0, 0)  # of the keyboard
         self._pixels: NDArray[np.uint8] | None = None  # of the cells, made at the first paint
         self._left, self._label = 8, 8  # pixels: left of the field, and that a column's label takes
@@ -63,14 +78,38 @@ class MapCanvas(QWidget):
         self.setAccessibleName("Error map")
         current().changed.connect(self._recolor)
 
-    def show_cells(self, cells: Cells, lines: Sequence[str], columns: Sequence[str], scale: Scale) -> None:
+    def show_cells(
+        self,
+        cells: Cells,
+        lines: Sequence[str],
+        columns: Sequence[str],
+        scale: Scale,
+        words: Callable[[float], str] = str,
+    ) -> None:
+        """words: a value as it is written into its cell."""
         self._cells, self._lines, self._columns, self._scale = cells, lines, columns, scale
+        self._words = words
         self._current = min(self._current[0], len(lines) - 1), min(self._current[1], len(columns) - 1)
         self._pixels = None
-        self._measure()
-        low = LINE if len(lines) <= MANY else THIN
-        self.setMinimumSize(self._left + COLUMN * len(columns) + GAP, low * len(lines) + self._bottom)
+        self._fit()
         self.update()
+
+    def _fit(self) -> None:
+        """The least room: what does not fit is scrolled to."""
+        self._measure()
+        low = self._small().height() if len(self._lines) <= MANY else THIN
+        self.setMinimumSize(self._left + COLUMN * len(self._columns) + GAP, low * len(self._lines) + self._bottom)
+
+    def _small(self) -> QFontMetrics:
+        """Of the labels, which are a little smaller than the window's font."""
+        font = QFont(self.font())
+        font.setPointSizeF(max(6.0, font.pointSizeF() * SMALL))
+        return QFontMetrics(font)
+
+    def changeEvent(self, event: QEvent) -> None:
+        super().changeEvent(event)
+        if event.type() == QEvent.Type.FontChange:
+            self._fit()
 
     def show_selection(self, selected: NDArray[np.bool_] | None) -> None:
         """bool [lines, columns]: cells with a selected tensor."""
@@ -81,15 +120,10 @@ class MapCanvas(QWidget):
 
     def _measure(self) -> None:
         """Widths of labels: thousands of layers are not measured again at every paint."""
-        metrics = self.fontMetrics()
+        metrics = self._small()
         self._left = 8 + max((metrics.horizontalAdvance(line) for line in self._lines), default=0)
         longest = max(map(len, self._columns), default=0)
         self._label = 8 + max((metrics.horizontalAdvance(c) for c in self._columns if len(c) == longest), default=0)
-
-    def changeEvent(self, event: QEvent) -> None:
-        super().changeEvent(event)
-        if event.type() == QEvent.Type.FontChange:
-            self._measure()
 
     @Slot()
     def _recolor(self) -> None:
@@ -98,7 +132,7 @@ class MapCanvas(QWidget):
 
     @property
     def _bottom(self) -> int:
-        return self.fontMetrics().height() + 4
+        return self._small().height() + 4
 
     def sizeHint(self) -> QSize:
         return QSize(640, 20 * max(1, len(self._lines)) + self._bottom)
@@ -139,6 +173,17 @@ class MapCanvas(QWidget):
         kind = self._cells.kind
         return [(i, j) for i in lines for j in columns if i < kind.shape[0] and j < kind.shape[1] and kind[i, j] >= 0]
 
+    def _cells_around(self, line: Sequence[QPoint]) -> list[tuple[int, int]]:
+        """Cells whose middle is inside a closed line."""
+        field, (width, height) = self.field(), self._step()
+        if self._cells is None:
+            return []
+        lines, columns = self._cells.kind.shape
+        x = field.left() + (np.arange(columns) + 0.5) * width
+        y = field.top() + (np.arange(lines) + 0.5) * height
+        held = inside([(p.x(), p.y()) for p in line], *np.meshgrid(x, y)) & (self._cells.kind >= 0)
+        return [(int(i), int(j)) for i, j in np.argwhere(held)]
+
     # --- painting -----------------------------------------------------------------------------------------------------
 
     def paintEvent(self, event: QPaintEvent) -> None:
@@ -149,7 +194,11 @@ class MapCanvas(QWidget):
             painter.setPen(QPen(accent, 1))
             accent.setAlpha(40)
             painter.setBrush(accent)
-            painter.drawRect(QRect(self._press, self._at).normalized())
+            if self._line:
+                painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+                painter.drawPolygon(QPolygonF([QPointF(p) for p in self._line]))
+            else:
+                painter.drawRect(QRect(self._press, self._at).normalized())
         painter.end()
 
     def paint(self, painter: QPainter, part: QRect | None = None) -> None:
@@ -191,8 +240,24 @@ class MapCanvas(QWidget):
             for line in range(len(self._lines) + 1):
                 y = field.top() + line * height
                 painter.drawLine(int(field.left()), int(y), int(field.right()), int(y))
+        font = QFont(painter.font())
+        font.setPointSizeF(max(6.0, self.font().pointSizeF() * SMALL))
+        painter.setFont(font)
+        self._paint_values(painter, cells, first, last)
         self._paint_selection(painter, first, last)
         self._paint_labels(painter, first, last)
+
+    def _paint_values(self, painter: QPainter, cells: Cells, first: int, last: int) -> None:
+        """The numbers of some columns: whoever cannot tell the colours apart reads them."""
+        metrics, (width, height) = self._small(), self._step()
+        if height < metrics.height() - 2 or width < metrics.horizontalAdvance("0.0000"):
+            return
+        worst = cells.worst[:, first:last]
+        bright = self._scale.place(worst) > 0.5
+        for i, j in np.argwhere(cells.kind[:, first:last] == MEASURED):
+            painter.setPen(QColor("#101010") if bright[i, j] else QColor("#f4f4f4"))
+            rect = self.cell_rect(int(i), first + int(j))
+            painter.drawText(rect, Qt.AlignmentFlag.AlignCenter, self._words(float(worst[i, j])))
 
     def _paint_selection(self, painter: QPainter, first: int, last: int) -> None:
         """An outline around what is selected of some columns: two lines, so that it shows on dark cells and on bright
@@ -214,9 +279,9 @@ class MapCanvas(QWidget):
             painter.drawLines(edges)
 
     def _paint_labels(self, painter: QPainter, first: int, last: int) -> None:
-        metrics, field, (width, height) = self.fontMetrics(), self.field(), self._step()
+        metrics, field, (width, height) = self._small(), self.field(), self._step()
         painter.setPen(current().colors.muted)
-        every = max(1, math.ceil(metrics.height() / height))
+        every = max(1, math.ceil((metrics.height() - 2) / height))
         right = int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         for line in range(0, len(self._lines), every):
             rect = QRectF(0, field.top() + (line + every / 2) * height - 10, self._left - 8, 20)
@@ -238,11 +303,15 @@ class MapCanvas(QWidget):
     def mousePressEvent(self, event: QMouseEvent) -> None:
         if event.button() == Qt.MouseButton.LeftButton:
             self._press = self._at = event.position().toPoint()
+            other = bool(event.modifiers() & Qt.KeyboardModifier.AltModifier)
+            self._line = [self._press] if self.lasso != other else []
 
     def mouseMoveEvent(self, event: QMouseEvent) -> None:
         place = event.position().toPoint()
         if self._press is not None:
             self._at = place
+            if self._line:
+                self._line.append(place)
             self.update()
         cell = self.cell_at(place)
         self.hovered.emit(*(cell if cell is not None else (-1, -1)))
@@ -252,9 +321,15 @@ class MapCanvas(QWidget):
             return
         place = event.position().toPoint()
         rect = QRect(self._press, place).normalized()
+        line, self._line = self._line, []
         self._press = self._at = None
         add = bool(event.modifiers() & (Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.ShiftModifier))
-        if rect.width() < 4 and rect.height() < 4:
+        around = self._cells_around(line) if len(line) > 2 else []
+        if around:
+            self.chosen.emit(around, add)
+            self.update()
+            return
+        if line or (rect.width() < 4 and rect.height() < 4):
             rect = QRect(place, QSize(1, 1))
             cell = self.cell_at(place)
             if cell is not None:

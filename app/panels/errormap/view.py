@@ -1,5 +1,5 @@
 """The error map panel: layers along x, roles down y, the worst tensors beside it. A click selects, a dragged rectangle
-selects what it touches, and a selection gets a strategy from the same picker as in the table."""
+selects what it touches, a lasso what it holds, and a selection gets a strategy from the same picker as in the table."""
 
 from __future__ import annotations
 
@@ -142,7 +142,10 @@ class ErrorMapPanel(PreviewPanel):
         head = QHBoxLayout()
         head.setSpacing(8)
         head.addWidget(self.title, 1)
-        for widget in (self.apart, self.assign, self.metric_box):
+        self.lasso = self._button("scribble-loop", "Lasso", "Draw a line around cells instead of a rectangle (or hold Alt)")
+        self.lasso.setCheckable(True)
+        self.lasso.toggled.connect(self._toggle_lasso)
+        for widget in (self.apart, self.lasso, self.assign, self.metric_box):
             head.addWidget(widget)
         self.canvas = MapCanvas()
         self.canvas.chosen.connect(self._cells_chosen)
@@ -261,7 +264,7 @@ class ErrorMapPanel(PreviewPanel):
         low, high = state.limits(cells.worst)
         metric = state.metric
         scale = Scale(low, high, metric.logarithmic, flipped=not metric.worse_is_more)
-        self.canvas.show_cells(cells, state.layout.lines, state.layout.columns, scale)
+        self.canvas.show_cells(cells, state.layout.lines, state.layout.columns, scale, metric.number)
         # The worst is bright, and stands at the right.
         ends = (low, high) if metric.worse_is_more else (high, low)
         known = bool((cells.kind == 1).any())
@@ -295,6 +298,10 @@ class ErrorMapPanel(PreviewPanel):
     def _toggle_apart(self, on: bool) -> None:
         self.state.apart = on
         self.refresh()
+
+    @Slot(bool)
+    def _toggle_lasso(self, on: bool) -> None:
+        self.canvas.lasso = on
 
     @Slot(int, int)
     def _hovered(self, line: int, column: int) -> None:
