@@ -1,10 +1,12 @@
-"""How the cells of plain tables are painted: text in line with the words of the header above it."""
+"""How plain tables look: rows of the theme's height, the text of cells in line with the words of the header above."""
 
 from __future__ import annotations
 
-from PySide6.QtCore import QModelIndex, QPersistentModelIndex
+from PySide6.QtCore import QModelIndex, QObject, QPersistentModelIndex, Slot
 from PySide6.QtGui import QPainter
-from PySide6.QtWidgets import QStyle, QStyledItemDelegate, QStyleOptionViewItem
+from PySide6.QtWidgets import QStyle, QStyledItemDelegate, QStyleOptionViewItem, QTableView
+
+from app.theme import current
 
 # Pixels by which the header's words stand further in than a cell's would.
 PAD = 5
@@ -21,3 +23,30 @@ class PaddedDelegate(QStyledItemDelegate):
         inner = QStyleOptionViewItem(option)
         inner.rect = option.rect.adjusted(PAD, 0, -PAD, 0)
         super().paint(painter, inner, index)
+
+
+def dress(table: QTableView) -> None:
+    """Rows of the theme's height, now and whenever it changes, and cells in line with their headers."""
+    table.setItemDelegate(PaddedDelegate(table))
+    follow_rows(table)
+
+
+def follow_rows(table: QTableView) -> None:
+    """Rows of the theme's height, now and whenever it changes."""
+    _Rows(table)
+
+
+class _Rows(QObject):
+    """A child of the table, so that the theme lets go of it together with the table."""
+
+    def __init__(self, table: QTableView) -> None:
+        super().__init__(table)
+        self._table, self._theme = table, current()
+        self._theme.resized.connect(self.fit)
+        self.fit()
+
+    @Slot()
+    def fit(self) -> None:
+        rows = self._table.verticalHeader()
+        rows.setMinimumSectionSize(self._theme.row)
+        rows.setDefaultSectionSize(self._theme.row)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from app.actions import Action
     from app.main_window import MainWindow
     from app.panels.tensors.view import TensorsPanel
-    from app.theme import Mode, Theme
+    from app.theme import Density, Mode, Theme
     from core.engine.model import Report
 
 
@@ -217,6 +217,15 @@ class Commands:
     def set_theme(self, mode: Mode) -> None:
         self.theme.set_mode(mode)
         self._window.settings.set("theme/mode", mode)
+
+    def set_density(self, density: Density) -> None:
+        self.theme.set_density(density)
+        self._window.settings.set("view/density", density)
+
+    def step_font(self, by: int) -> None:
+        """Larger or smaller text by so many percent; 0: the system's size again."""
+        self.theme.set_font_percent(self.theme.font_percent + by if by else 100)
+        self._window.settings.set("view/font_percent", self.theme.font_percent)
 
     def show_panel(self, id: str) -> None:
         self._window.show_panel(id)

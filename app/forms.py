@@ -19,6 +19,8 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.theme import current
+
 if TYPE_CHECKING:
     from core.formats.base import Format
     from core.methods.base import Method
@@ -170,7 +172,7 @@ def _field(parameter: Parameter, value: Any, parent: QWidget) -> QWidget:
         field.setValue(float(value))
     field.setAccessibleName(parameter.label)
     if not isinstance(field, QCheckBox):
-        field.setFixedWidth(FIELD_WIDTH)
+        field.setFixedWidth(current().px(FIELD_WIDTH))
     return field
 
 

@@ -74,6 +74,8 @@ class MainWindow(QMainWindow):
         self.ready = False  # all that is loaded after the window was on screen is there
         self.stuck: tuple[str, ...] = ()  # jobs that would not stop when the window closed
         theme.set_mode(self.settings.get("theme/mode"))
+        theme.set_density(self.settings.get("view/density"))
+        theme.set_font_percent(self.settings.get("view/font_percent"))
         self._start_recipe()
         self._build()
         self._connect()
@@ -146,7 +148,7 @@ class MainWindow(QMainWindow):
         self.rows.setStretchFactor(1, 1)
         self.rows.setChildrenCollapsible(False)
         self.columns.setSizes([780, 500])
-        self.rows.setSizes([540, 190])
+        self.rows.setSizes([500, 230])
         self.empty = EmptyPage(self.theme, self)
         self.empty.show_recent(self.settings.get("files/recent"))
         self.pages = QStackedWidget(self)
@@ -367,7 +369,7 @@ class MainWindow(QMainWindow):
     def show_problems(self) -> ProblemsPopover:
         """The list of what preflight found, under its button."""
         popover = ProblemsPopover(self.theme, self.session.problems, self)
-        popover.tensor_chosen.connect(lambda name: self.session.select((name,), self))
+        popover.tensors_chosen.connect(lambda names: self.session.select(names, self))
         popover.open_under(self.toolbar.preflight)
         return popover
 

@@ -1,5 +1,5 @@
-"""How the window looks: style, palette, the one style sheet, fonts and icons. Light or dark as the system says, or as
-the user chose. Colours themselves are in app/plotting/colors.py.
+"""How the window looks: style, palette, the one style sheet, fonts, sizes and icons. Light or dark as the system says,
+or as the user chose; so are the size of text and the height of rows. Colours themselves are in app/plotting/colors.py.
 
 Widgets ask `current()` and redraw on its `changed`. Icons need no such care: they take their colour when painted.
 """
@@ -18,16 +18,23 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from PySide6.QtCore import QObject, QPoint, QRect, QSize, Qt, Signal, Slot
-from PySide6.QtGui import QColor, QFont, QFontDatabase, QIcon, QIconEngine, QPainter, QPalette, QPixmap
+from PySide6.QtGui import QColor, QFont, QFontDatabase, QFontMetrics, QIcon, QIconEngine, QPainter, QPalette, QPixmap
 from PySide6.QtWidgets import QApplication
 
 from app.plotting.colors import DARK, LIGHT, ColorTable, strategy_color
 
 Mode = Literal["system", "light", "dark"]
 MODES: tuple[Mode, ...] = ("system", "light", "dark")
+Density = Literal["compact", "comfortable"]
+DENSITIES: tuple[Density, ...] = ("compact", "comfortable")
+# Text in percent of the system's size: least, most, and a step.
+FONT_LEAST, FONT_MOST, FONT_STEP = 80, 160, 10
 # Everything is placed on this grid.
 GRID = 4
 ICON = 16
+# Pixels of a compact row with text of the usual size, and what comfort adds to rows and to buttons, at each side.
+ROW, AIR, PADDING = 24, 3, 2
+_SYSTEM_SIZE = "quantbench system font size"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +69,11 @@ class Colors:
 
 
 class Theme(QObject):
-    """One per application, owned by it. changed() follows every switch between light and dark."""
+    """One per application, owned by it. changed() follows every switch between light and dark, resized() every other
+    size of text and rows."""
 
     changed = Signal()
+    resized = Signal()
     _tables: ClassVar[dict[bool, ColorTable]] = {False: LIGHT, True: DARK}
 
     def __init__(self, app: QApplication) -> None:
@@ -75,10 +84,14 @@ class Theme(QObject):
         self._app = app
         self._mode: Mode = "system"
         self._dark: bool | None = None
+        self._density: Density = "compact"
+        self._percent = 100
         self.colors = Colors.of(LIGHT)
         self._icons: dict[tuple[str, str], QIcon] = {}
         app.setStyle("Fusion")
-        app.setFont(figures(app.font()))
+        if app.property(_SYSTEM_SIZE) is None:
+            app.setProperty(_SYSTEM_SIZE, app.font().pointSizeF())
+        self._set_font()
         app.styleHints().colorSchemeChanged.connect(self._follow)
         self._follow()
 
@@ -104,6 +117,51 @@ class Theme(QObject):
         else:
             hints.setColorScheme(Qt.ColorScheme.Dark if mode == "dark" else Qt.ColorScheme.Light)
         self._follow()
+
+    @property
+    def density(self) -> Density:
+        return self._density
+
+    @property
+    def font_percent(self) -> int:
+        """Of the text, compared with the system's."""
+        return self._percent
+
+    @property
+    def row(self) -> int:
+        """Height of a table's row in pixels."""
+        least = max(self.px(ROW), QFontMetrics(self._app.font()).height() + 8)
+        return least + (2 * AIR if self._density == "comfortable" else 0)
+
+    def px(self, pixels: int) -> int:
+        """A width or height that was measured with text of the usual size, for text of the present one."""
+        return round(pixels * self._percent / 100)
+
+    def set_density(self, density: Density) -> None:
+        """How much air rows and buttons have. Raises ValueError for any other word."""
+        if density not in DENSITIES:
+            raise ValueError(f"density {density!r} is not one of {', '.join(DENSITIES)}")
+        if density != self._density:
+            self._density = density
+            self._app.setStyleSheet(style_sheet(self._tables[self.dark], self._padding))
+            self.resized.emit()
+
+    def set_font_percent(self, percent: int) -> None:
+        """The size of all text, FONT_LEAST … FONT_MOST percent of the system's; beyond, the nearest of both."""
+        percent = min(max(percent, FONT_LEAST), FONT_MOST)
+        if percent != self._percent:
+            self._percent = percent
+            self._set_font()
+            self.resized.emit()
+
+    @property
+    def _padding(self) -> int:
+        return GRID + (PADDING if self._density == "comfortable" else 0)
+
+    def _set_font(self) -> None:
+        font = figures(self._app.font())
+        font.setPointSizeF(float(self._app.property(_SYSTEM_SIZE)) * self._percent / 100)
+        self._app.setFont(font)
 
     def icon(self, name: str, role: str = "text") -> QIcon:
         """A Phosphor icon ("folder-open", "ph.folder-open") in the colour of a role. Same name, same object.
@@ -136,7 +194,7 @@ class Theme(QObject):
         table = self._tables[dark]
         self.colors = Colors.of(table)
         self._app.setPalette(_palette(self.colors))
-        self._app.setStyleSheet(style_sheet(table))
+        self._app.setStyleSheet(style_sheet(table, self._padding))
         self.changed.emit()
 
     def _retire(self) -> None:
@@ -195,10 +253,11 @@ def _icon_file(pattern: str) -> Path:
 _PLACEHOLDER = re.compile(r"@(\w+)")
 
 
-def style_sheet(table: ColorTable) -> str:
-    """resources/styles/quantbench.qss with `@role` replaced by colours. Raises KeyError for an unknown role."""
+def style_sheet(table: ColorTable, padding: int = GRID) -> str:
+    """resources/styles/quantbench.qss with `@role` replaced by colours and `@pad` by pixels. Raises KeyError for an
+    unknown role."""
     text = files("resources").joinpath("styles", "quantbench.qss").read_text(encoding="utf-8")
-    roles = dict(table.items())
+    roles = {**dict(table.items()), "pad": f"{padding}px"}
     return _PLACEHOLDER.sub(lambda m: roles[m.group(1)], text)
 
 

@@ -11,6 +11,7 @@ from PySide6.QtWidgets import QFrame, QLabel, QVBoxLayout, QWidget
 from app.edits import SetMethod
 from app.forms import MethodForm
 from app.session import Session
+from app.theme import current
 from core.errors import RecipeError
 from core.recipes.model import Rule, Strategy
 
@@ -32,7 +33,7 @@ class MethodPopover(QFrame):
         super().__init__(parent, Qt.WindowType.Popup)
         self.setProperty("kind", "popover")
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-        self.setFixedWidth(WIDTH)
+        self.setFixedWidth(current().px(WIDTH))
         self._session = session
         self.form = MethodForm(self)
         self.note = QLabel(self)

@@ -19,7 +19,7 @@ from PySide6.QtWidgets import (
 
 from app.theme import Theme
 
-WIDTH, ROW, ROWS = 520, 28, 12
+WIDTH, ROWS = 520, 12
 ACTION = Qt.ItemDataRole.UserRole
 
 
@@ -70,7 +70,7 @@ class _Delegate(QStyledItemDelegate):
         self._theme = theme
 
     def sizeHint(self, option, index) -> QSize:
-        return QSize(WIDTH - 20, ROW)
+        return QSize(self._theme.px(WIDTH) - 20, self._theme.row + 4)
 
     def paint(self, painter: QPainter, option: QStyleOptionViewItem, index) -> None:
         action: QAction = index.data(ACTION)
@@ -96,7 +96,7 @@ class CommandPalette(QFrame):
         super().__init__(parent, Qt.WindowType.Popup)
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         self.setProperty("kind", "popover")
-        self.setFixedWidth(WIDTH)
+        self.setFixedWidth(theme.px(WIDTH))
         self._all = [a for a in actions if a.isEnabled() and a.text()]
         self.edit = QLineEdit(self)
         self.edit.setPlaceholderText("Type a command")
@@ -108,7 +108,7 @@ class CommandPalette(QFrame):
         self.list.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.list.setItemDelegate(_Delegate(theme, self.list))
-        self.list.setFixedHeight(ROW * ROWS)
+        self.list.setFixedHeight((theme.row + 4) * ROWS)
         self._model = _Actions(self)
         self.list.setModel(self._model)
         self.list.clicked.connect(lambda index: self._run(index.row()))

@@ -1,4 +1,5 @@
-"""The popover that lists what preflight found: worst first, a click selects the tensor it is about."""
+"""The popover that lists what preflight found: worst first, what many tensors share in one line, a click selects the
+tensors it is about."""
 
 from __future__ import annotations
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from core.engine.model import Problem
 
 WIDTH = 560
+# Names in a tooltip at most.
+NAMED = 20
 _ICONS = {
     "error": ("x-circle", "failure_text"),
     "warning": ("warning", "caution_text"),
@@ -44,16 +47,28 @@ def counts_text(problems: Sequence[Problem]) -> tuple[str, str]:
     return "Preflight OK", "done"
 
 
-class ProblemsPopover(QFrame):
-    """tensor_chosen(name of an output tensor)."""
+def grouped(problems: Sequence[Problem]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """(severity, text, tensors it is about) in the order of the problems; the same of several tensors is one line."""
+    found: dict[tuple[str, str, str], list[Problem]] = {}
+    for problem in problems:
+        found.setdefault((problem.severity, problem.message, problem.hint), []).append(problem)
+    lines = []
+    for (severity, message, hint), same in found.items():
+        text = str(same[0]) if len(same) == 1 else f"{len(same):,} tensors: {message}{f'; {hint}' if hint else ''}"
+        lines.append((severity, text, tuple(p.tensor for p in same if p.tensor)))
+    return lines
 
-    tensor_chosen = Signal(str)
+
+class ProblemsPopover(QFrame):
+    """tensors_chosen(names of output tensors)."""
+
+    tensors_chosen = Signal(object)
 
     def __init__(self, theme: Theme, problems: Sequence[Problem], parent: QWidget) -> None:
         super().__init__(parent, Qt.WindowType.Popup)
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         self.setProperty("kind", "popover")
-        self.setFixedWidth(WIDTH)
+        self.setFixedWidth(theme.px(WIDTH))
         layout = QVBoxLayout(self)
         layout.setContentsMargins(8, 8, 8, 8)
         layout.setSpacing(8)
@@ -69,14 +84,16 @@ class ProblemsPopover(QFrame):
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.list.setIconSize(QSize(16, 16))
         height = 0
-        for problem in problems:
-            item = QListWidgetItem(problem_icon(theme, problem.severity), str(problem))
-            item.setData(Qt.ItemDataRole.UserRole, problem.tensor)
-            item.setToolTip(f"{problem.severity}: {problem}")
+        width = theme.px(WIDTH)
+        for severity, text, names in grouped(problems):
+            item = QListWidgetItem(problem_icon(theme, severity), text)
+            item.setData(Qt.ItemDataRole.UserRole, names)
+            more = f", and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+            item.setToolTip(f"{severity}: {text}" + (f"\n{', '.join(names[:NAMED])}{more}" if len(names) > 1 else ""))
             self.list.addItem(item)
-            text = self.fontMetrics().boundingRect(0, 0, WIDTH - 72, 2000, int(Qt.TextFlag.TextWordWrap), str(problem))
-            item.setSizeHint(QSize(WIDTH - 32, text.height() + 10))
-            height += text.height() + 10
+            room = self.fontMetrics().boundingRect(0, 0, width - 72, 2000, int(Qt.TextFlag.TextWordWrap), text)
+            item.setSizeHint(QSize(width - 32, room.height() + 10))
+            height += room.height() + 10
         self.list.setFixedHeight(min(360, height + 4))
         self.list.itemClicked.connect(self._choose)
         layout.addWidget(self.list)
@@ -89,7 +106,7 @@ class ProblemsPopover(QFrame):
         self.show()
 
     def _choose(self, item: QListWidgetItem) -> None:
-        name = item.data(Qt.ItemDataRole.UserRole)
-        if name:
+        names = tuple(item.data(Qt.ItemDataRole.UserRole))
+        if names:
             self.close()
-            self.tensor_chosen.emit(name)
+            self.tensors_chosen.emit(names)

@@ -28,7 +28,6 @@ from core.errors import RecipeError
 from core.recipes.model import KEEP, Strategy
 
 WIDTH = 520
-ROW = 24
 VISIBLE_ROWS = 10
 CHOICE = Qt.ItemDataRole.UserRole
 
@@ -65,7 +64,7 @@ class _Delegate(QStyledItemDelegate):
         self._numbers = figures(parent.font())
 
     def sizeHint(self, option, index) -> QSize:
-        return QSize(WIDTH - 20, ROW)
+        return QSize(self._theme.px(WIDTH) - 20, self._theme.row)
 
     def paint(self, painter: QPainter, option: QStyleOptionViewItem, index) -> None:
         choice: StrategyChoice = index.data(CHOICE)
@@ -118,7 +117,7 @@ class StrategyPicker(QFrame):
         super().__init__(parent, Qt.WindowType.Popup)
         self.setProperty("kind", "popover")
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-        self.setFixedWidth(WIDTH)
+        self.setFixedWidth(theme.px(WIDTH))
         self._all = list(choices)
         self._by_hand = by_hand
         self._current = current.strip()
@@ -139,7 +138,7 @@ class StrategyPicker(QFrame):
         self.list.setItemDelegate(_Delegate(theme, count, self.list))
         self._model = _Choices(self)
         self.list.setModel(self._model)
-        self.list.setFixedHeight(ROW * VISIBLE_ROWS)
+        self.list.setFixedHeight(theme.row * VISIBLE_ROWS)
         self.form = MethodForm(self)
         line = QFrame(self)
         line.setProperty("kind", "hairline")

@@ -21,6 +21,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.cells import dress
 from app.edits import AssignStrategy
 from app.job_service import JobService
 from app.labels import ElidedLabel, hairline
@@ -33,7 +34,6 @@ from core.analysis.bench import BenchRow, bench
 from core.engine.progress import bytes_text
 from core.errors import WorkbenchError
 
-ROW = 22
 # From this width on the chart stands beside the table.
 BESIDE = 900
 HEADS = (
@@ -152,7 +152,7 @@ class BenchPanel(PreviewPanel):
         self.table.setSelectionBehavior(QTableView.SelectionBehavior.SelectRows)
         self.table.setSelectionMode(QTableView.SelectionMode.SingleSelection)
         self.table.verticalHeader().hide()
-        self.table.verticalHeader().setDefaultSectionSize(ROW)
+        dress(self.table)
         header = self.table.horizontalHeader()
         header.setHighlightSections(False)
         header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)

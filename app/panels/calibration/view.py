@@ -73,7 +73,7 @@ class CalibrationPanel(QWidget):
 
     def _build(self) -> None:
         form = QWidget(self)
-        form.setFixedWidth(FORM_WIDTH)
+        form.setFixedWidth(current().px(FORM_WIDTH))
         grid = QGridLayout(form)
         grid.setContentsMargins(8, 8, 8, 8)
         grid.setHorizontalSpacing(8)
@@ -221,7 +221,7 @@ def _number(parent: QWidget, name: str, low: int, high: int, help: str) -> QSpin
     field = QSpinBox(parent)
     field.setRange(low, high)
     field.setGroupSeparatorShown(True)
-    field.setFixedWidth(72)
+    field.setFixedWidth(current().px(72))
     field.setButtonSymbols(QSpinBox.ButtonSymbols.NoButtons)
     field.setAlignment(Qt.AlignmentFlag.AlignRight)
     field.setAccessibleName(name)

@@ -24,7 +24,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from app.cells import PaddedDelegate
+from app.cells import dress
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Progress
 from app.panels.compare.files import FileButton
@@ -35,7 +35,6 @@ from app.session import Changes, Notice, Session
 from app.theme import current
 from core.analysis.compare import ComparedTensor, Comparison
 
-ROW = 24
 FLUSH_MS = 100
 _TITLES: dict[Side, tuple[str, str, str]] = {
     "a": ("A", "Choose the first checkpoint", "The first checkpoint; errors are those of B against it"),
@@ -194,7 +193,7 @@ class ComparePanel(QWidget):
     def _table(self, model) -> QTableView:
         table = QTableView(self)
         table.setModel(model)
-        table.setItemDelegate(PaddedDelegate(table))
+        dress(table)
         table.setShowGrid(False)
         table.setWordWrap(False)
         table.setTabKeyNavigation(False)
@@ -204,8 +203,6 @@ class ComparePanel(QWidget):
         table.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
         table.verticalHeader().hide()
         table.verticalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
-        table.verticalHeader().setMinimumSectionSize(ROW)
-        table.verticalHeader().setDefaultSectionSize(ROW)
         table.horizontalHeader().setHighlightSections(False)
         copy = QAction("Copy lines", table)
         copy.setShortcut(QKeySequence(QKeySequence.StandardKey.Copy))

@@ -1,6 +1,6 @@
 """The map itself, drawn with a painter: cells in colour, with their numbers where there is room, those not measured
-hatched, kept ones with a dash, labels at the left and below, the selection outlined, a rectangle or a lasso to drag. What
-the cells hold is the business of state.py."""
+hatched, kept ones with a dash, labels at the left and below, the selection outlined, a rectangle or a lasso to drag.
+What the cells hold is the business of state.py."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.cells import dress
 from app.edits import AssignStrategy
 from app.job_service import JobService
 from app.labels import ElidedLabel
@@ -40,7 +41,6 @@ from app.theme import current
 from core.errors import WorkbenchError
 from core.recipes.model import Strategy
 
-ROW = 22
 # Errors come in at some ten batches a second; the map follows less often.
 REDRAW_MS = 120
 
@@ -142,7 +142,9 @@ class ErrorMapPanel(PreviewPanel):
         head = QHBoxLayout()
         head.setSpacing(8)
         head.addWidget(self.title, 1)
-        self.lasso = self._button("scribble-loop", "Lasso", "Draw a line around cells instead of a rectangle (or hold Alt)")
+        self.lasso = self._button(
+            "scribble-loop", "Lasso", "Draw a line around cells instead of a rectangle (or hold Alt)"
+        )
         self.lasso.setCheckable(True)
         self.lasso.toggled.connect(self._toggle_lasso)
         for widget in (self.apart, self.lasso, self.assign, self.metric_box):
@@ -173,7 +175,7 @@ class ErrorMapPanel(PreviewPanel):
         self.list.setTextElideMode(Qt.TextElideMode.ElideMiddle)
         self.list.setSelectionBehavior(QTableView.SelectionBehavior.SelectRows)
         self.list.verticalHeader().hide()
-        self.list.verticalHeader().setDefaultSectionSize(ROW)
+        dress(self.list)
         header = self.list.horizontalHeader()
         header.setHighlightSections(False)
         header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)

@@ -34,6 +34,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.cells import dress
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, JobInfo, Outcome
 from app.labels import hairline
@@ -47,7 +48,6 @@ EMPTY = (
     "Every quantization, evaluation and generation leaves a row here, from this window and from the command line. "
     "Press Evaluate recipe in the Run menu to see what the present recipe would cost."
 )
-ROW = 24
 Index = QModelIndex | QPersistentModelIndex
 
 
@@ -187,8 +187,7 @@ class ExperimentsPanel(QWidget):
         self.table.setWordWrap(False)
         self.table.setTabKeyNavigation(False)
         self.table.verticalHeader().hide()
-        self.table.verticalHeader().setMinimumSectionSize(ROW)
-        self.table.verticalHeader().setDefaultSectionSize(ROW)
+        dress(self.table)
         header = self.table.horizontalHeader()
         header.setHighlightSections(False)
         for n, column in enumerate(COLUMNS):

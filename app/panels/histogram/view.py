@@ -104,7 +104,7 @@ class HistogramPanel(QWidget):
         self._stack.addWidget(full)
 
     def _controls(self) -> QHBoxLayout:
-        self.log = self._button("chart-bar-horizontal", "Logarithmic", "Show shares on a logarithmic axis", check=True)
+        self.log = self._button("chart-bar-horizontal", "Log", "Show shares on a logarithmic axis", check=True)
         self.log.toggled.connect(self._toggle_log)
         self.scope = QComboBox()
         self.scope.addItems(["All groups", "One group"])
@@ -116,6 +116,8 @@ class HistogramPanel(QWidget):
         for spin in (self.row, self.group):
             spin.setKeyboardTracking(False)
             spin.setAlignment(Qt.AlignmentFlag.AlignRight)
+            spin.setMaximumWidth(self._theme.px(104))
+            spin.hide()  # until one group is looked at
             spin.valueChanged.connect(self._place_chosen)
         self.spread = self._button(
             "columns", "FD", "Bins by Freedman and Diaconis: as narrow as the spread and the count allow", check=True

@@ -21,6 +21,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.cells import dress
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, JobInfo, Outcome, Stopped
 from app.labels import hairline
@@ -29,7 +30,6 @@ from app.session import Changes, Notice, Session
 from app.theme import ICON, Theme, current
 
 EMPTY = "What happens appears here: checkpoints opened, plans, preflight's findings, how jobs ended."
-ROW = 22
 _LEAST = (("All lines", 0), ("Warnings and errors", 1), ("Errors", 2))
 Index = QModelIndex | QPersistentModelIndex
 
@@ -118,8 +118,7 @@ class LogPanel(QWidget):
         self.table.setTabKeyNavigation(False)
         self.table.horizontalHeader().hide()
         self.table.verticalHeader().hide()
-        self.table.verticalHeader().setMinimumSectionSize(ROW)
-        self.table.verticalHeader().setDefaultSectionSize(ROW)
+        dress(self.table)
         self.table.setColumnWidth(0, self.fontMetrics().horizontalAdvance("00:00:00") + 24)
         self.table.horizontalHeader().setSectionResizeMode(1, QHeaderView.ResizeMode.Stretch)
         self.table.selectionModel().selectionChanged.connect(self._selected)
@@ -217,7 +216,7 @@ class LogPanel(QWidget):
 
     def _refresh(self) -> None:
         bar = self.table.verticalScrollBar()
-        at_end = bar.value() >= bar.maximum() - ROW
+        at_end = bar.value() >= bar.maximum() - self._theme.row
         self.model.sync()
         self._stack.setCurrentIndex(1 if len(self.state) else 0)
         if at_end:

@@ -24,6 +24,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.cells import dress
 from app.job_service import JobService
 from app.labels import ElidedLabel, hairline
 from app.panels.outliers import findings
@@ -41,7 +42,6 @@ from core.analysis.outliers import OutlierResult, Region, outliers, region
 if TYPE_CHECKING:
     from app.plotting.plot import Plot
 
-ROW = 22
 # Lines of the axis to either side of one that was chosen in the list.
 AROUND = 32
 # Below this height the list makes room for the plots.
@@ -100,7 +100,7 @@ class OutliersPanel(PreviewPanel):
         self.list.setSelectionBehavior(QTableView.SelectionBehavior.SelectRows)
         self.list.setSelectionMode(QTableView.SelectionMode.SingleSelection)
         self.list.verticalHeader().hide()
-        self.list.verticalHeader().setDefaultSectionSize(ROW)
+        dress(self.list)
         self.list.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
         self.list.horizontalHeader().setHighlightSections(False)
         self.list.setAccessibleName("Beyond the threshold")
@@ -137,14 +137,14 @@ class OutliersPanel(PreviewPanel):
         self.axis.currentIndexChanged.connect(self._axis_chosen)
         self.quantity.currentIndexChanged.connect(self._quantity_chosen)
         self.limit = QLineEdit()
-        self.limit.setFixedWidth(72)
+        self.limit.setFixedWidth(self._theme.px(72))
         self.limit.setAlignment(Qt.AlignmentFlag.AlignRight)
         self.limit.setToolTip("Threshold: type it, or drag the dashed line")
         self.limit.setAccessibleName("Threshold")
         self.limit.editingFinished.connect(self._limit_typed)
         self.reset = self._button("arrow-counter-clockwise", "", "Threshold as it was: 6 × RMS, or 6.0 for inputs")
         self.reset.clicked.connect(self._reset_limit)
-        self.log = self._button("chart-bar-horizontal", "Logarithmic", "Show sizes on a logarithmic axis")
+        self.log = self._button("chart-bar-horizontal", "Log", "Show sizes on a logarithmic axis")
         self.log.setCheckable(True)
         self.log.toggled.connect(self._toggle_log)
         self.home = self._button("arrows-out-line-horizontal", "", "Reset zoom (double-click the plot)")

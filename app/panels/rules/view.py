@@ -22,7 +22,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from app.cells import PaddedDelegate
+from app.cells import PaddedDelegate, follow_rows
 from app.edits import AddRule, MoveRule, RemoveRule, ReplaceRule
 from app.job_service import JobService
 from app.jobs import Done, JobId, Outcome
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from core.targets.base import Outline
 
 COUNTS = "rule counts"
-ROW_HEIGHT = 24
 
 
 @dataclass(frozen=True)
@@ -157,11 +156,9 @@ class RulesPanel(QWidget):
         table.setDragDropOverwriteMode(False)
         table.setDropIndicatorShown(True)
         table.verticalHeader().hide()
-        table.verticalHeader().setMinimumSectionSize(ROW_HEIGHT)
-        table.verticalHeader().setDefaultSectionSize(ROW_HEIGHT)
+        follow_rows(table)
         header = table.horizontalHeader()
         header.setHighlightSections(False)
-        header.setFixedHeight(ROW_HEIGHT + 2)
         header.setSectionResizeMode(PATTERN, QHeaderView.ResizeMode.Stretch)
         header.setMinimumSectionSize(28)
         for column, width in ((NUMBER, 36), (STRATEGY, 160), (MATCHED, 76), (WON, 64), (NOTE, 150)):

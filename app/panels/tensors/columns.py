@@ -18,8 +18,8 @@ class Column:
 
 COLUMNS = (
     Column("name", "tensor", "Name in the output; blocks can be folded", 150),
-    Column("role", "role", "What part of the model it is", 70),
-    Column("shape", "shape", "Rows × columns, leading dimensions first", 84, number=True),
+    Column("role", "role", "What part of the model it is", 78),
+    Column("shape", "shape", "Rows × columns, leading dimensions first", 88, number=True),
     Column("dtype", "dtype", "Type in the checkpoint", 52),
     Column("strategy", "strategy", "Format and method it gets; double-click, F2 or Enter to change", 96),
     Column("bpw", "bpw", "Stored bits per weight, scales and padding included", 54, number=True),
@@ -31,6 +31,6 @@ COLUMNS = (
         76,
         number=True,
     ),
-    Column("rule", "rule", "The rule that won", 72),
+    Column("rule", "rule", "The rule that won", 76),
 )
 PLACE = {c.id: i for i, c in enumerate(COLUMNS)}

@@ -19,7 +19,6 @@ from app.panels.tensors.errors import SAMPLED
 from app.panels.tensors.model import TensorModel
 from app.theme import Theme, figures
 
-ROW_HEIGHT = 24
 INDENT = 14
 PAD = 6
 FOLD = 14
@@ -44,11 +43,13 @@ class LinePainter:
         self._small = QFont(self.font)
         self._small.setPointSizeF(max(6.0, self.font.pointSizeF() * 0.86))
         self._bold = QFont(self.font)
+        self.row = theme.row
         self._bold.setWeight(QFont.Weight.DemiBold)
         self._metrics = QFontMetrics(self.font)
         self._bold_metrics = QFontMetrics(self._bold)
         self._small_metrics = QFontMetrics(self._small)
         self._texts: dict[tuple[str, int, bool], str] = {}
+        self._short: dict[tuple[str, int, bool], str] = {}
         self._pixmaps: dict[object, QPixmap] = {}
         self._swatches: dict[str, QColor] = {}
         theme.changed.connect(self.forget)
@@ -58,6 +59,7 @@ class LinePainter:
         self._pixmaps.clear()
         self._swatches.clear()
         self._texts.clear()
+        self._short.clear()
 
     def paint(
         self,
@@ -73,7 +75,7 @@ class LinePainter:
         colors = self._theme.colors
         if selected:
             first, last = columns[0], columns[-1]
-            painter.fillRect(first[1], top, last[1] + last[2] - first[1], ROW_HEIGHT, colors.selection)
+            painter.fillRect(first[1], top, last[1] + last[2] - first[1], self.row, colors.selection)
         for name, left, width in columns:
             x, room = left + PAD, width - 2 * PAD
             if room <= 0:
@@ -91,7 +93,7 @@ class LinePainter:
                 painter.setPen(colors.muted if entry < 0 or name != "bpw" else colors.text)
                 text = self._elided(model.text(line, name), room, _END)
                 flags = _RIGHT if name in _NUMBERS else _LEFT
-                painter.drawText(x, top, room, ROW_HEIGHT, flags, text)
+                painter.drawText(x, top, room, self.row, flags, text)
 
     def _elided(self, text: str, room: int, mode: Qt.TextElideMode, bold: bool = False) -> str:
         key = (text, room, bold)
@@ -111,10 +113,25 @@ class LinePainter:
             painter.drawPixmap(x + offset, top, self._pixmap(("fold", folded), FOLD, self._draw_fold))
             offset += FOLD
             painter.setFont(self._bold)
-        text = self._elided(model.text(line, "name"), room - offset, _MIDDLE, folded is not None)
-        painter.drawText(x + offset, top, room - offset, ROW_HEIGHT, _LEFT, text)
+        text = self._shortened(model.text(line, "name"), room - offset, folded is not None)
+        painter.drawText(x + offset, top, room - offset, self.row, _LEFT, text)
         if folded is not None:
             painter.setFont(self.font)
+
+    def _shortened(self, name: str, room: int, bold: bool) -> str:
+        """A name in its room. Nearly all end in ".weight": where that is too long, the end goes before the middle, so
+        that q_proj and k_proj stay apart."""
+        stem = name.removesuffix(".weight")
+        if stem == name or self._elided(name, room, _MIDDLE, bold) == name:
+            return self._elided(name, room, _MIDDLE, bold)
+        metrics = self._bold_metrics if bold else self._metrics
+        key = (name, room, bold)
+        if key not in self._short:
+            if len(self._short) > _KEPT:
+                self._short.clear()
+            fits = metrics.horizontalAdvance(stem + "…") <= room
+            self._short[key] = stem + "…" if fits else metrics.elidedText(stem, _MIDDLE, room)
+        return self._short[key]
 
     def _chip(self, painter: QPainter, text: str, x: int, top: int, room: int) -> None:
         width = min(room, self._small_metrics.horizontalAdvance(text) + 12)
@@ -134,16 +151,16 @@ class LinePainter:
             badge = cells.badge[entry]
             if badge == "kept" or text == "keep":
                 painter.setPen(colors.muted)
-                painter.drawRect(x, top + 8, 7, 7)
+                painter.drawRect(x, top + self.row // 2 - 4, 7, 7)
                 text = f"keep · {cells.stored[entry]}"
             else:
                 painter.setPen(colors.text)
-                painter.fillRect(x, top + 8, 8, 8, self._swatch(cells.stored[entry]))
+                painter.fillRect(x, top + self.row // 2 - 4, 8, 8, self._swatch(cells.stored[entry]))
             x, room = x + 14, room - 14
             if badge == "fallback":
                 painter.drawPixmap(x + room - 13, top, self._pixmap(("fallback",), 14, self._draw_warning))
                 room -= 16
-        painter.drawText(x, top, room, ROW_HEIGHT, _LEFT, self._elided(text, room, _END))
+        painter.drawText(x, top, room, self.row, _LEFT, self._elided(text, room, _END))
 
     def _swatch(self, format_name: str) -> QColor:
         if format_name not in self._swatches:
@@ -157,19 +174,19 @@ class LinePainter:
         painter.setPen(colors.muted if entry < 0 else colors.text)
         text = model.text(line, column)
         if text:
-            painter.drawText(x, top, room, ROW_HEIGHT, _RIGHT, text)
+            painter.drawText(x, top, room, self.row, _RIGHT, text)
         if entry < 0:
             return
         share, hollow = _share(model, entry, column)
-        width = round((room - NUMBER) * share)
+        width = round((room - self._theme.px(NUMBER)) * share)
         if width < 1:
             return
         color = colors.disabled if column == "size" else colors.original
         if hollow:
             painter.setPen(color)
-            painter.drawRect(x, top + 9, width, 6)
+            painter.drawRect(x, top + self.row // 2 - 3, width, 6)
         else:
-            painter.fillRect(x, top + 9, width, 7, color)
+            painter.fillRect(x, top + self.row // 2 - 3, width, 7, color)
 
     # Pixmaps
 
@@ -177,7 +194,7 @@ class LinePainter:
         ratio = self._table.devicePixelRatioF()
         known = self._pixmaps.get((key, ratio))
         if known is None:
-            known = QPixmap(max(1, math.ceil(width * ratio)), math.ceil(ROW_HEIGHT * ratio))
+            known = QPixmap(max(1, math.ceil(width * ratio)), math.ceil(self.row * ratio))
             known.setDevicePixelRatio(ratio)
             known.fill(Qt.GlobalColor.transparent)
             painter = QPainter(known)
@@ -191,7 +208,7 @@ class LinePainter:
         pen = QPen(self._theme.colors.text, 1.4)
         pen.setCapStyle(Qt.PenCapStyle.RoundCap)
         painter.setPen(pen)
-        x, y = 4.5, ROW_HEIGHT / 2
+        x, y = 4.5, self.row / 2
         if key[1]:
             points = [QPointF(x - 1, y - 3.5), QPointF(x + 2.5, y), QPointF(x - 1, y + 3.5)]
         else:
@@ -203,14 +220,16 @@ class LinePainter:
         edge = QColor(colors.muted)
         edge.setAlpha(110)
         painter.setPen(QPen(edge, 1))
-        painter.drawRoundedRect(QRectF(0.5, 4.5, width - 1, 15), 4, 4)
+        height = self._small_metrics.height() + 2
+        top = (self.row - height) // 2
+        painter.drawRoundedRect(QRectF(0.5, top + 0.5, width - 1, height - 1), 4, 4)
         painter.setFont(self._small)
         painter.setPen(colors.muted)
-        painter.drawText(QRectF(0, 4, width, 16), Qt.AlignmentFlag.AlignCenter, str(key[1]))
+        painter.drawText(QRectF(0, top, width, height), Qt.AlignmentFlag.AlignCenter, str(key[1]))
 
     def _draw_warning(self, painter: QPainter, key: tuple[object, ...], width: int) -> None:
         """A triangle with an exclamation mark: form and colour say the same."""
-        x, y = 7.0, ROW_HEIGHT / 2 + 0.5
+        x, y = 7.0, self.row / 2 + 0.5
         painter.setPen(QPen(self._theme.colors.caution_text, 1.3))
         painter.drawPolygon(QPolygonF([QPointF(x, y - 6), QPointF(x + 6, y + 5), QPointF(x - 6, y + 5)]))
         painter.drawLine(QPointF(x, y - 2), QPointF(x, y + 1.2))

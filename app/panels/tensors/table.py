@@ -15,13 +15,14 @@ from PySide6.QtCore import (
     QRect,
     Qt,
     Signal,
+    Slot,
 )
 from PySide6.QtGui import QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QResizeEvent
 from PySide6.QtWidgets import QAbstractItemView, QApplication, QHeaderView, QTableView, QWidget
 
 from app.panels.tensors.columns import COLUMNS, PLACE
 from app.panels.tensors.model import TensorModel
-from app.panels.tensors.painting import FOLD, INDENT, PAD, ROW_HEIGHT, LinePainter
+from app.panels.tensors.painting import FOLD, INDENT, PAD, LinePainter
 from app.panels.tensors.state import runs
 from app.theme import Theme
 
@@ -63,8 +64,6 @@ class TensorTable(QTableView):
         rows = self.verticalHeader()
         rows.hide()
         rows.setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
-        rows.setMinimumSectionSize(ROW_HEIGHT)
-        rows.setDefaultSectionSize(ROW_HEIGHT)
         header = self.horizontalHeader()
         header.setHighlightSections(False)
         # Headers ask whether whole columns are selected, which asks the model about every row. They get a selection
@@ -75,13 +74,14 @@ class TensorTable(QTableView):
         header.setSortIndicator(0, Qt.SortOrder.AscendingOrder)
         header.setSortIndicatorShown(True)
         header.setSectionsClickable(True)
-        header.setFixedHeight(ROW_HEIGHT + 2)
         header.setMinimumSectionSize(40)
         for i, column in enumerate(COLUMNS):
             self.setColumnWidth(i, column.width)
         header.setStretchLastSection(True)
         self._fitting = False
         self._fitted = True  # until the user drags a column: then widths are theirs
+        theme.resized.connect(self._resize_lines)
+        self._resize_lines()
         header.sectionResized.connect(self._resized)
         self.verticalScrollBar().valueChanged.connect(self.viewport_changed)
 
@@ -130,11 +130,12 @@ class TensorTable(QTableView):
         if not self._fitted:
             return
         shown = [c for i, c in enumerate(COLUMNS) if not self.isColumnHidden(i)]
-        over = max(0, self.viewport().width() - sum(c.width for c in shown))
+        px = self._theme.px
+        over = max(0, self.viewport().width() - sum(px(c.width) for c in shown))
         self._fitting = True
         for column in shown:
             share, most = SHARES.get(column.id, (0.0, 0))
-            self.setColumnWidth(PLACE[column.id], column.width + min(int(over * share), most))
+            self.setColumnWidth(PLACE[column.id], px(column.width) + min(int(over * share), most))
         self._fitting = False
 
     def show_column(self, column: int, shown: bool) -> None:
@@ -155,6 +156,16 @@ class TensorTable(QTableView):
         if not self._fitting and QApplication.mouseButtons() & Qt.MouseButton.LeftButton:
             self._fitted = False
 
+    @Slot()
+    def _resize_lines(self) -> None:
+        """The theme has another size of text, or more air."""
+        self._lines = LinePainter(self._theme, self)
+        rows = self.verticalHeader()
+        rows.setMinimumSectionSize(self._theme.row)
+        rows.setDefaultSectionSize(self._theme.row)
+        self.horizontalHeader().setFixedHeight(self._theme.row + 2)
+        self.fit()
+
     def visible_lines(self) -> range:
         """Lines on screen."""
         count = self.tensors.rowCount()
@@ -169,7 +180,7 @@ class TensorTable(QTableView):
         return np.flatnonzero(self._marks()).tolist()
 
     def select_lines(self, lines: Sequence[int]) -> None:
-        """These lines and no others; the current one stays."""
+        """These lines and no others; the current one stays where it is one of them."""
         selection = QItemSelection()
         for first, end in runs(lines):
             selection.append(self.tensors.lines_between(first, end))
@@ -182,6 +193,10 @@ class TensorTable(QTableView):
             if current.isValid():
                 chosen.setCurrentIndex(current, QItemSelectionModel.SelectionFlag.NoUpdate)
         chosen.select(selection, QItemSelectionModel.SelectionFlag.Select)
+        if lines and self.currentIndex().row() not in set(lines):
+            # The keyboard goes on from what is selected, not from where it was.
+            start = self.tensors.index(lines[0], max(0, self.currentIndex().column()))
+            chosen.setCurrentIndex(start, QItemSelectionModel.SelectionFlag.NoUpdate)
 
     def _marks(self) -> np.ndarray:
         """bool [lines]: which are selected. From ranges: asking for every index would take a second."""

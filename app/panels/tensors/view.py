@@ -310,10 +310,6 @@ class TensorsPanel(QWidget):
         lines = self.model.lines_of(names)
         self._following = True
         self.table.select_lines(lines)
-        if lines and not self.table.currentIndex().isValid():
-            self.table.selectionModel().setCurrentIndex(
-                self.model.index(lines[0], 0), QItemSelectionModel.SelectionFlag.NoUpdate
-            )
         self._following = False
 
     def _fill_menus(self) -> None:
