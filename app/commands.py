@@ -17,6 +17,7 @@ from app.jobs import Done, Failed, JobId, Outcome
 from app.kept_runs import KeptRun, discard_rest
 from app.quantizing import PageRequest, Reopened, errors_of, page_task
 from app.session import Notice, Session
+from core.atomic import write_whole
 from core.errors import WorkbenchError, one_line
 from core.recipes.model import KEEP, Strategy
 
@@ -142,14 +143,7 @@ class Commands:
         if path is None:
             return
         settings.set("files/recipe_folder", str(path.parent))
-        partial = path.with_name(f".{path.name}.partial")
-        try:
-            partial.write_text(dumps(self.session.recipe), encoding="utf-8")
-            os.replace(partial, path)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            self.session.notify(Notice("error", f"{path} cannot be written: {error.strerror or error}"))
-            return
+        write_whole(path, dumps(self.session.recipe))
         self.session.notify(Notice("note", f"Recipe saved as {path}"))
 
     def quit(self) -> None:
@@ -226,6 +220,14 @@ class Commands:
         """Larger or smaller text by so many percent; 0: the system's size again."""
         self.theme.set_font_percent(self.theme.font_percent + by if by else 100)
         self._window.settings.set("view/font_percent", self.theme.font_percent)
+
+    def export_plot(self, values: bool) -> None:
+        """The plot in front, as a picture or as its values."""
+        exports = self._window.plot_in_front()
+        if exports is None:
+            self.session.notify(Notice("note", "No plot is on screen: select a tensor, or go to the error map"))
+        else:
+            exports.export_values() if values else exports.export_picture()
 
     def show_panel(self, id: str) -> None:
         self._window.show_panel(id)

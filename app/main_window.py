@@ -38,6 +38,7 @@ from app.job_service import JobService
 from app.jobs import JobId, Outcome, Progress
 from app.panels import PANELS, PanelRecord
 from app.planner import Planner
+from app.plotting.exporting import Exporter
 from app.previews import ErrorPreviews
 from app.quantizing import Quantizer
 from app.session import Changes, Session
@@ -147,7 +148,7 @@ class MainWindow(QMainWindow):
         self.rows.setStretchFactor(0, 3)
         self.rows.setStretchFactor(1, 1)
         self.rows.setChildrenCollapsible(False)
-        self.columns.setSizes([780, 500])
+        self.columns.setSizes([760, 520])
         self.rows.setSizes([500, 230])
         self.empty = EmptyPage(self.theme, self)
         self.empty.show_recent(self.settings.get("files/recent"))
@@ -234,6 +235,18 @@ class MainWindow(QMainWindow):
                 tabs.setCurrentWidget(panel)
         if id == "tensors":
             self.commands.tensors.table.setFocus()
+
+    def plot_in_front(self) -> Exporter | None:
+        """What exports the plot that the keyboard is in, else the one in the inspector, else the one below."""
+        focus = self.focusWidget()
+        panels = [p for p in self._panels.values() if focus is not None and p.isAncestorOf(focus)]
+        panels += [p for p in (self.inspector.currentWidget(), self.bottom.currentWidget()) if p is not None]
+        for panel in panels:
+            for exports in panel.findChildren(Exporter):
+                plot = exports.parent()
+                if isinstance(plot, QWidget) and plot.isVisible():
+                    return exports
+        return None
 
     def _make_panel(self, record: PanelRecord) -> QWidget:
         panel = record.factory(self.session, self.jobs)

@@ -13,6 +13,7 @@ from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QMenu, QPushButton, Q
 
 from app.frame.method import method_text
 from app.frame.problems import counts_text
+from app.glossary import about
 from app.session import Session
 from app.theme import Theme
 from core.engine.progress import bytes_text
@@ -103,7 +104,7 @@ class Toolbar(QFrame):
         self.open_button.setMenu(recent)
         self.open_button.setProperty("kind", "drop")
         self.preset = DropDown("Preset", preset_offers, self)
-        self.preset.setToolTip("The recipe's base: a preset, or one format for everything that fits")
+        self.preset.setToolTip(about("preset", "The recipe's base; or one format for everything that fits"))
         self.preset.extra = [actions["open-recipe"], actions["save-recipe"]]
         self.method = QToolButton(self)
         self.method.setDefaultAction(actions["choose-method"])
@@ -111,9 +112,9 @@ class Toolbar(QFrame):
         self.method.setProperty("kind", "outline")
         self.method.setAccessibleName("Method")
         self.target = DropDown("Target", target_offers, self)
-        self.target.setToolTip("The container that is written")
+        self.target.setToolTip(about("target"))
         self.device = DropDown("Device", devices, self)
-        self.device.setToolTip("What computes")
+        self.device.setToolTip(about("device"))
         self.size_label = QLabel(self)
         self.size_label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.size_label.setAlignment(Qt.AlignmentFlag.AlignCenter)
@@ -139,6 +140,7 @@ class Toolbar(QFrame):
             word = QLabel(label, self)
             word.setProperty("kind", "muted")
             word.setBuddy(drop)
+            word.setToolTip(about(label))
             layout.addWidget(word)
             layout.addWidget(drop)
             if drop is self.preset:

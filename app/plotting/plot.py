@@ -1,5 +1,6 @@
 """Plots of the workbench: strips one under another with a common x axis, drawn by pyqtgraph in our colours. What is
-drawn is the panels' business; here are axes, zoom, reading off, copying and exporting.
+drawn is the panels' business; here are axes, zoom and reading off; copying and exporting are in
+exporting.py.
 
 Importing this module imports pyqtgraph, so panels import it when they draw for the first time.
 """
@@ -7,15 +8,15 @@ Importing this module imports pyqtgraph, so panels import it when they draw for 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyqtgraph as pg
 from PySide6.QtCore import QEvent, QPointF, QRectF, QSize, Qt, QTimer, Signal, Slot
-from PySide6.QtGui import QContextMenuEvent, QGuiApplication, QImage, QPainter, QResizeEvent
-from PySide6.QtWidgets import QFileDialog, QGraphicsSceneMouseEvent, QGraphicsView, QMenu
+from PySide6.QtGui import QContextMenuEvent, QPainter, QResizeEvent
+from PySide6.QtWidgets import QGraphicsSceneMouseEvent, QGraphicsView, QMenu
 
 from app.plotting.axes import ShareAxis, ValueAxis
+from app.plotting.exporting import Exporter
 from app.plotting.strip import Strip, pen
 from app.theme import current
 
@@ -64,13 +65,12 @@ class Plot(pg.GraphicsLayoutWidget):
         super().__init__()
         self.theme = current()
         self.name = name
-        self._values = values
         self._x_label = x_label
         self._home = (0.0, 1.0)
         self._strips: list[Strip] = []
         self._lines: list[pg.InfiniteLine] = []
         self._at: QPointF | None = None
-        self.ask_path: Callable[[str, str], str] = self._file_dialog
+        self.exports = Exporter(self, self._paint, values, lambda: self.name)
         self.setFrameShape(self.Shape.NoFrame)
         self.ci.layout.setSpacing(4)
         self.ci.layout.setContentsMargins(0, 0, 4, 0)
@@ -167,68 +167,11 @@ class Plot(pg.GraphicsLayoutWidget):
         icon = self.theme.icon
         menu.addAction(icon("arrows-out-line-horizontal"), "Reset zoom", self.go_home)
         menu.addSeparator()
-        menu.addAction(icon("copy"), "Copy picture", self.copy_picture)
-        menu.addAction(icon("table"), "Copy values", self.copy_values)
-        menu.addSeparator()
-        menu.addAction(icon("image"), "Export picture…", self.export_picture)
-        menu.addAction(icon("file-arrow-down"), "Export values…", self.export_values)
+        self.exports.add_to(menu)
         return menu
 
-    def picture(self, scale: float = 2.0) -> QImage:
-        """What is seen, at twice the size of the screen's pixels."""
-        image = QImage(self.size() * scale, QImage.Format.Format_ARGB32_Premultiplied)
-        image.fill(self.theme.colors.base)
-        painter = QPainter(image)
-        painter.setRenderHint(QPainter.RenderHint.TextAntialiasing)
-        self.render(painter, QRectF(image.rect()).toRect())
-        painter.end()
-        return image
-
-    @Slot()
-    def copy_picture(self) -> None:
-        QGuiApplication.clipboard().setImage(self.picture())
-
-    @Slot()
-    def copy_values(self) -> None:
-        QGuiApplication.clipboard().setText(self._values())
-
-    @Slot()
-    def export_picture(self) -> None:
-        """Asks for a path; the suffix decides between PNG and SVG. OSError when it cannot be written."""
-        chosen = self.ask_path(f"{self.name}.png", "PNG picture (*.png);;SVG drawing (*.svg)")
-        if not chosen:
-            return
-        if chosen.lower().endswith(".svg"):
-            self._write_svg(chosen)
-        else:
-            path = chosen if chosen.lower().endswith(".png") else f"{chosen}.png"
-            if not self.picture().save(path, "PNG"):  # type: ignore[call-overload]  # the stubs want bytes
-                raise OSError(f"{path} cannot be written")
-
-    @Slot()
-    def export_values(self) -> None:
-        chosen = self.ask_path(f"{self.name}.csv", "Comma-separated values (*.csv)")
-        if chosen:
-            path = chosen if chosen.lower().endswith(".csv") else f"{chosen}.csv"
-            Path(path).write_text(self._values(), encoding="utf-8", newline="")
-
-    def _write_svg(self, path: str) -> None:
-        from PySide6.QtSvg import QSvgGenerator
-
-        generator = QSvgGenerator()
-        generator.setFileName(path)
-        generator.setSize(self.size())
-        generator.setViewBox(self.rect())
-        generator.setTitle(self.name)
-        painter = QPainter()
-        if not painter.begin(generator):
-            raise OSError(f"{path} cannot be written")
-        painter.fillRect(self.rect(), self.theme.colors.base)
+    def _paint(self, painter: QPainter) -> None:
         self.scene().render(painter, QRectF(self.rect()), self.viewRect())
-        painter.end()
-
-    def _file_dialog(self, name: str, kinds: str) -> str:
-        return QFileDialog.getSaveFileName(self, "Export", name, kinds)[0]
 
     def leaveEvent(self, event: QEvent) -> None:
         super().leaveEvent(event)

@@ -270,17 +270,17 @@ def test_the_list_selects_and_every_metric_draws(panel, qtbot):
 def test_copies_and_exports(panel, qtbot, tmp_path: Path, monkeypatch):
     assert panel.menu(QPoint(0, 0)).actions()[0].text() == "Assign strategy …"
     for name in ("map.png", "map.svg"):
-        monkeypatch.setattr(panel, "_ask", lambda *_, n=name: str(tmp_path / n))
-        panel.export_picture()
+        monkeypatch.setattr(panel.exports, "ask_path", lambda *_, n=name: str(tmp_path / n))
+        panel.exports.export_picture()
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (tmp_path / "map.svg").read_text()
-    monkeypatch.setattr(panel, "_ask", lambda *_: str(tmp_path / "map.csv"))
-    panel.export_values()
+    monkeypatch.setattr(panel.exports, "ask_path", lambda *_: str(tmp_path / "map.csv"))
+    panel.exports.export_values()
     assert len((tmp_path / "map.csv").read_text().splitlines()) == 31
     said = []
     panel.window_.session.noticed.connect(said.append)
-    monkeypatch.setattr(panel, "_ask", lambda *_: str(tmp_path / "nowhere" / "map.csv"))
-    panel.export_values()
+    monkeypatch.setattr(panel.exports, "ask_path", lambda *_: str(tmp_path / "nowhere" / "map.csv"))
+    panel.exports.export_values()
     assert "cannot be written" in said[0].text
 
 

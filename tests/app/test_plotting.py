@@ -140,7 +140,7 @@ def test_follows_the_theme(plot: Plot):
 
 
 def background(plot: Plot) -> QColor:
-    image = plot.picture(1.0)
+    image = plot.exports.picture(1.0)
     return image.pixelColor(image.width() - 2, 2)
 
 
@@ -160,9 +160,9 @@ def test_the_menu_offers_copying_and_exporting(plot: Plot):
 
 
 def test_copying(plot: Plot):
-    plot.copy_values()
+    plot.exports.copy_values()
     assert QGuiApplication.clipboard().text() == "a,b\n1,2\n"
-    plot.copy_picture()
+    plot.exports.copy_picture()
     image = QGuiApplication.clipboard().image()
     assert (image.width(), image.height()) == (1000, 800)
 
@@ -177,29 +177,45 @@ def test_exporting(plot: Plot, tmp_path: Path):
 
         return ask
 
-    plot.ask_path = answer(str(tmp_path / "a.png"))
-    plot.export_picture()
+    plot.exports.ask_path = answer(str(tmp_path / "a.png"))
+    plot.exports.export_picture()
     assert QImage(str(tmp_path / "a.png")).width() == 1000
-    plot.ask_path = answer(str(tmp_path / "b"))
-    plot.export_picture()
+    plot.exports.ask_path = answer(str(tmp_path / "b"))
+    plot.exports.export_picture()
     assert (tmp_path / "b.png").is_file()
-    plot.ask_path = answer(str(tmp_path / "c.svg"))
-    plot.export_picture()
+    plot.exports.ask_path = answer(str(tmp_path / "c.svg"))
+    plot.exports.export_picture()
     tree = ElementTree.parse(tmp_path / "c.svg")
     assert tree.getroot().tag == "{http://www.w3.org/2000/svg}svg"
     drawing = (tmp_path / "c.svg").read_text(encoding="utf-8")
     assert LIGHT.original in drawing
     assert "% of weights" in "".join(tree.getroot().itertext())
-    plot.ask_path = answer(str(tmp_path / "d"))
-    plot.export_values()
+    plot.exports.ask_path = answer(str(tmp_path / "d"))
+    plot.exports.export_values()
     assert (tmp_path / "d.csv").read_text(encoding="utf-8") == "a,b\n1,2\n"
     assert asked == ["test.png", "test.png", "test.png", "test.csv"]
-    plot.ask_path = answer("")
-    plot.export_picture()
+    plot.exports.ask_path = answer("")
+    plot.exports.export_picture()
     assert len(list(tmp_path.iterdir())) == 4
-    plot.ask_path = answer(str(tmp_path / "missing" / "e.png"))
-    with pytest.raises(OSError, match="cannot be written"):
-        plot.export_picture()
+    said = []
+    plot.exports.failed.connect(said.append)
+    for suffix in ("png", "svg"):
+        plot.exports.ask_path = answer(str(tmp_path / "missing" / f"e.{suffix}"))
+        plot.exports.export_picture()
+    plot.exports.export_values()
+    assert len(said) == 3
+    assert all("missing" in line and "cannot be written" in line for line in said)
+
+
+def test_what_was_there_stays_when_an_export_fails(plot: Plot, tmp_path: Path, monkeypatch):
+    there = tmp_path / "a.svg"
+    there.write_text("mine", encoding="utf-8")
+    monkeypatch.setattr(plot.exports, "_paint", lambda painter: 1 / 0)
+    plot.exports.ask_path = lambda name, kinds: str(there)
+    with pytest.raises(ZeroDivisionError):
+        plot.exports.export_picture()
+    assert there.read_text(encoding="utf-8") == "mine"
+    assert list(tmp_path.iterdir()) == [there]
 
 
 def test_a_closed_plot_is_collected(qtbot):

@@ -4,13 +4,14 @@ the business of state.py."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from PySide6.QtCore import QEvent, QPoint, QPointF, QRectF, QSize, Qt, Signal
-from PySide6.QtGui import QColor, QMouseEvent, QPainter, QPaintEvent, QPen
-from PySide6.QtWidgets import QSizePolicy, QWidget
+from PySide6.QtGui import QColor, QContextMenuEvent, QMouseEvent, QPainter, QPaintEvent, QPen
+from PySide6.QtWidgets import QMenu, QSizePolicy, QWidget
 
 from app.panels.bench.state import Point
+from app.plotting.exporting import Exporter
 from app.theme import current
 
 RADIUS = 5.0
@@ -23,8 +24,10 @@ class BenchChart(QWidget):
     pointed = Signal(str)
     applied = Signal(str)
 
-    def __init__(self, parent: QWidget | None = None) -> None:
+    def __init__(self, values: Callable[[], str], parent: QWidget | None = None) -> None:
+        """values: what is exported as CSV."""
         super().__init__(parent)
+        self.exports = Exporter(self, self.paint, values, lambda: "bench")
         self._points: list[Point] = []
         self._chosen = ""
         self.setMouseTracking(True)
@@ -178,6 +181,12 @@ class BenchChart(QWidget):
         label = self.label_at(event.position().toPoint())
         point = next((p for p in self._points if p.label == label), None)
         self.setToolTip(f"{label}: {point.bpw:.2f} bpw, {point.sqnr:.1f} dB" if point is not None else "")
+
+    def contextMenuEvent(self, event: QContextMenuEvent) -> None:
+        menu = QMenu(self)
+        menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        self.exports.add_to(menu)
+        menu.popup(event.globalPos())
 
     def leaveEvent(self, event: QEvent) -> None:
         super().leaveEvent(event)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, Qt, Slot
+from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QSize, Qt, Slot
 from PySide6.QtGui import QColor, QGuiApplication, QKeySequence, QResizeEvent, QShortcut
 from PySide6.QtWidgets import (
     QBoxLayout,
@@ -23,6 +23,7 @@ from PySide6.QtWidgets import (
 
 from app.cells import dress
 from app.edits import AssignStrategy
+from app.glossary import about
 from app.job_service import JobService
 from app.labels import ElidedLabel, hairline
 from app.panels.bench.chart import BenchChart
@@ -36,15 +37,8 @@ from core.errors import WorkbenchError
 
 # From this width on the chart stands beside the table.
 BESIDE = 900
-HEADS = (
-    ("strategy", "Format, method and parameters"),
-    ("size", "Exact bytes of these tensors in the target's container"),
-    ("bpw", "Bits per weight as stored, scales included"),
-    ("SQNR, dB", "Signal to quantization noise: 6 dB more is half the error"),
-    ("relative MSE", "Sum of squared errors over sum of squared weights"),
-    ("weighted", "The same with every column weighted by its importance, where calibration knows it"),
-    ("time, s", "About as long as quantizing these tensors takes on one core"),
-)
+HEADS = ("strategy", "size", "bpw", "SQNR, dB", "relative MSE", "weighted", "time, s")
+HELP = {1: "Exact, of these tensors in the target's container", 6: "About, on one core"}
 FRONT = Qt.ItemDataRole.UserRole
 
 
@@ -70,9 +64,9 @@ class _Rows(QAbstractTableModel):
         if orientation != Qt.Orientation.Horizontal:
             return None
         if role == Qt.ItemDataRole.DisplayRole:
-            return HEADS[section][0]
+            return HEADS[section]
         if role == Qt.ItemDataRole.ToolTipRole:
-            return HEADS[section][1]
+            return about(HEADS[section], HELP.get(section, ""))
         return _aligned(section) if role == Qt.ItemDataRole.TextAlignmentRole else None
 
     def data(self, index, role: int = Qt.ItemDataRole.DisplayRole):
@@ -141,7 +135,8 @@ class BenchPanel(PreviewPanel):
         font.setBold(True)
         self.title.setFont(font)
         self.subtitle = ElidedLabel("muted", Qt.TextElideMode.ElideMiddle)
-        self.chart = BenchChart()
+        self.chart = BenchChart(self.state.csv)
+        self.chart.exports.failed.connect(self._tell)
         self.chart.pointed.connect(self._point_at)
         self.chart.applied.connect(self.apply)
         self.table = QTableView()
@@ -153,6 +148,7 @@ class BenchPanel(PreviewPanel):
         self.table.setSelectionMode(QTableView.SelectionMode.SingleSelection)
         self.table.verticalHeader().hide()
         dress(self.table)
+        self.table.setIconSize(QSize(10, 10))  # the strategy's colour
         header = self.table.horizontalHeader()
         header.setHighlightSections(False)
         header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
@@ -305,6 +301,10 @@ class BenchPanel(PreviewPanel):
             self.state.remove(self._chosen)
             self._chosen = ""
             self.refresh()
+
+    @Slot(str)
+    def _tell(self, line: str) -> None:
+        self._session.notify(Notice("error", line))
 
     @Slot(str)
     def apply(self, label: str) -> None:

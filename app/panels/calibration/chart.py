@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 
 from PySide6.QtCore import QEvent, QPointF, QRectF, QSize, Qt
-from PySide6.QtGui import QColor, QContextMenuEvent, QGuiApplication, QHelpEvent, QPainter, QPaintEvent, QPen, QPolygonF
+from PySide6.QtGui import QColor, QContextMenuEvent, QHelpEvent, QPainter, QPaintEvent, QPen, QPolygonF
 from PySide6.QtWidgets import QMenu, QSizePolicy, QToolTip, QWidget
 
 from app.panels.calibration.state import LossState, Point, ticks
 from app.plotting.colors import oklch
+from app.plotting.exporting import Exporter
 from app.theme import Theme, figures
 
 LEFT, BOTTOM, TOP, RIGHT = 68, 24, 22, 12
@@ -28,6 +29,7 @@ class LossChart(QWidget):
         self._theme = theme
         self._state = state
         self._places: list[tuple[QPointF, Point]] = []
+        self.exports = Exporter(self, self.paint, state.values, lambda: "calibration-loss")
         self.setFont(figures(self.font()))
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         theme.changed.connect(self.update)
@@ -37,6 +39,11 @@ class LossChart(QWidget):
 
     def paintEvent(self, event: QPaintEvent) -> None:
         painter = QPainter(self)
+        self.paint(painter)
+        painter.end()
+
+    def paint(self, painter: QPainter) -> None:
+        """Also for pictures that are exported."""
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         colors = self._theme.colors
         painter.fillRect(self.rect(), colors.base)
@@ -136,15 +143,8 @@ class LossChart(QWidget):
     def contextMenuEvent(self, event: QContextMenuEvent) -> None:
         menu = QMenu(self)
         menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-        menu.addAction(self._theme.icon("copy"), "Copy picture", self.copy_picture)
-        menu.addAction(self._theme.icon("table"), "Copy values", self.copy_values)
+        self.exports.add_to(menu)
         menu.popup(event.globalPos())
-
-    def copy_picture(self) -> None:
-        QGuiApplication.clipboard().setPixmap(self.grab())
-
-    def copy_values(self) -> None:
-        QGuiApplication.clipboard().setText(self._state.values())
 
 
 def _percent(value: float) -> str:

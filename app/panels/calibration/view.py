@@ -10,12 +10,13 @@ from PySide6.QtWidgets import QComboBox, QGridLayout, QHBoxLayout, QLabel, QPush
 
 from app.calibration import CalibrationChoice, CalibrationData
 from app.edits import SetCalibration
+from app.glossary import explain
 from app.job_service import JobService
 from app.jobs import JobId, JobInfo
 from app.labels import ElidedLabel
 from app.panels.calibration.chart import LossChart
 from app.panels.calibration.state import EMPTY, LossState, status
-from app.session import Changes, Session
+from app.session import Changes, Notice, Session
 from app.theme import current
 from core.engine.model import TensorReport
 
@@ -44,6 +45,7 @@ class CalibrationPanel(QWidget):
         self.losses = LossState()
         self.source = QComboBox(self)
         self.source.setAccessibleName("Calibration")
+        self.source.setToolTip(explain("calibration"))
         for place, (value, text, tip) in enumerate(SOURCES):
             self.source.addItem(text, value)
             self.source.setItemData(place, tip, Qt.ItemDataRole.ToolTipRole)
@@ -61,6 +63,7 @@ class CalibrationPanel(QWidget):
         self.status.setAlignment(Qt.AlignmentFlag.AlignTop)
         self.title = ElidedLabel("", Qt.TextElideMode.ElideMiddle, self)
         self.chart = LossChart(current(), self.losses, self)
+        self.chart.exports.failed.connect(self._tell)
         self._build()
         self.source.activated.connect(self._chosen)
         for field in (self.samples, self.length, self.seed):
@@ -153,6 +156,10 @@ class CalibrationPanel(QWidget):
     def _apply(self, choice: CalibrationChoice) -> None:
         self._session.apply(SetCalibration(choice), self)
         self._show()
+
+    @Slot(str)
+    def _tell(self, line: str) -> None:
+        self._session.notify(Notice("error", line))
 
     # By the session and the jobs
 

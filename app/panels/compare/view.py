@@ -165,6 +165,7 @@ class ComparePanel(QWidget):
         bar.setContentsMargins(12, 4, 12, 4)
         bar.setSpacing(4)
         self.words = QLineEdit(self)
+        self.words.setToolTip("Only tensors whose name, type or role holds all of these words")
         self.words.setPlaceholderText("Filter: name, type, role")
         self.words.setAccessibleName("Filter compared tensors")
         self.words.setClearButtonEnabled(True)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from app.glossary import explain
 from core.context import JobContext
 from core.roles import ROLES
 
@@ -57,10 +58,10 @@ class Metric:
 
 
 METRICS = (
-    Metric("sqnr", "SQNR", " dB", 0, False, False, "Signal to quantization noise: 6 dB more is half the error"),
-    Metric("mse", "Relative MSE", "", 1, True, True, "Sum of squared errors over sum of squared weights"),
-    Metric("max", "Largest error", "", 2, True, True, "The weight that moved farthest"),
-    Metric("cosine", "Cosine", "", 3, False, False, "Cosine between original and quantized weights: 1 is no error"),
+    Metric("sqnr", "SQNR", " dB", 0, False, False, explain("sqnr")),
+    Metric("mse", "Relative MSE", "", 1, True, True, explain("relative_mse")),
+    Metric("max", "Largest error", "", 2, True, True, explain("max_abs")),
+    Metric("cosine", "Cosine", "", 3, False, False, explain("cosine")),
 )
 
 

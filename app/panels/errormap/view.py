@@ -3,14 +3,12 @@ selects what it touches, a lasso what it holds, and a selection gets a strategy 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, cast
 
 from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPoint, QRect, Qt, QTimer, Slot
-from PySide6.QtGui import QGuiApplication, QImage, QPainter, QShowEvent
+from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import (
     QComboBox,
-    QFileDialog,
     QFrame,
     QHBoxLayout,
     QHeaderView,
@@ -27,12 +25,14 @@ from PySide6.QtWidgets import (
 
 from app.cells import dress
 from app.edits import AssignStrategy
+from app.glossary import about
 from app.job_service import JobService
 from app.labels import ElidedLabel
 from app.panels.errormap.canvas import MapCanvas
 from app.panels.errormap.layout import METRICS, map_task
 from app.panels.errormap.state import ErrorMapState, Worst
 from app.panels.preview import Asked, PreviewPanel
+from app.plotting.exporting import Exporter
 from app.plotting.maps import ColorScale, Scale
 from app.session import Changes, Notice, Session
 from app.strategies.choices import strategy_choices
@@ -72,8 +72,8 @@ class _WorstModel(QAbstractTableModel):
             return self.HEADS[section]
         if role == Qt.ItemDataRole.TextAlignmentRole:
             return _aligned(section)
-        if role == Qt.ItemDataRole.ToolTipRole and section > 1:
-            return METRICS[section - 2].help
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return about(self.HEADS[section])
         return None
 
     def data(self, index, role: int = Qt.ItemDataRole.DisplayRole):
@@ -150,6 +150,8 @@ class ErrorMapPanel(PreviewPanel):
         for widget in (self.apart, self.lasso, self.assign, self.metric_box):
             head.addWidget(widget)
         self.canvas = MapCanvas()
+        self.exports = Exporter(self.canvas, self.canvas.paint, lambda: self.state.csv(), lambda: "error-map")
+        self.exports.failed.connect(self._tell)
         self.canvas.chosen.connect(self._cells_chosen)
         self.canvas.hovered.connect(self._hovered)
         self.canvas.menu_asked.connect(self._open_menu)
@@ -355,6 +357,10 @@ class ErrorMapPanel(PreviewPanel):
         except WorkbenchError as error:
             self._session.notify(Notice("error", str(error)))
 
+    @Slot(str)
+    def _tell(self, line: str) -> None:
+        self._session.notify(Notice("error", line))
+
     @Slot(QPoint)
     def _open_menu(self, at: QPoint) -> None:
         menu = self.menu(at)
@@ -368,64 +374,5 @@ class ErrorMapPanel(PreviewPanel):
         assign = menu.addAction(icon("tag"), "Assign strategy …", lambda: self.open_picker(at))
         assign.setEnabled(bool(self._session.selection))
         menu.addSeparator()
-        menu.addAction(icon("copy"), "Copy picture", self.copy_picture)
-        menu.addAction(icon("table"), "Copy values", self.copy_values)
-        menu.addSeparator()
-        menu.addAction(icon("image"), "Export picture…", self.export_picture)
-        menu.addAction(icon("file-arrow-down"), "Export values…", self.export_values)
+        self.exports.add_to(menu)
         return menu
-
-    def picture(self, scale: float = 2.0) -> QImage:
-        """The map, at twice the size of the screen's pixels."""
-        image = QImage(self.canvas.size() * scale, QImage.Format.Format_ARGB32_Premultiplied)
-        image.fill(self._theme.colors.base)
-        painter = QPainter(image)
-        painter.scale(scale, scale)
-        self.canvas.paint(painter)
-        painter.end()
-        return image
-
-    @Slot()
-    def copy_picture(self) -> None:
-        QGuiApplication.clipboard().setImage(self.picture())
-
-    @Slot()
-    def copy_values(self) -> None:
-        QGuiApplication.clipboard().setText(self.state.csv())
-
-    @Slot()
-    def export_picture(self) -> None:
-        """Asks for a path; the suffix decides between PNG and SVG."""
-        chosen = self._ask("error-map.png", "PNG picture (*.png);;SVG drawing (*.svg)")
-        if not chosen:
-            return
-        if chosen.lower().endswith(".svg"):
-            from PySide6.QtSvg import QSvgGenerator
-
-            generator = QSvgGenerator()
-            generator.setFileName(chosen)
-            generator.setSize(self.canvas.size())
-            generator.setViewBox(self.canvas.rect())
-            painter = QPainter()
-            written = painter.begin(generator)
-            if written:
-                self.canvas.paint(painter)
-                painter.end()
-        else:
-            chosen = chosen if chosen.lower().endswith(".png") else f"{chosen}.png"
-            written = self.picture().save(chosen)
-        if not written:
-            self._session.notify(Notice("error", f"{chosen} cannot be written"))
-
-    @Slot()
-    def export_values(self) -> None:
-        chosen = self._ask("error-map.csv", "Comma-separated values (*.csv)")
-        if chosen:
-            path = Path(chosen if chosen.lower().endswith(".csv") else f"{chosen}.csv")
-            try:
-                path.write_text(self.state.csv(), encoding="utf-8", newline="")
-            except OSError as error:
-                self._session.notify(Notice("error", f"{path} cannot be written: {error.strerror or error}"))
-
-    def _ask(self, name: str, kinds: str) -> str:
-        return QFileDialog.getSaveFileName(self, "Export", name, kinds)[0]

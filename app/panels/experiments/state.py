@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePath
 
+from app.glossary import about
 from core.engine.progress import bytes_text, duration_text
 from core.evaluation.experiments import EVALUATION, GENERATION, QUANTIZATION, Experiment, as_csv
 
@@ -49,66 +50,68 @@ COLUMNS = (
         "When the run ended",
         False,
     ),
-    Column("model", lambda r: PurePath(r.model).name, lambda r: PurePath(r.model).name, "a-model-8b", "", False),
-    Column("what", name_of, name_of, "int4-g128+gptq", "The recipe, or the file that was judged", False),
-    Column("device", lambda r: r.device, lambda r: r.device, "cuda:0", "", False),
+    Column(
+        "model", lambda r: PurePath(r.model).name, lambda r: PurePath(r.model).name, "a-model-8b", about("model"), False
+    ),
+    Column("what", name_of, name_of, "int4-g128+gptq", about("what"), False),
+    Column("device", lambda r: r.device, lambda r: r.device, "cuda:0", about("device"), False),
     Column(
         "size, MiB",
         lambda r: "" if r.bytes is None else f"{r.bytes / 2**20:,.1f}",
         lambda r: r.bytes,
         "size, MiB ▾",
-        "Of what was written or judged",
+        about("size", "Of what was written or judged"),
     ),
-    Column("bpw", lambda r: _figure(r.bpw, ".2f"), lambda r: r.bpw, "16.00", "Bits per weight, scales included"),
+    Column("bpw", lambda r: _figure(r.bpw, ".2f"), lambda r: r.bpw, "16.00", about("bpw")),
     Column(
         "perplexity",
         lambda r: _figure(r.perplexity, ".3f"),
         lambda r: r.perplexity,
         "perplexity ▾",
-        "How surprised the model is by the text, per token; compare only on the same text",
+        about("perplexity", "Compare only on the same text"),
     ),
     Column(
         "KLD",
         lambda r: _figure(r.kld, ".5f"),
         lambda r: r.kld,
         "0.00000",
-        "How far its predictions are from the original's: Kullback-Leibler divergence, nats per token",
+        about("kld", "In nats per token"),
     ),
     Column(
         "top-1, %",
         lambda r: "" if r.top1 is None else f"{100 * r.top1:.1f}",
         lambda r: r.top1,
         "top-1, % ▾",
-        "How often its likeliest next token is the original's",
+        about("top-1"),
     ),
     Column(
         "tokens in",
         lambda r: _figure(r.input_tokens, ","),
         lambda r: r.input_tokens,
         "tokens in ▾",
-        "Tokens read",
+        about("tokens in"),
     ),
-    Column("out", lambda r: _figure(r.output_tokens, ","), lambda r: r.output_tokens, "1,000", "Tokens generated"),
+    Column("out", lambda r: _figure(r.output_tokens, ","), lambda r: r.output_tokens, "1,000", about("out")),
     Column(
         "tokens/s",
         lambda r: "" if r.tokens_per_second is None else f"{r.tokens_per_second:,.0f}",
         lambda r: r.tokens_per_second,
         "tokens/s ▾",
-        "Read in an evaluation, generated in a generation",
+        about("tokens/s"),
     ),
     Column(
         "took",
         lambda r: "" if r.seconds is None else duration_text(r.seconds),
         lambda r: r.seconds,
         "59 min 59 s",
-        "Time of the run or request",
+        about("took"),
     ),
     Column(
         "memory, GiB",
         lambda r: "" if r.peak_bytes is None else f"{r.peak_bytes / 2**30:.2f}",
         lambda r: r.peak_bytes,
         "memory, GiB ▾",
-        "Peak memory of the process that ran it",
+        about("memory"),
     ),
 )
 

@@ -41,7 +41,9 @@ from app.labels import hairline
 from app.panels.experiments.state import COLUMNS, ICONS, KINDS, ExperimentsState, tooltip
 from app.session import Notice, Session
 from app.theme import ICON, Theme, current
+from core.atomic import write_whole
 from core.context import JobContext
+from core.errors import OutputError
 from core.evaluation.experiments import Experiment
 
 EMPTY = (
@@ -217,7 +219,11 @@ class ExperimentsPanel(QWidget):
         self.words.setClearButtonEnabled(True)
         self.words.setMaximumWidth(280)
         self.words.textChanged.connect(self._filter)
+        self.words.setToolTip("Only runs that hold all of these words: model, recipe, device")
+        self.words.setAccessibleName("Filter runs")
         self.kinds = QComboBox()
+        self.kinds.setToolTip("Only runs of this kind")
+        self.kinds.setAccessibleName("Kind of run")
         self.kinds.addItems([title for title, _ in KINDS])
         self.kinds.currentIndexChanged.connect(self._filter)
         bar = QHBoxLayout()
@@ -251,6 +257,7 @@ class ExperimentsPanel(QWidget):
         self.title.setFont(bold)
         self.plot = FrontPlot(self.state)
         self.plot.picked.connect(self._pick)
+        self.plot.exports.failed.connect(self._tell)
         side = QWidget()
         column = QVBoxLayout(side)
         column.setContentsMargins(0, 0, 0, 4)
@@ -348,6 +355,10 @@ class ExperimentsPanel(QWidget):
             else:
                 self._session.notify(Notice("warning", f"{path} is not there any more"))
 
+    @Slot(str)
+    def _tell(self, line: str) -> None:
+        self._session.notify(Notice("error", line))
+
     @Slot()
     def export(self) -> None:
         """Asks for a path and writes the rows shown."""
@@ -356,9 +367,9 @@ class ExperimentsPanel(QWidget):
             return
         path = chosen if chosen.lower().endswith(".csv") else f"{chosen}.csv"
         try:
-            Path(path).write_text(self.state.csv(), encoding="utf-8", newline="")
-        except OSError as error:
-            self._session.notify(Notice("error", f"{path} cannot be written: {error.strerror or error}"))
+            write_whole(path, self.state.csv())
+        except OutputError as error:
+            self._session.notify(Notice("error", str(error)))
         else:
             self._session.notify(Notice("note", f"Experiments saved as {path}"))
 

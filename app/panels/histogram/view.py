@@ -19,6 +19,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.glossary import about
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Progress
 from app.labels import ElidedLabel, hairline
@@ -113,6 +114,8 @@ class HistogramPanel(QWidget):
         self.row, self.group = QSpinBox(), QSpinBox()
         self.row.setPrefix("row ")
         self.group.setPrefix("group ")
+        self.row.setToolTip("Row of the group, counted from 0")
+        self.group.setToolTip(about("group"))
         for spin in (self.row, self.group):
             spin.setKeyboardTracking(False)
             spin.setAlignment(Qt.AlignmentFlag.AlignRight)
@@ -169,6 +172,7 @@ class HistogramPanel(QWidget):
         self._levels = self._weights.ticks("text", 0)
         self._rug = self._weights.ticks("original", 1)
         self._limits = self._weights.dashes("text", 2)
+        plot.exports.failed.connect(self._tell)
         plot.hovered.connect(self._hovered)
         plot.range_changed.connect(self._draw)
         self._column.setStretch(self._place_of_plot, 0)
@@ -362,12 +366,12 @@ class HistogramPanel(QWidget):
         for role, other in zip(OVERLAY_ROLES, state.laid_over, strict=False):
             parts.append(_key("━", getattr(colors, role), other.name))
         if state.legend_levels():
-            parts.append(_key("╵╵", colors.text, state.legend_levels()))
+            parts.append(_key("||", colors.text, state.legend_levels()))
         if state.place is not None and state.group is not None:
-            parts.append(_key("╵╵", colors.original, "its weights"))
+            parts.append(_key("||", colors.original, "its weights"))
         if state.legend_limits():
             parts.append(_key("┆", colors.text, state.legend_limits()))
-        self.legend.setText("&nbsp;&nbsp; ".join(parts))
+        self.legend.setText(f'<div style="line-height: 120%">{"&nbsp;&nbsp; ".join(parts)}</div>')
         self.legend.setToolTip(state.legend_help())
 
     def _enable(self) -> None:
@@ -417,6 +421,10 @@ class HistogramPanel(QWidget):
     def _place_chosen(self) -> None:
         self.state.place = (self.row.value(), self.group.value())
         self._submit_group()
+
+    @Slot(str)
+    def _tell(self, line: str) -> None:
+        self._session.notify(Notice("error", line))
 
     @Slot()
     def _go_home(self) -> None:

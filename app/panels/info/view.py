@@ -5,6 +5,7 @@ from __future__ import annotations
 from PySide6.QtCore import Qt, QTimer, Slot
 from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QScrollArea, QVBoxLayout, QWidget
 
+from app.glossary import about
 from app.job_service import JobService
 from app.jobs import Done, JobId, Outcome
 from app.panels.info.state import INLINE, Fact, facts, request_of
@@ -89,7 +90,9 @@ class InfoPanel(QScrollArea):
                     label.setFont(heading.font())
                     grid.addWidget(label, row, 0, 1, 2)
                     continue
-                grid.addWidget(_text(fact.label, "muted", page), row, 0, Qt.AlignmentFlag.AlignTop)
+                label = _text(fact.label, "muted", page)
+                label.setToolTip(about(fact.label))
+                grid.addWidget(label, row, 0, Qt.AlignmentFlag.AlignTop)
                 grid.addWidget(_text(fact.value, "", page), row, 1)
             outer.addLayout(grid)
         outer.addStretch(1)

@@ -20,6 +20,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.glossary import about
 from app.job_service import JobService
 from app.jobs import JobId, JobInfo, Outcome, Progress
 from app.labels import ElidedLabel, hairline
@@ -88,13 +89,16 @@ class JobsPanel(QWidget):
         line.setContentsMargins(0, 0, 0, 4)
         job = ElidedLabel("muted")
         job.setText("job")
+        job.setToolTip(about("job"))
         line.addWidget(job, 1)
         progress = QLabel("progress")
         progress.setProperty("kind", "muted")
+        progress.setToolTip(about("progress"))
         progress.setFixedWidth(BAR_WIDTH)
         line.addWidget(progress)
         for name, title, widest, _ in FIGURES:
             label = self._titles[name] = QLabel(title)
+            label.setToolTip(about(title))
             label.setProperty("kind", "muted")
             label.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
             label.setFixedWidth(_width(self, widest))

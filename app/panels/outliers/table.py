@@ -6,16 +6,9 @@ import math
 
 from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, Qt
 
+from app.glossary import about
 from app.panels.outliers.state import Line
 from app.plotting.words import percent, short
-
-HELP = {
-    "largest |w|": "The largest weight of the line, without its sign",
-    "× RMS": "The same in units of the tensor's root mean square",
-    "kurtosis": "How heavy the tails are: 3 for a Gaussian, more where a few weights stand out",
-    "energy": "Share of the tensor's sum of squares",
-    "largest |x|": "The largest activation of this input channel that calibration saw",
-}
 
 
 class LineModel(QAbstractTableModel):
@@ -46,7 +39,7 @@ class LineModel(QAbstractTableModel):
         if role == Qt.ItemDataRole.DisplayRole:
             return self._heads[section]
         if role == Qt.ItemDataRole.ToolTipRole:
-            return HELP.get(self._heads[section])
+            return about(self._heads[section])
         if role == Qt.ItemDataRole.TextAlignmentRole:
             return Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter
         return None

@@ -35,7 +35,7 @@ from app.panels.preview import Asked, PreviewPanel
 from app.plotting.making import Making
 from app.plotting.maps import ColorScale, Scale, shaded
 from app.plotting.words import short
-from app.session import Session
+from app.session import Notice, Session
 from app.theme import current
 from core.analysis.outliers import OutlierResult, Region, outliers, region
 
@@ -215,6 +215,7 @@ class OutliersPanel(PreviewPanel):
         self._map.item.showGrid(x=False, y=False)
         box.sigYRangeChanged.connect(self._map_moved)
         plot.hovered.connect(self._hovered)
+        plot.exports.failed.connect(self._tell)
         plot.range_changed.connect(self._draw)
         plot.went_home.connect(self._rows_home)
         self._plot_box.insertWidget(0, plot, 1)
@@ -448,6 +449,10 @@ class OutliersPanel(PreviewPanel):
         if self.plot is not None and index.isValid():
             at = self.model.lines[index.row()].index
             self.plot.show_range(at - AROUND - 0.5, at + AROUND + 0.5)
+
+    @Slot(str)
+    def _tell(self, line: str) -> None:
+        self._session.notify(Notice("error", line))
 
     @Slot()
     def _go_home(self) -> None:

@@ -17,6 +17,7 @@ from PySide6.QtCore import (
 )
 from PySide6.QtGui import QFont
 
+from app.glossary import about
 from app.panels.rules.state import HELP, RuleLine
 from app.theme import Theme
 
@@ -26,11 +27,11 @@ MIME = "application/x-quantbench-rule"
 NUMBER, PATTERN, STRATEGY, MATCHED, WON, NOTE = range(6)
 _TITLES = ("#", "tensors", "strategy", "matched", "won", "")
 _TIPS = (
-    "Order: the first rule that matches wins",
+    about("#"),
     HELP,
-    "A format, format+method, keep, or a preset",
-    "Tensors that the rule's pattern takes",
-    "Tensors that it decides over: no rule before it takes them",
+    about("strategy", "Or a preset, or keep"),
+    about("matched"),
+    about("won"),
     "",
 )
 _LISTED = 20

@@ -245,7 +245,7 @@ class TensorModel(QAbstractTableModel):
                 return f"size, {self.cells.unit[0] if self.cells else 'MiB'}"
             return column.title
         if role == Qt.ItemDataRole.ToolTipRole:
-            return column.help
+            return column.tip
         if role == Qt.ItemDataRole.TextAlignmentRole:
             return _RIGHT if column.number else _LEFT
         return None
