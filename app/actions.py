@@ -63,6 +63,15 @@ ACTIONS = (
         "A Hugging Face folder",
     ),
     Action(
+        "open-demo",
+        "Open the demo model",
+        "File",
+        lambda c: c.open_demo(),
+        "",
+        "flask",
+        "A Llama of three million weights that comes with Quantbench",
+    ),
+    Action(
         "close-checkpoint",
         "Close checkpoint",
         "File",
@@ -459,6 +468,15 @@ ACTIONS = (
         "file-arrow-down",
         "The tensors that the Compare panel lists, as CSV",
         enabled=lambda c: c.has_comparison,
+    ),
+    Action(
+        "tour",
+        "First steps",
+        "Help",
+        lambda c: c.show_tour(),
+        "F1",
+        "compass",
+        "Four sentences on how to get from a model to a small one",
     ),
     Action("about", "About Quantbench", "Help", lambda c: c.about()),
 )

@@ -107,6 +107,12 @@ class Commands:
         absolute = Path(os.path.abspath(path))
         self._window.planner.open(absolute)
 
+    def open_demo(self) -> None:
+        """The model that comes with the program."""
+        from importlib.resources import files
+
+        self.open_path(Path(str(files("resources").joinpath("demo"))))
+
     def drop(self, paths: list[str]) -> None:
         """Opens what was dropped onto the window: a recipe, or a checkpoint; several shards stand for their folder."""
         first = Path(paths[0])
@@ -451,6 +457,9 @@ class Commands:
         """Opens the folder that holds a file."""
         folder = path if path.is_dir() else path.parent
         QDesktopServices.openUrl(QUrl.fromLocalFile(str(folder)))
+
+    def show_tour(self) -> None:
+        self._window.tour.begin()
 
     def about(self) -> None:
         from core import __version__

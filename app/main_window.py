@@ -4,6 +4,7 @@ is in commands.py, what is shown in panels/.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from PySide6.QtCore import QEvent, Qt, QTimer, Slot
@@ -34,6 +35,7 @@ from app.frame.notices import NoticeBar
 from app.frame.palette import CommandPalette
 from app.frame.problems import ProblemsPopover
 from app.frame.toolbar import Offer, Toolbar
+from app.frame.tour import Tour, steps_of
 from app.job_service import JobService
 from app.jobs import JobId, Outcome, Progress
 from app.panels import PANELS, PanelRecord
@@ -155,15 +157,29 @@ class MainWindow(QMainWindow):
         self.pages = QStackedWidget(self)
         self.pages.addWidget(self.empty)
         self.pages.addWidget(self.rows)
+        self.tour = self._make_tour()
         center = QWidget(self)
         layout = QVBoxLayout(center)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(0)
-        for widget in (self.toolbar, self.progress, self.notices):
+        for widget in (self.toolbar, self.progress, self.notices, self.tour):
             layout.addWidget(widget)
         layout.addWidget(self.pages, 1)
         self.setCentralWidget(center)
         self._build_menus()
+
+    def _make_tour(self) -> Tour:
+        """The first steps; what they outline is asked for when it is there."""
+        bar = self.toolbar
+        parts: dict[str, Sequence[QWidget]] = {
+            "open": (bar.open_button,),
+            "look": (self.columns, self.bottom),
+            "choose": (bar.preset, bar.method, bar.target, bar.device),
+            "write": (bar.preflight, bar.quantize),
+        }
+        tour = Tour(self.theme, steps_of(parts), self)
+        tour.finished.connect(lambda: self.settings.set("view/tour_seen", True))
+        return tour
 
     def _tabs(self) -> QTabWidget:
         tabs = QTabWidget(self)
@@ -200,6 +216,7 @@ class MainWindow(QMainWindow):
         self.jobs.queued.connect(self._jobs_changed)
         self.jobs.finished.connect(self._job_finished)
         self.empty.open_asked.connect(self._open_from_page)
+        self.empty.demo.clicked.connect(self.actions_by_id["open-demo"].trigger)
         self.toolbar.preset_chosen.connect(self.commands.set_preset)
         self.toolbar.target_chosen.connect(self.commands.set_target)
         self.toolbar.device_chosen.connect(self.commands.set_device)
@@ -307,6 +324,7 @@ class MainWindow(QMainWindow):
 
     def _changed(self, changes: Changes, initiator: object) -> None:
         if changes.checkpoint:
+            self.tour.look_again()
             self._retitle()
             self.pages.setCurrentWidget(self.rows if self.session.checkpoint is not None else self.empty)
             self.empty.show_recent(self.settings.get("files/recent"))
@@ -432,6 +450,8 @@ class MainWindow(QMainWindow):
 
     def showEvent(self, event: QShowEvent) -> None:
         super().showEvent(event)
+        if self.tour.at < 0 and not self.settings.get("view/tour_seen"):
+            self.tour.begin()
         for tabs in (self.inspector, self.bottom):
             QTimer.singleShot(20, self, lambda t=tabs: self._fill_tab(t))
 

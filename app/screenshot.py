@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from PySide6.QtGui import QImage
 
-TIMEOUT_SECONDS = 120.0
+TIMEOUT_SECONDS = 600.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,6 +63,7 @@ class Shots:
         store = QSettings(str(Path(self.scratch.name) / "settings.ini"), QSettings.Format.IniFormat)
         settings = Settings(store)
         settings.set("theme/mode", theme)
+        settings.set("view/tour_seen", True)
         settings.set("files/output_folder", self.scratch.name)
         self.window = MainWindow(Theme(self.app), settings)
         self.window.resize(*size)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PySide6.QtCore import Qt, Signal
-from PySide6.QtWidgets import QLabel, QPushButton, QVBoxLayout, QWidget
+from PySide6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from app.theme import Theme
 
@@ -32,13 +32,27 @@ class EmptyPage(QWidget):
         self.button.setProperty("kind", "outline")
         self.button.setIcon(theme.icon("folder-open"))
         self.button.clicked.connect(lambda: self.open_asked.emit(""))
+        self.demo = QPushButton("Open the demo", self)
+        self.demo.setProperty("kind", "outline")
+        self.demo.setToolTip("A Llama of three million weights that comes with Quantbench")
+        self.demo.setIcon(theme.icon("flask"))
+        buttons = QHBoxLayout()
+        buttons.setSpacing(8)
+        for button in (self.button, self.demo):
+            buttons.addWidget(button)
         self._recent = QVBoxLayout()
         self._recent.setSpacing(0)
         layout = QVBoxLayout(self)
         layout.setSpacing(8)
         layout.addStretch(2)
-        for widget in (title, about, self.button):
+        for widget in (title, about):
             layout.addWidget(widget, 0, Qt.AlignmentFlag.AlignHCenter)
+        layout.addSpacing(4)
+        line = QHBoxLayout()
+        line.addStretch(1)
+        line.addLayout(buttons)
+        line.addStretch(1)
+        layout.addLayout(line)
         layout.addSpacing(16)
         layout.addLayout(self._recent)
         layout.addStretch(3)

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"no picture is called {', '.join(unknown)}; there are {', '.join(SCENES)}")
     sizes = [(int(w), int(h)) for w, _, h in (size.partition("x") for size in args.size or SIZES)]
     args.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(prefix="quantbench-") as scratch:
         folder = Path(scratch)
         if sys.platform.startswith("linux"):
             (folder / "screen.json").write_text(SCREEN, encoding="utf-8")

@@ -21,6 +21,7 @@ from app.pictures.oddities import HUMPS, NAN, SPIKE
 from app.pictures.small import save_small
 from app.screenshot import Shots
 
+# Opened as a copy, at a place that says nothing about this machine.
 DEMO = Path(__file__).resolve().parent.parent.parent / "resources" / "demo"
 DOWN = "model.layers.1.mlp.down_proj.weight"
 VALUE = "model.layers.1.self_attn.v_proj.weight"
@@ -34,6 +35,8 @@ class Stage:
         self, out: Path, folder: Path, odd: Path, themes: Sequence[str], sizes: Sequence[tuple[int, int]]
     ) -> None:
         self.out, self.folder, self.odd = out, folder, odd
+        self.demo = folder / "demo"
+        shutil.copytree(DEMO, self.demo)
         self.looks = [(theme, size) for size in sizes for theme in themes]
         self.missed: list[str] = []
         self._shots = Shots(out, themes[0], sizes[0])
@@ -94,13 +97,22 @@ class Stage:
 
 
 def empty(stage: Stage, name: str) -> bool:
-    """The first start."""
-    return stage.take(name)
+    """The first start, with its first steps; and the step that speaks of the toolbar, over the demo."""
+    tour = stage.window.tour
+    tour.begin()
+    ready = stage.take(name)
+    ready = stage.open(stage.demo) and ready
+    for _ in range(2):
+        tour.next.click()
+    ready = stage.take("tour") and ready
+    tour.end()
+    stage.session.close()
+    return stage.take("empty-recent") and ready
 
 
 def tensors(stage: Stage, name: str) -> bool:
     """The table, and the levels of a K-quant over the weights of the selected tensor."""
-    if not (stage.open(DEMO) and stage.select(DOWN)):
+    if not (stage.open(stage.demo) and stage.select(DOWN)):
         return False
     panel = stage.show_panel("histogram")
     ready = stage.seen() and stage.wait(lambda: _exact(panel))
@@ -109,12 +121,12 @@ def tensors(stage: Stage, name: str) -> bool:
 
 def palette(stage: Stage, name: str) -> bool:
     """Every action by its name."""
-    return stage.open(DEMO) and stage.take(name, stage.window.open_palette)
+    return stage.open(stage.demo) and stage.take(name, stage.window.open_palette)
 
 
 def preflight(stage: Stage, name: str) -> bool:
     """What is known before the first byte is written: a container that cannot carry what was asked for."""
-    if not stage.open(DEMO, "W4A16"):
+    if not stage.open(stage.demo, "W4A16"):
         return False
     ready = stage.wait(lambda: bool(stage.session.problems) or bool(stage.session.plan_error))
     return stage.take(name, stage.window.show_problems) and ready
@@ -122,7 +134,7 @@ def preflight(stage: Stage, name: str) -> bool:
 
 def picker(stage: Stage, name: str) -> bool:
     """A strategy for the selected tensors, with the parameters of its method."""
-    if not (stage.open(DEMO) and stage.select(DOWN)):
+    if not (stage.open(stage.demo) and stage.select(DOWN)):
         return False
     assigner = stage.window.commands.tensors.assigner
 
@@ -140,15 +152,15 @@ def picker(stage: Stage, name: str) -> bool:
 
 def method(stage: Stage, name: str) -> bool:
     """How codes are chosen for all that the recipe's last rule decides over."""
-    return stage.open(DEMO) and stage.take(name, stage.window.show_method)
+    return stage.open(stage.demo) and stage.take(name, stage.window.show_method)
 
 
 def error(stage: Stage, name: str) -> bool:
     """A file that is no checkpoint: what, where, what to try."""
-    if not stage.open(DEMO):
+    if not stage.open(stage.demo):
         return False
     broken = stage.folder / "cut-off.safetensors"
-    broken.write_bytes((DEMO / "model.safetensors").read_bytes()[:4096])
+    broken.write_bytes((stage.demo / "model.safetensors").read_bytes()[:4096])
     stage.window.commands.open_path(broken)
     ready = stage.wait(lambda: stage.window.notices.notice is not None)
     stage.take(name)
@@ -161,7 +173,7 @@ def error(stage: Stage, name: str) -> bool:
 
 def histogram(stage: Stage, name: str) -> bool:
     """The grid of int4 in groups, on a logarithmic axis."""
-    if not (stage.open(DEMO, "W4A16", "compressed-tensors") and stage.select(VALUE)):
+    if not (stage.open(stage.demo, "W4A16", "compressed-tensors") and stage.select(VALUE)):
         return False
     panel = stage.show_panel("histogram")
     ready = stage.wait(lambda: _exact(panel)) and stage.seen()
@@ -173,7 +185,7 @@ def histogram(stage: Stage, name: str) -> bool:
 
 def overlay(stage: Stage, name: str) -> bool:
     """Several selected tensors over one another."""
-    if not (stage.open(DEMO) and stage.select(VALUE)):
+    if not (stage.open(stage.demo) and stage.select(VALUE)):
         return False
     outline = stage.session.outline
     assert outline is not None
@@ -210,7 +222,7 @@ def outliers(stage: Stage, name: str) -> bool:
 
 def errormap(stage: Stage, name: str) -> bool:
     """Every tensor measured, one role selected."""
-    if not stage.open(DEMO):
+    if not stage.open(stage.demo):
         return False
     panel = stage.show_panel("errormap")
     ready = stage.wait(lambda: panel.state.ready and panel.state.complete)
@@ -224,7 +236,7 @@ def errormap(stage: Stage, name: str) -> bool:
 
 def bench(stage: Stage, name: str) -> bool:
     """A tensor of the demo under what GGUF carries."""
-    if not (stage.open(DEMO) and stage.select(DOWN)):
+    if not (stage.open(stage.demo) and stage.select(DOWN)):
         return False
     panel = stage.show_panel("bench")
 
@@ -237,7 +249,7 @@ def bench(stage: Stage, name: str) -> bool:
 
 def info(stage: Stage, name: str) -> bool:
     """What is known of one tensor."""
-    if not (stage.open(DEMO) and stage.select(DOWN)):
+    if not (stage.open(stage.demo) and stage.select(DOWN)):
         return False
     stage.show_panel("info")
     return stage.seen() and stage.take(name)
@@ -252,7 +264,7 @@ def compare(stage: Stage, name: str) -> bool:
     stage.window.notices.dismiss()
     panel = stage.show_panel("compare")
     panel.choose("a", str(made[0]))
-    panel.choose("source", str(DEMO))
+    panel.choose("source", str(stage.demo))
     panel.compare_with(str(made[1]))
     ready = stage.wait(lambda: panel.state.result is not None)
     panel.table.horizontalHeader().setSortIndicator(panel.model.section_of("sqnr"), Qt.SortOrder.AscendingOrder)
@@ -268,7 +280,7 @@ def rules(stage: Stage, name: str) -> bool:
     from core.recipes import parse_strategy
     from core.recipes.model import Match, Rule
 
-    if not stage.open(DEMO):
+    if not stage.open(stage.demo):
         return False
     for match, strategy in (("*.ffn_down.*", "q6_k"), ("*.attn_v.*", "q5_k+gptq"), ("blk.0.attn_v.*", "q8_0")):
         stage.session.apply(AddRule(len(stage.session.recipe.rules) - 1, Rule(Match(match), parse_strategy(strategy))))
@@ -279,7 +291,7 @@ def rules(stage: Stage, name: str) -> bool:
 
 def calibration(stage: Stage, name: str) -> bool:
     """Importance gathered on a text; then a run with GPTQ, whose loss appears layer by layer."""
-    if not stage.open(DEMO, "Q3_K_M"):
+    if not stage.open(stage.demo, "Q3_K_M"):
         return False
     from app.edits import SetCalibration, SetMethod
 
@@ -302,11 +314,11 @@ def calibration(stage: Stage, name: str) -> bool:
 def jobs(stage: Stage, name: str) -> bool:
     """Finished runs and one that is held."""
     window = stage.window
-    if not (stage.open(DEMO) and _written(stage, stage.folder / "demo-Q4_K_M.gguf", "Q4_K_M")):
+    if not (stage.open(stage.demo) and _written(stage, stage.folder / "demo-Q4_K_M.gguf", "Q4_K_M")):
         return False
     done = stage.take("jobs-finished")
     window.notices.dismiss()
-    if not stage.open(DEMO, "Q8_0"):
+    if not stage.open(stage.demo, "Q8_0"):
         return False
     window.commands.quantize_to(stage.folder / "demo-Q8_0.gguf")
     for info in window.jobs.running():
@@ -324,7 +336,7 @@ def experiments(stage: Stage, name: str) -> bool:
     text.write_text(Path(argparse.__file__).read_text(encoding="utf-8")[:24_000], encoding="utf-8")
     stage.window.settings.set("files/evaluation_text", str(text))
     for preset in ("Q8_0", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q4_0"):
-        if not stage.open(DEMO, preset):
+        if not stage.open(stage.demo, preset):
             return False
         stage.window.commands.evaluate_recipe()
         if not stage.wait(lambda: not stage.window.jobs.running()):
@@ -337,7 +349,7 @@ def experiments(stage: Stage, name: str) -> bool:
 
 def log(stage: Stage, name: str) -> bool:
     """What happened so far."""
-    if not stage.open(DEMO):
+    if not stage.open(stage.demo):
         return False
     stage.show_panel("log")
     return stage.take(name)
@@ -390,7 +402,7 @@ def _odd_histogram(stage: Stage, name: str, tensor: str) -> bool:
 
 def _written(stage: Stage, out: Path, preset: str) -> bool:
     """Runs the recipe (a preset, or "" for what is set) to its end."""
-    if preset and not stage.open(DEMO, preset):
+    if preset and not stage.open(stage.demo, preset):
         return False
     if not stage.wait(lambda: stage.session.planned and not stage.window.planner.busy):
         return False

@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from PySide6.QtCore import QObject, QRect, QSize, Signal, Slot
+from PySide6.QtCore import QBuffer, QObject, QPoint, QRect, Signal, Slot
 from PySide6.QtGui import QGuiApplication, QImage, QPainter
 from PySide6.QtWidgets import QFileDialog, QMenu, QWidget
 
 from app.theme import current
-from core.atomic import make_whole, write_whole
+from core.atomic import write_whole
 from core.errors import OutputError
 
 PICTURES = "PNG picture (*.png);;SVG drawing (*.svg)"
@@ -61,8 +61,10 @@ class Exporter(QObject):
         painter.setRenderHints(QPainter.RenderHint.TextAntialiasing | QPainter.RenderHint.Antialiasing)
         painter.scale(scale, scale)
         painter.setFont(self._widget.font())
-        self._paint(painter)
-        painter.end()
+        try:
+            self._paint(painter)
+        finally:
+            painter.end()
         return image
 
     @Slot()
@@ -80,7 +82,8 @@ class Exporter(QObject):
         if not chosen:
             return
         path = Path(chosen if chosen.lower().endswith((".png", ".svg")) else f"{chosen}.png")
-        self._try(lambda: make_whole(path, self._svg if path.suffix.lower() == ".svg" else self._png))
+        draw = self._svg if path.suffix.lower() == ".svg" else self._png
+        self._try(lambda: write_whole(path, draw()))
 
     @Slot()
     def export_values(self) -> None:
@@ -89,26 +92,29 @@ class Exporter(QObject):
             path = Path(chosen if chosen.lower().endswith(".csv") else f"{chosen}.csv")
             self._try(lambda: write_whole(path, self._values()))
 
-    def _png(self, path: Path) -> None:
-        if not self.picture().save(str(path), "PNG"):  # type: ignore[call-overload]  # the stubs want bytes
-            raise OSError("no such folder, or no room")
+    def _png(self) -> bytes:
+        buffer = QBuffer()
+        buffer.open(QBuffer.OpenModeFlag.WriteOnly)
+        self.picture().save(buffer, "PNG")  # type: ignore[call-overload]  # the stubs want bytes
+        return bytes(buffer.data().data())
 
-    def _svg(self, path: Path) -> None:
+    def _svg(self) -> bytes:
         from PySide6.QtSvg import QSvgGenerator
 
-        size = QSize(self._widget.size())
+        buffer, area = QBuffer(), QRect(QPoint(0, 0), self._widget.size())
         generator = QSvgGenerator()
-        generator.setFileName(str(path))
-        generator.setSize(size)
-        generator.setViewBox(QRect(0, 0, size.width(), size.height()))
+        generator.setOutputDevice(buffer)
+        generator.setSize(area.size())
+        generator.setViewBox(area)
         generator.setTitle(self._name())
-        painter = QPainter()
-        if not painter.begin(generator):
-            raise OSError("no such folder, or no room")
+        painter = QPainter(generator)
         painter.setFont(self._widget.font())
-        painter.fillRect(QRect(0, 0, size.width(), size.height()), current().colors.base)
-        self._paint(painter)
-        painter.end()
+        painter.fillRect(area, current().colors.base)
+        try:
+            self._paint(painter)
+        finally:
+            painter.end()
+        return bytes(buffer.data().data())
 
     def _try(self, write: Callable[[], None]) -> None:
         try:

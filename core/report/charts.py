@@ -55,7 +55,7 @@ def error_map(facts: Facts) -> Chart | None:
 
 def _cell(x: float, y: float, width: float, row: Row, low: float, high: float) -> str:
     value = row.sqnr_db or 0.0
-    color = cividis((value - low) / (high - low) if high > low else 0.5)
+    color = cividis((high - value) / (high - low) if high > low else 0.5)  # the worst is bright, as in the window
     box = element(
         "rect",
         tip(f"{row.name}\n{row.strategy}, SQNR {value:.1f} dB"),
@@ -86,8 +86,8 @@ def _scale(x: float, y: float, low: float, high: float) -> str:
         for i in range(parts)
     ]
     drawn += [
-        label(x, y + 26, f"{low:.1f}"),
-        label(x + width, y + 26, f"{high:.1f}", "end"),
+        label(x, y + 26, f"{high:.1f}"),
+        label(x + width, y + 26, f"{low:.1f}", "end"),
         label(x + width + 12, y + 10, "SQNR, dB; low is worse, the worst tensor of each cell"),
     ]
     return "".join(drawn)

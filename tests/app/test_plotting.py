@@ -207,14 +207,17 @@ def test_exporting(plot: Plot, tmp_path: Path):
     assert all("missing" in line and "cannot be written" in line for line in said)
 
 
-def test_what_was_there_stays_when_an_export_fails(plot: Plot, tmp_path: Path, monkeypatch):
-    there = tmp_path / "a.svg"
-    there.write_text("mine", encoding="utf-8")
-    monkeypatch.setattr(plot.exports, "_paint", lambda painter: 1 / 0)
+def test_nothing_half_written_is_left(plot: Plot, tmp_path: Path, monkeypatch):
+    there, said = tmp_path / "a.svg", []
+    there.mkdir()  # cannot be replaced by a file
+    plot.exports.failed.connect(said.append)
     plot.exports.ask_path = lambda name, kinds: str(there)
+    plot.exports.export_picture()
+    assert "cannot be written" in said[0]
+    assert list(tmp_path.iterdir()) == [there]
+    monkeypatch.setattr(plot.exports, "_paint", lambda painter: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         plot.exports.export_picture()
-    assert there.read_text(encoding="utf-8") == "mine"
     assert list(tmp_path.iterdir()) == [there]
 
 
