@@ -22,7 +22,11 @@ class PaddedDelegate(QStyledItemDelegate):
             painter.fillRect(option.rect, option.palette.highlight())
         inner = QStyleOptionViewItem(option)
         inner.rect = option.rect.adjusted(PAD, 0, -PAD, 0)
+        inner.state &= ~QStyle.StateFlag.State_HasFocus
         super().paint(painter, inner, index)
+        if option.state & QStyle.StateFlag.State_HasFocus:
+            painter.setPen(current().colors.accent)
+            painter.drawRect(option.rect.adjusted(0, 0, -1, -1))
 
     def sizeHint(self, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex) -> QSize:
         return super().sizeHint(option, index) + QSize(2 * PAD, 0)

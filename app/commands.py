@@ -13,6 +13,7 @@ from PySide6.QtCore import QUrl
 from PySide6.QtGui import QDesktopServices
 
 from app.edits import Document, SetPreset, SetRecipe, SetTarget
+from app.frame.reach import focus_panel, plot_in_front
 from app.jobs import Done, Failed, JobId, Outcome
 from app.kept_runs import KeptRun, discard_rest
 from app.quantizing import PageRequest, Reopened, errors_of, page_task
@@ -229,11 +230,16 @@ class Commands:
 
     def export_plot(self, values: bool) -> None:
         """The plot in front, as a picture or as its values."""
-        exports = self._window.plot_in_front()
+        exports = plot_in_front(self._window)
         if exports is None:
             self.session.notify(Notice("note", "No plot is on screen: select a tensor, or go to the error map"))
         else:
             exports.export_values() if values else exports.export_picture()
+
+    def go_to(self, id: str) -> None:
+        """Brings a panel to the front and gives it the keyboard."""
+        self._window.show_panel(id)
+        focus_panel(self._window.panel(id))
 
     def show_panel(self, id: str) -> None:
         self._window.show_panel(id)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QSize, Qt
-from PySide6.QtGui import QPainter, QPaintEvent
+from PySide6.QtCore import QSize, Qt, Slot
+from PySide6.QtGui import QAction, QFont, QGuiApplication, QPainter, QPaintEvent
 from PySide6.QtWidgets import QFrame, QLabel, QSizePolicy, QStyle, QWidget
 
 
@@ -22,6 +22,15 @@ class ElidedLabel(QLabel):
         self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         if kind:
             self.setProperty("kind", kind)
+        copy = QAction("Copy", self)
+        copy.triggered.connect(self.copy)
+        self.addAction(copy)
+        self.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
+
+    @Slot()
+    def copy(self) -> None:
+        """The whole text."""
+        QGuiApplication.clipboard().setText(self.text())
 
     @property
     def shown(self) -> str:
@@ -45,6 +54,13 @@ class ElidedLabel(QLabel):
             self.foregroundRole(),
         )
         painter.end()
+
+
+def embolden(label: QWidget) -> None:
+    """Bold, and otherwise as the window's text, whatever its size becomes."""
+    font = QFont()
+    font.setBold(True)
+    label.setFont(font)
 
 
 def hairline() -> QFrame:

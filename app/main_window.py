@@ -4,7 +4,6 @@ is in commands.py, what is shown in panels/.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from PySide6.QtCore import QEvent, Qt, QTimer, Slot
@@ -29,18 +28,17 @@ from app.edits import Document
 from app.evaluating import Evaluator
 from app.frame.closing import Closing
 from app.frame.empty import EmptyPage
-from app.frame.memory import local_paths, remember, restore
+from app.frame.memory import local_paths, remember, restore, restore_panel, stored_panels
 from app.frame.method import MethodPopover
 from app.frame.notices import NoticeBar
 from app.frame.palette import CommandPalette
 from app.frame.problems import ProblemsPopover
 from app.frame.toolbar import Offer, Toolbar
-from app.frame.tour import Tour, steps_of
+from app.frame.tour import tour_of
 from app.job_service import JobService
 from app.jobs import JobId, Outcome, Progress
 from app.panels import PANELS, PanelRecord
 from app.planner import Planner
-from app.plotting.exporting import Exporter
 from app.previews import ErrorPreviews
 from app.quantizing import Quantizer
 from app.session import Changes, Session
@@ -157,7 +155,8 @@ class MainWindow(QMainWindow):
         self.pages = QStackedWidget(self)
         self.pages.addWidget(self.empty)
         self.pages.addWidget(self.rows)
-        self.tour = self._make_tour()
+        self.tour = tour_of(self)
+        self.tour.finished.connect(lambda: self.settings.set("view/tour_seen", True))
         center = QWidget(self)
         layout = QVBoxLayout(center)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -167,19 +166,6 @@ class MainWindow(QMainWindow):
         layout.addWidget(self.pages, 1)
         self.setCentralWidget(center)
         self._build_menus()
-
-    def _make_tour(self) -> Tour:
-        """The first steps; what they outline is asked for when it is there."""
-        bar = self.toolbar
-        parts: dict[str, Sequence[QWidget]] = {
-            "open": (bar.open_button,),
-            "look": (self.columns, self.bottom),
-            "choose": (bar.preset, bar.method, bar.target, bar.device),
-            "write": (bar.preflight, bar.quantize),
-        }
-        tour = Tour(self.theme, steps_of(parts), self)
-        tour.finished.connect(lambda: self.settings.set("view/tour_seen", True))
-        return tour
 
     def _tabs(self) -> QTabWidget:
         tabs = QTabWidget(self)
@@ -245,7 +231,7 @@ class MainWindow(QMainWindow):
         return self._panels.get(id)
 
     def show_panel(self, id: str) -> None:
-        """Brings a panel to the front and gives it the keyboard."""
+        """Brings a panel to the front."""
         panel = self.panel(id)
         for tabs in (self.inspector, self.bottom):
             if tabs.indexOf(panel) >= 0:
@@ -253,23 +239,16 @@ class MainWindow(QMainWindow):
         if id == "tensors":
             self.commands.tensors.table.setFocus()
 
-    def plot_in_front(self) -> Exporter | None:
-        """What exports the plot that the keyboard is in, else the one in the inspector, else the one below."""
-        focus = self.focusWidget()
-        panels = [p for p in self._panels.values() if focus is not None and p.isAncestorOf(focus)]
-        panels += [p for p in (self.inspector.currentWidget(), self.bottom.currentWidget()) if p is not None]
-        for panel in panels:
-            for exports in panel.findChildren(Exporter):
-                plot = exports.parent()
-                if isinstance(plot, QWidget) and plot.isVisible():
-                    return exports
-        return None
+    def made_panels(self) -> tuple[QWidget, ...]:
+        return tuple(self._panels.values())
 
     def _make_panel(self, record: PanelRecord) -> QWidget:
         panel = record.factory(self.session, self.jobs)
         panel.setObjectName(f"panel-{record.id}")
         panel.setAccessibleName(record.title)
         self._panels[record.id] = panel
+        if record.area != "main":
+            restore_panel(panel, stored_panels(self).get(record.id))
         return panel
 
     def _put(self, tabs: QTabWidget, index: int, record: PanelRecord) -> None:

@@ -33,6 +33,7 @@ SETTINGS = (
     Setting("window/rows", bytes, b"", "Split of top and bottom", "Heights of the upper and the lower half"),
     Setting("window/inspector", str, "", "Inspector tab", "The tab that was open on the right"),
     Setting("window/bottom", str, "", "Lower tab", "The tab that was open below"),
+    Setting("window/panels", str, "", "Columns and splits of panels", "As they were left, panel by panel"),
     Setting("tensors/header", bytes, b"", "Columns of the tensor table", "Their order, widths and which are hidden"),
     Setting("tensors/grouped", bool, True, "Group by block", "Show tensors under their block, or as one flat list"),
     Setting(

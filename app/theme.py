@@ -143,7 +143,7 @@ class Theme(QObject):
             raise ValueError(f"density {density!r} is not one of {', '.join(DENSITIES)}")
         if density != self._density:
             self._density = density
-            self._app.setStyleSheet(style_sheet(self._tables[self.dark], self._padding))
+            self._dress()
             self.resized.emit()
 
     def set_font_percent(self, percent: int) -> None:
@@ -152,11 +152,16 @@ class Theme(QObject):
         if percent != self._percent:
             self._percent = percent
             self._set_font()
+            self._dress()
             self.resized.emit()
 
     @property
     def _padding(self) -> int:
         return GRID + (PADDING if self._density == "comfortable" else 0)
+
+    def _dress(self) -> None:
+        """The style sheet anew; widgets take over another font of the application only then."""
+        self._app.setStyleSheet(style_sheet(self._tables[self.dark], self._padding))
 
     def _set_font(self) -> None:
         font = figures(self._app.font())
@@ -194,7 +199,7 @@ class Theme(QObject):
         table = self._tables[dark]
         self.colors = Colors.of(table)
         self._app.setPalette(_palette(self.colors))
-        self._app.setStyleSheet(style_sheet(table, self._padding))
+        self._dress()
         self.changed.emit()
 
     def _retire(self) -> None:

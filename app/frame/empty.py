@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from PySide6.QtCore import Qt, Signal
+from PySide6.QtCore import Qt, Signal, Slot
+from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from app.theme import Theme
@@ -20,9 +21,7 @@ class EmptyPage(QWidget):
         super().__init__(parent)
         self._theme = theme
         title = QLabel("Drop a checkpoint here, or press Ctrl+O", self)
-        font = title.font()
-        font.setPointSizeF(font.pointSizeF() * 1.4)
-        title.setFont(font)
+        self._title = title
         about = QLabel(
             "A Hugging Face folder, or a safetensors, GGUF or torch file. Only headers are read at first.",
             self,
@@ -40,6 +39,8 @@ class EmptyPage(QWidget):
         buttons.setSpacing(8)
         for button in (self.button, self.demo):
             buttons.addWidget(button)
+        theme.resized.connect(self._resize_title)
+        self._resize_title()
         self._recent = QVBoxLayout()
         self._recent.setSpacing(0)
         layout = QVBoxLayout(self)
@@ -56,6 +57,12 @@ class EmptyPage(QWidget):
         layout.addSpacing(16)
         layout.addLayout(self._recent)
         layout.addStretch(3)
+
+    @Slot()
+    def _resize_title(self) -> None:
+        font = QGuiApplication.font()
+        font.setPointSizeF(font.pointSizeF() * 1.4)
+        self._title.setFont(font)
 
     def show_recent(self, paths: Sequence[str]) -> None:
         """Lists the last checkpoints, newest first."""

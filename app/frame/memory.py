@@ -1,10 +1,14 @@
-"""What the window remembers of itself between two starts, and what is dropped onto it."""
+"""What the window remembers of itself between two starts (itself, its tabs, and in every panel the columns, their order
+and the splitters), and what is dropped onto it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import base64
+import json
+from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import QByteArray, QMimeData
+from PySide6.QtWidgets import QSplitter, QTableView, QWidget
 
 from app.panels import PANELS
 
@@ -40,9 +44,50 @@ def remember(window: MainWindow) -> None:
     put("window/rows", window.rows.saveState().data())
     for key, tabs, ids in _tabs(window):
         put(key, ids[tabs.currentIndex()])
+    # Panels that were not looked at this time stay as they were.
+    made = {r.id: p for r in PANELS if r.area != "main" and (p := window.made_panel(r.id)) is not None}
+    put("window/panels", json.dumps({**stored_panels(window), **{name: panel_state(p) for name, p in made.items()}}))
     put("tensors/header", window.commands.tensors.save_state())
     put("tensors/grouped", window.commands.grouped)
     window.settings.sync()
+
+
+def panel_state(panel: QWidget) -> dict[str, list[Any]]:
+    """Columns (with their number) and splitters of a panel, as JSON can hold them."""
+    tables = [t.horizontalHeader() for t in panel.findChildren(QTableView)]
+    return {
+        "columns": [[h.count(), base64.b64encode(h.saveState().data()).decode()] for h in tables],
+        "splits": [base64.b64encode(s.saveState().data()).decode() for s in panel.findChildren(QSplitter)],
+    }
+
+
+def restore_panel(panel: QWidget, state: Any) -> None:
+    """What panel_state gave. What does not fit any more (another version, a file edited by hand) is left alone."""
+    if not isinstance(state, dict):
+        return
+    try:
+        splits = [base64.b64decode(text) for text in state["splits"]]
+        columns = [(count, base64.b64decode(text)) for count, text in state["columns"]]
+    except (KeyError, TypeError, ValueError):
+        return
+    found = panel.findChildren(QSplitter)
+    if len(splits) == len(found):
+        for splitter, data in zip(found, splits, strict=True):
+            splitter.restoreState(QByteArray(data))
+    headers = [t.horizontalHeader() for t in panel.findChildren(QTableView)]
+    if len(columns) == len(headers):
+        for header, (count, data) in zip(headers, columns, strict=True):
+            if header.count() == count:
+                header.restoreState(QByteArray(data))
+
+
+def stored_panels(window: MainWindow) -> dict[str, Any]:
+    """By panel's id, as it was written down."""
+    try:
+        known = json.loads(window.settings.get("window/panels") or "{}")
+    except ValueError:
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def local_paths(data: QMimeData) -> list[str]:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import QPoint, QSize, Qt, Signal
-from PySide6.QtGui import QIcon
+from PySide6.QtCore import QPoint, QSize, Qt, Signal, Slot
+from PySide6.QtGui import QAction, QGuiApplication, QIcon, QKeySequence
 from PySide6.QtWidgets import QFrame, QLabel, QListWidget, QListWidgetItem, QVBoxLayout, QWidget
 
 from app.theme import Theme
@@ -96,6 +96,14 @@ class ProblemsPopover(QFrame):
             height += room.height() + 10
         self.list.setFixedHeight(min(360, height + 4))
         self.list.itemClicked.connect(self._choose)
+        self.list.itemActivated.connect(self._choose)
+        copy = QAction("Copy", self.list)
+        copy.setShortcut(QKeySequence(QKeySequence.StandardKey.Copy))
+        copy.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
+        copy.triggered.connect(self.copy)
+        self.list.addAction(copy)
+        self.list.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
+        self.list.setCurrentRow(0)
         layout.addWidget(self.list)
 
     def open_under(self, widget: QWidget) -> None:
@@ -104,6 +112,13 @@ class ProblemsPopover(QFrame):
         corner = widget.mapToGlobal(QPoint(widget.width() - self.width(), widget.height() + 4))
         self.move(corner)
         self.show()
+
+    @Slot()
+    def copy(self) -> None:
+        """The line that is pointed at, as it is written."""
+        item = self.list.currentItem()
+        if item is not None:
+            QGuiApplication.clipboard().setText(item.text())
 
     def _choose(self, item: QListWidgetItem) -> None:
         names = tuple(item.data(Qt.ItemDataRole.UserRole))

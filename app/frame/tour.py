@@ -4,14 +4,18 @@ at the first start, and from the Help menu; never in the way of anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QEvent, QObject, QPoint, QRect, Qt, QTimer, Signal, Slot
 from PySide6.QtGui import QAction, QKeySequence, QPainter, QPaintEvent, QPen
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QSizePolicy, QWidget
 
 from app.theme import Theme
+
+if TYPE_CHECKING:
+    from app.main_window import MainWindow
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Step:
 
     title: str
     text: str
-    parts: Callable[[], Sequence[QWidget]]
+    parts: tuple[QWidget, ...]
 
 
 class Tour(QFrame):
@@ -124,7 +128,7 @@ class Tour(QFrame):
             return
         window = self.window()
         area = QRect()
-        for part in self._steps[self.at].parts():
+        for part in self._steps[self.at].parts:
             if part.isVisible():
                 area = area.united(QRect(part.mapTo(window, QPoint(0, 0)), part.size()))
         self._outline.frame(area)
@@ -154,27 +158,29 @@ class _Outline(QWidget):
         painter.end()
 
 
-def steps_of(parts: Mapping[str, Sequence[QWidget]]) -> tuple[Step, ...]:
-    """The four steps. parts: widgets by "open", "look", "choose" and "write"."""
-    return (
+def tour_of(window: MainWindow) -> Tour:
+    """The four steps of the window, made when its parts are there."""
+    bar = window.toolbar
+    steps = (
         Step(
             "Open",
             "Drop a checkpoint anywhere onto the window, or open one. None at hand? The demo is a small Llama.",
-            lambda: parts["open"],
+            (bar.open_button,),
         ),
         Step(
             "Look",
             "Select tensors in the table: the panels beside and below show their weights, outliers and error.",
-            lambda: parts["look"],
+            (window.columns, window.bottom),
         ),
         Step(
             "Choose",
             "A preset and a target for all, Ctrl+E for what is selected. The size is exact before anything is written.",
-            lambda: parts["choose"],
+            (bar.preset, bar.method, bar.target, bar.device),
         ),
         Step(
             "Write",
             "Preflight says what stands in the way, Quantize writes the file. Every action is behind Ctrl+Shift+P.",
-            lambda: parts["write"],
+            (bar.preflight, bar.quantize),
         ),
     )
+    return Tour(window.theme, steps, window)

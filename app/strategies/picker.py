@@ -145,6 +145,7 @@ class StrategyPicker(QFrame):
         self.note = QLabel(self)
         self.note.setProperty("kind", "muted")
         self.note.setWordWrap(True)
+        self.note.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         units = QLabel("bpw" + 12 * " " + "size", self)
         units.setProperty("kind", "muted")
         head = QHBoxLayout()

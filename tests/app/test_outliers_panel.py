@@ -20,7 +20,7 @@ from app.panels.outliers import findings
 from app.panels.outliers.heat import Heat
 from app.panels.outliers.state import EMPTY, UNSELECTED, OutlierState
 from app.panels.outliers.view import OutliersPanel
-from app.pictures import ODD, write_oddities
+from app.pictures.oddities import SPIKE, write_oddities
 from app.session import Session
 from core.analysis.outliers import outliers, region
 from core.calibration.statistics import Statistic, TensorStatistics
@@ -303,7 +303,7 @@ def test_empty_panel_says_what_to_do(bench, qtbot):
 
 
 def test_draws_what_is_odd(bench, qtbot):
-    select(bench, qtbot, ODD)
+    select(bench, qtbot, SPIKE)
     panel = bench.panel
     assert "Column 77 is all zeros" in panel.title.text()
     assert panel.model.rowCount() == 4
@@ -327,7 +327,7 @@ def test_nan_is_marked(bench, qtbot):
 
 
 def test_dragging_the_line_moves_the_list(bench, qtbot):
-    select(bench, qtbot, ODD)
+    select(bench, qtbot, SPIKE)
     panel = bench.panel
     panel._lines[0].setPos(1.2)
     panel._dragged(panel._lines[0])
@@ -349,7 +349,7 @@ def test_dragging_the_line_moves_the_list(bench, qtbot):
 
 
 def test_the_list_leads_to_its_line_and_the_map_to_exact_weights(bench, qtbot):
-    select(bench, qtbot, ODD)
+    select(bench, qtbot, SPIKE)
     panel = bench.panel
     panel.list.clicked.emit(panel.model.index(0, 0))
     low, high = panel.plot.x_range
@@ -366,7 +366,7 @@ def test_the_list_leads_to_its_line_and_the_map_to_exact_weights(bench, qtbot):
 
 
 def test_every_axis_and_quantity_draws(bench, qtbot):
-    select(bench, qtbot, ODD)
+    select(bench, qtbot, SPIKE)
     panel = bench.panel
     for axis in range(panel.axis.count()):
         panel.axis.setCurrentIndex(axis)
@@ -380,7 +380,7 @@ def test_every_axis_and_quantity_draws(bench, qtbot):
 def test_another_tensor_while_one_is_on_its_way(bench, qtbot):
     session, panel = bench.session, bench.panel
     session.open(bench.checkpoint)
-    names = [ODD, "model.layers.0.mlp.gate_proj.weight", "model.layers.0.self_attn.q_proj.weight"]
+    names = [SPIKE, "model.layers.0.mlp.gate_proj.weight", "model.layers.0.self_attn.q_proj.weight"]
     session.set_plan(None, {n: planned(bench.checkpoint, n, "keep") for n in names})
     for _ in range(5):
         for name in names:
@@ -393,7 +393,7 @@ def test_another_tensor_while_one_is_on_its_way(bench, qtbot):
 
 
 def test_a_slow_tensor_takes_the_old_picture_away(bench, qtbot):
-    select(bench, qtbot, ODD)
+    select(bench, qtbot, SPIKE)
     panel = bench.panel
     panel.state.request = replace(panel.state.request, tensor=replace(panel.state.request.tensor, name="another"))
     panel.state.result = None
@@ -404,7 +404,7 @@ def test_a_slow_tensor_takes_the_old_picture_away(bench, qtbot):
 
 
 def test_closing_the_checkpoint_empties_the_panel(bench, qtbot):
-    select(bench, qtbot, ODD)
+    select(bench, qtbot, SPIKE)
     bench.session.close()
     assert bench.panel._stack.currentIndex() == 0
     assert bench.panel.state.result is None
@@ -416,7 +416,7 @@ def test_closes_and_is_collected(qtbot, tmp_path: Path):
     panel.show()
     checkpoint = open_checkpoint(write_oddities(tmp_path))
     bench = SimpleNamespace(session=session, jobs=jobs, panel=panel, checkpoint=checkpoint)
-    select(bench, qtbot, ODD)
+    select(bench, qtbot, SPIKE)
     assert jobs.shutdown() == ()
     gone = weakref.ref(panel)
     panel.close()

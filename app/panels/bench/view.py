@@ -25,7 +25,7 @@ from app.cells import dress
 from app.edits import AssignStrategy
 from app.glossary import about
 from app.job_service import JobService
-from app.labels import ElidedLabel, hairline
+from app.labels import ElidedLabel, embolden, hairline
 from app.panels.bench.chart import BenchChart
 from app.panels.bench.state import BenchState
 from app.panels.preview import Asked, PreviewPanel
@@ -131,9 +131,7 @@ class BenchPanel(PreviewPanel):
         self.empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.empty.setContentsMargins(24, 24, 24, 24)
         self.title = ElidedLabel()
-        font = self.title.font()
-        font.setBold(True)
-        self.title.setFont(font)
+        embolden(self.title)
         self.subtitle = ElidedLabel("muted", Qt.TextElideMode.ElideMiddle)
         self.chart = BenchChart(self.state.csv)
         self.chart.exports.failed.connect(self._tell)

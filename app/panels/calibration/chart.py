@@ -12,7 +12,7 @@ from PySide6.QtWidgets import QMenu, QSizePolicy, QToolTip, QWidget
 from app.panels.calibration.state import LossState, Point, ticks
 from app.plotting.colors import oklch
 from app.plotting.exporting import Exporter
-from app.theme import Theme, figures
+from app.theme import Theme
 
 LEFT, BOTTOM, TOP, RIGHT = 68, 24, 22, 12
 MARK = 6.0
@@ -30,7 +30,6 @@ class LossChart(QWidget):
         self._state = state
         self._places: list[tuple[QPointF, Point]] = []
         self.exports = Exporter(self, self.paint, state.values, lambda: "calibration-loss")
-        self.setFont(figures(self.font()))
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         theme.changed.connect(self.update)
 

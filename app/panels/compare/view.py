@@ -27,6 +27,7 @@ from PySide6.QtWidgets import (
 from app.cells import dress
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Progress
+from app.labels import embolden
 from app.panels.compare.files import FileButton
 from app.panels.compare.model import ComparedModel, PairsModel
 from app.panels.compare.state import COLUMNS, PLACE, SLOTS, CompareState, compare_task, name_of
@@ -133,9 +134,7 @@ class ComparePanel(QWidget):
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(4)
         self.title, self.subtitle = QLabel(page), QLabel(page)
-        font = self.title.font()
-        font.setWeight(font.Weight.DemiBold)
-        self.title.setFont(font)
+        embolden(self.title)
         self.subtitle.setProperty("kind", "muted")
         for label in (self.title, self.subtitle):
             label.setTextFormat(Qt.TextFormat.PlainText)

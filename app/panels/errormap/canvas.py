@@ -189,6 +189,10 @@ class MapCanvas(QWidget):
     def paintEvent(self, event: QPaintEvent) -> None:
         painter = QPainter(self)
         self.paint(painter, event.rect())
+        if self.hasFocus() and self._cells is not None and self._cells.kind.size:
+            painter.setPen(QPen(current().colors.accent, 1, Qt.PenStyle.DotLine))
+            painter.setBrush(Qt.BrushStyle.NoBrush)
+            painter.drawRect(self.cell_rect(*self._current).adjusted(1, 1, -2, -2))
         if self._press is not None and self._at is not None:
             accent = QColor(current().colors.accent)
             painter.setPen(QPen(accent, 1))

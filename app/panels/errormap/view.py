@@ -27,7 +27,7 @@ from app.cells import dress
 from app.edits import AssignStrategy
 from app.glossary import about
 from app.job_service import JobService
-from app.labels import ElidedLabel
+from app.labels import ElidedLabel, embolden
 from app.panels.errormap.canvas import MapCanvas
 from app.panels.errormap.layout import METRICS, map_task
 from app.panels.errormap.state import ErrorMapState, Worst
@@ -123,9 +123,7 @@ class ErrorMapPanel(PreviewPanel):
         self.empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.empty.setContentsMargins(24, 24, 24, 24)
         self.title = ElidedLabel("", Qt.TextElideMode.ElideMiddle)
-        font = self.title.font()
-        font.setBold(True)
-        self.title.setFont(font)
+        embolden(self.title)
         self.read_off = ElidedLabel("muted")
         self.scale = ColorScale()
         self.metric_box = QComboBox()

@@ -37,7 +37,7 @@ from PySide6.QtWidgets import (
 from app.cells import dress
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, JobInfo, Outcome
-from app.labels import hairline
+from app.labels import embolden, hairline
 from app.panels.experiments.state import COLUMNS, ICONS, KINDS, ExperimentsState, tooltip
 from app.session import Notice, Session
 from app.theme import ICON, Theme, current
@@ -252,9 +252,7 @@ class ExperimentsPanel(QWidget):
 
         self.title = QLabel()
         self.title.setContentsMargins(12, 6, 12, 2)
-        bold = self.title.font()
-        bold.setBold(True)
-        self.title.setFont(bold)
+        embolden(self.title)
         self.plot = FrontPlot(self.state)
         self.plot.picked.connect(self._pick)
         self.plot.exports.failed.connect(self._tell)

@@ -22,7 +22,7 @@ from PySide6.QtWidgets import (
 from app.glossary import about
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Progress
-from app.labels import ElidedLabel, hairline
+from app.labels import ElidedLabel, embolden, hairline
 from app.panels.histogram.state import OVERLAYS, HistogramState, overlay_task
 from app.plotting.making import Making
 from app.session import Changes, Notice, Session
@@ -77,9 +77,7 @@ class HistogramPanel(QWidget):
         self.empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.empty.setContentsMargins(24, 24, 24, 24)
         self.title = ElidedLabel()
-        font = self.title.font()
-        font.setBold(True)
-        self.title.setFont(font)
+        embolden(self.title)
         self.subtitle = ElidedLabel("muted", Qt.TextElideMode.ElideMiddle)
         self.percentiles, self.numbers = ElidedLabel("muted"), ElidedLabel("muted")
         self.legend, self.notes = QLabel(), QLabel()

@@ -8,9 +8,9 @@ from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QScrollArea, QVBoxLay
 from app.glossary import about
 from app.job_service import JobService
 from app.jobs import Done, JobId, Outcome
+from app.labels import embolden
 from app.panels.info.state import INLINE, Fact, facts, request_of
 from app.session import Changes, Session
-from app.theme import figures
 
 EMPTY = "Open a checkpoint and select a tensor: its shape, strategy, size and error are listed here."
 SETTLE_MS = 60
@@ -74,9 +74,7 @@ class InfoPanel(QScrollArea):
             outer.addWidget(_text(EMPTY, "muted", page))
         else:
             heading = _text(title, "", page)
-            font = heading.font()
-            font.setWeight(font.Weight.DemiBold)
-            heading.setFont(font)
+            embolden(heading)
             outer.addWidget(heading)
             grid = QGridLayout()
             grid.setContentsMargins(0, 0, 0, 0)
@@ -87,7 +85,7 @@ class InfoPanel(QScrollArea):
                 if fact.heading:
                     label = _text(fact.value, "", page)
                     label.setContentsMargins(0, 8, 0, 0)
-                    label.setFont(heading.font())
+                    embolden(label)
                     grid.addWidget(label, row, 0, 1, 2)
                     continue
                 label = _text(fact.label, "muted", page)
@@ -102,7 +100,6 @@ class InfoPanel(QScrollArea):
 def _text(text: str, kind: str, parent: QWidget) -> QLabel:
     label = QLabel(text, parent)
     label.setTextFormat(Qt.TextFormat.PlainText)
-    label.setFont(figures(parent.font()))
     label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
     label.setWordWrap(True)
     if kind:

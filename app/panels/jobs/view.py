@@ -58,6 +58,7 @@ class JobsPanel(QWidget):
         jobs.paused.connect(self._paused)
         jobs.finished.connect(self._finished)
         self._theme.changed.connect(self._restyle)
+        self._theme.resized.connect(self._resize_figures)
         for info in jobs.jobs():
             self._catch_up(info)
         self._show_or_empty()
@@ -112,6 +113,14 @@ class JobsPanel(QWidget):
         self.clear.clicked.connect(self._clear)
         line.addWidget(self.clear)
         return line
+
+    @Slot()
+    def _resize_figures(self) -> None:
+        """The text has another size."""
+        for name, _, widest, _ in FIGURES:
+            self._titles[name].setFixedWidth(_width(self, widest))
+        for row in self.rows.values():
+            row.resize_figures()
 
     def _catch_up(self, info: JobInfo) -> None:
         """A job that was there before the panel."""
@@ -302,6 +311,10 @@ class _Row(QWidget):
         if self.details.toPlainText() != row.details:
             self.details.setPlainText(row.details)
         self.disclosure.setVisible(bool(row.details))
+
+    def resize_figures(self) -> None:
+        for name, _, widest, _ in FIGURES:
+            self.figures[name].setFixedWidth(_width(self, widest))
 
     def fit(self, width: int) -> None:
         """Leaves out figures where there is no room for them."""

@@ -26,7 +26,7 @@ from PySide6.QtWidgets import (
 
 from app.cells import dress
 from app.job_service import JobService
-from app.labels import ElidedLabel, hairline
+from app.labels import ElidedLabel, embolden, hairline
 from app.panels.outliers import findings
 from app.panels.outliers.heat import Heat, HeatView
 from app.panels.outliers.state import AXES, QUANTITIES, OutlierState
@@ -74,9 +74,7 @@ class OutliersPanel(PreviewPanel):
         self.empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.empty.setContentsMargins(24, 24, 24, 24)
         self.title = ElidedLabel()
-        font = self.title.font()
-        font.setBold(True)
-        self.title.setFont(font)
+        embolden(self.title)
         self.subtitle = ElidedLabel("muted", Qt.TextElideMode.ElideMiddle)
         self.notes = QLabel()
         self.notes.setProperty("kind", "muted")
