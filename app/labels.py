@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from PySide6.QtCore import QSize, Qt, Slot
 from PySide6.QtGui import QAction, QFont, QGuiApplication, QPainter, QPaintEvent
-from PySide6.QtWidgets import QFrame, QLabel, QSizePolicy, QStyle, QWidget
+from PySide6.QtWidgets import QFrame, QLabel, QSizePolicy, QStyle, QToolButton, QWidget
+
+from app.theme import GRID, ICON
+
+# An icon and the gap to the word beside it.
+BESIDE = QSize(ICON + GRID, ICON)
 
 
 class ElidedLabel(QLabel):
@@ -61,6 +66,12 @@ def embolden(label: QWidget) -> None:
     font = QFont()
     font.setBold(True)
     label.setFont(font)
+
+
+def beside(button: QToolButton) -> None:
+    """The icon at the left of the word, with a gap between them."""
+    button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+    button.setIconSize(BESIDE)
 
 
 def hairline() -> QFrame:

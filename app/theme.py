@@ -317,7 +317,8 @@ class _Glyph(QIconEngine):
         font = QFont(_icon_family())
         font.setPixelSize(rect.height())
         painter.setFont(font)
-        painter.drawText(rect, Qt.AlignmentFlag.AlignCenter, chr(icon_names()[self._name]))
+        side = Qt.AlignmentFlag.AlignLeft if rect.width() > rect.height() else Qt.AlignmentFlag.AlignHCenter
+        painter.drawText(rect, side | Qt.AlignmentFlag.AlignVCenter, chr(icon_names()[self._name]))
         painter.restore()
 
     def pixmap(self, size: QSize, mode: QIcon.Mode, state: QIcon.State) -> QPixmap:

@@ -9,6 +9,7 @@ from PySide6.QtCore import Qt, Signal, Slot
 from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
+from app.labels import BESIDE
 from app.theme import Theme
 
 
@@ -35,6 +36,8 @@ class EmptyPage(QWidget):
         self.demo.setProperty("kind", "outline")
         self.demo.setToolTip("A Llama of three million weights that comes with Quantbench")
         self.demo.setIcon(theme.icon("flask"))
+        for button in (self.button, self.demo):
+            button.setIconSize(BESIDE)
         buttons = QHBoxLayout()
         buttons.setSpacing(8)
         for button in (self.button, self.demo):

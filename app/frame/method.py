@@ -67,6 +67,7 @@ class MethodPopover(QFrame):
         x = max(screen.left(), min(corner.x(), screen.right() - self.width()))
         self.move(QPoint(x, corner.y() + 4))
         self.show()
+        QTimer.singleShot(0, self, self._shrink)  # words that wrap know their height only now
         self.form.combo.setFocus(Qt.FocusReason.PopupFocusReason)
 
     def hideEvent(self, event: object) -> None:

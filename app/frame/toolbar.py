@@ -7,13 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from PySide6.QtCore import QSize, Qt, Signal
+from PySide6.QtCore import Qt, Signal
 from PySide6.QtGui import QAction
 from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QMenu, QPushButton, QSizePolicy, QToolButton, QWidget
 
 from app.frame.method import method_text
 from app.frame.problems import counts_text
 from app.glossary import about
+from app.labels import BESIDE, beside
 from app.session import Session
 from app.theme import Theme
 from core.engine.progress import bytes_text
@@ -99,7 +100,7 @@ class Toolbar(QFrame):
         self.open_button = QToolButton(self)
         self.open_button.setDefaultAction(actions["open-file"])
         self.open_button.setText("Open")
-        self.open_button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        beside(self.open_button)
         self.open_button.setPopupMode(QToolButton.ToolButtonPopupMode.MenuButtonPopup)
         self.open_button.setMenu(recent)
         self.open_button.setProperty("kind", "drop")
@@ -121,12 +122,12 @@ class Toolbar(QFrame):
         self.size_label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self.preflight = QToolButton(self)
         self.preflight.setDefaultAction(actions["preflight"])
-        self.preflight.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
-        self.preflight.setIconSize(QSize(16, 16))
+        beside(self.preflight)
         self.preflight.setProperty("kind", "flat")
         self.quantize = QPushButton("Quantize", self)
         self.quantize.setProperty("kind", "primary")
         self.quantize.setIcon(theme.icon("play", "accent_text"))
+        self.quantize.setIconSize(BESIDE)
         self.quantize.clicked.connect(actions["quantize"].trigger)
         actions["quantize"].enabledChanged.connect(self.quantize.setEnabled)
         self.quantize.setEnabled(actions["quantize"].isEnabled())

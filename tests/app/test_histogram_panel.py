@@ -127,7 +127,7 @@ def test_the_subtitle_says_what_and_how_much():
 
 def test_statistics_and_percentiles():
     state = shown(W)
-    low, *inner, high = state.percentiles().split("   ")
+    low, *inner, high = state.percentiles().split("  ")
     assert low == f"min {short(float(W.min()))}"
     assert high == f"max {short(float(W.max()))}"
     assert inner[0].startswith("0.1 % −0.06")

@@ -25,7 +25,7 @@ from app.cells import dress
 from app.edits import AssignStrategy
 from app.glossary import about
 from app.job_service import JobService
-from app.labels import ElidedLabel, embolden, hairline
+from app.labels import ElidedLabel, beside, embolden, hairline
 from app.panels.bench.chart import BenchChart
 from app.panels.bench.state import BenchState
 from app.panels.preview import Asked, PreviewPanel
@@ -211,7 +211,7 @@ class BenchPanel(PreviewPanel):
         button.setToolTip(about)
         button.setProperty("kind", "flat")
         if text:
-            button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+            beside(button)
         return button
 
     def resizeEvent(self, event: QResizeEvent) -> None:

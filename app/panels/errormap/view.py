@@ -27,7 +27,7 @@ from app.cells import dress
 from app.edits import AssignStrategy
 from app.glossary import about
 from app.job_service import JobService
-from app.labels import ElidedLabel, embolden
+from app.labels import ElidedLabel, beside, embolden
 from app.panels.errormap.canvas import MapCanvas
 from app.panels.errormap.layout import METRICS, map_task
 from app.panels.errormap.state import ErrorMapState, Worst
@@ -206,7 +206,7 @@ class ErrorMapPanel(PreviewPanel):
         button.setText(text)
         button.setToolTip(about)
         button.setProperty("kind", "flat")
-        button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        beside(button)
         return button
 
     # --- following ----------------------------------------------------------------------------------------------------

@@ -250,7 +250,7 @@ class HistogramState:
         if result is None or not result.moments.finite:
             return ""
         inner = (f"{p:g} % {short(result.original.quantile(p / 100))}" for p in PERCENTILES)
-        return "   ".join((f"min {short(result.moments.minimum)}", *inner, f"max {short(result.moments.maximum)}"))
+        return "  ".join((f"min {short(result.moments.minimum)}", *inner, f"max {short(result.moments.maximum)}"))
 
     def statistics(self) -> str:
         """Spread, zeros before and after, and the worst error, in one line."""

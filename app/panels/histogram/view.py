@@ -22,7 +22,7 @@ from PySide6.QtWidgets import (
 from app.glossary import about
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Progress
-from app.labels import ElidedLabel, embolden, hairline
+from app.labels import ElidedLabel, beside, embolden, hairline
 from app.panels.histogram.state import OVERLAYS, HistogramState, overlay_task
 from app.plotting.making import Making
 from app.session import Changes, Notice, Session
@@ -145,7 +145,7 @@ class HistogramPanel(QWidget):
         button.setCheckable(check)
         button.setProperty("kind", "flat")
         if text:
-            button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+            beside(button)
         return button
 
     def _make_plot(self) -> Plot:
@@ -364,9 +364,9 @@ class HistogramPanel(QWidget):
         for role, other in zip(OVERLAY_ROLES, state.laid_over, strict=False):
             parts.append(_key("━", getattr(colors, role), other.name))
         if state.legend_levels():
-            parts.append(_key("||", colors.text, state.legend_levels()))
+            parts.append(_key("││", colors.text, state.legend_levels()))
         if state.place is not None and state.group is not None:
-            parts.append(_key("||", colors.original, "its weights"))
+            parts.append(_key("││", colors.original, "its weights"))
         if state.legend_limits():
             parts.append(_key("┆", colors.text, state.legend_limits()))
         self.legend.setText(f'<div style="line-height: 120%">{"&nbsp;&nbsp; ".join(parts)}</div>')

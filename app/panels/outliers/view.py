@@ -26,7 +26,7 @@ from PySide6.QtWidgets import (
 
 from app.cells import dress
 from app.job_service import JobService
-from app.labels import ElidedLabel, embolden, hairline
+from app.labels import ElidedLabel, beside, embolden, hairline
 from app.panels.outliers import findings
 from app.panels.outliers.heat import Heat, HeatView
 from app.panels.outliers.state import AXES, QUANTITIES, OutlierState
@@ -165,7 +165,7 @@ class OutliersPanel(PreviewPanel):
         button.setToolTip(help)
         button.setProperty("kind", "flat")
         if text:
-            button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+            beside(button)
         return button
 
     def _make_plot(self) -> Plot:
