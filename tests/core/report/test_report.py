@@ -117,8 +117,8 @@ def test_the_error_map_shows_every_cell(finished) -> None:
     assert len(cells) == len(layered)
     worst = facts.measured[0]
     assert f"{worst.sqnr_db:.1f} dB" in title
-    darkest = min(cells, key=lambda e: sum(int(e.get("fill")[i : i + 2], 16) for i in (1, 3, 5)))
-    assert darkest.find("title").text.startswith(worst.name)
+    brightest = max(cells, key=lambda e: sum(int(e.get("fill")[i : i + 2], 16) for i in (1, 3, 5)))
+    assert brightest.find("title").text.startswith(worst.name)
     strips = ET.fromstring(error_by_strategy(facts)[1])
     dots = [e.find("title").text for e in strips.iter("circle")]
     assert sum(int(re.search(r": ([\d,]+) tensor", d)[1].replace(",", "")) for d in dots) == len(facts.measured)
