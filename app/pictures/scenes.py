@@ -24,6 +24,7 @@ from app.screenshot import Shots
 # Opened as a copy, at a place that says nothing about this machine.
 DEMO = Path(__file__).resolve().parent.parent.parent / "resources" / "demo"
 DOWN = "model.layers.1.mlp.down_proj.weight"
+EMBEDDING = "model.embed_tokens.weight"  # at the top of the table: a popover fits under it
 VALUE = "model.layers.1.self_attn.v_proj.weight"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
@@ -134,7 +135,7 @@ def preflight(stage: Stage, name: str) -> bool:
 
 def picker(stage: Stage, name: str) -> bool:
     """A strategy for the selected tensors, with the parameters of its method."""
-    if not (stage.open(stage.demo) and stage.select(DOWN)):
+    if not (stage.open(stage.demo) and stage.select(EMBEDDING)):
         return False
     assigner = stage.window.commands.tensors.assigner
 
