@@ -96,7 +96,10 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("checkpoint", type=Path, help="a Hugging Face folder, .safetensors, .pt, .bin or .gguf file")
         made.add_argument("--recipe", required=True, metavar="R", help="preset, format, or recipe file (TOML)")
         made.add_argument(
-            "--target", default="", metavar="T", help="container to write; `formats` lists who takes what"
+            "--target",
+            default="",
+            metavar="T",
+            help="container to write (default: the first that fits, said); `formats` lists all",
         )
         made.add_argument(
             "--shard-size", type=_size, metavar="SIZE", help="largest file, such as 2GB (default: as the target does)"

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.engine.progress import bytes_text, duration_text
-from core.errors import CalibrationError, OutputError, TargetError
+from core.errors import CalibrationError, OutputError
+from core.target_choice import make_plan_for
 from core.terminal import Progress, table
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from core.context import JobContext
     from core.engine.model import Plan, Report, TensorReport
     from core.evaluation.experiments import Experiment
-    from core.recipes.model import Recipe
 
 # The object for --json, and the lines for people.
 Answer = tuple[dict[str, Any], list[str]]
@@ -194,44 +194,6 @@ def formats(args: argparse.Namespace) -> Answer:
 
 
 # Choices that the user may leave to us; each is stated in the output
-
-# Targets that are tried, in this order, when none is named: what most runtimes load first.
-_BY_ITSELF = ("gguf", "compressed-tensors", "bitsandbytes", "dense")
-
-
-def make_plan_for(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    target: str,
-    ctx: JobContext,
-    **options: Any,
-) -> tuple[Plan, str]:
-    """The plan for the named target, or, without a name, for the first in _BY_ITSELF that carries the recipe; and why
-    this one.
-
-    options  of make_plan
-    raises   what planning raises, for the last resort too
-    """
-    from core.engine.plan import make_plan
-    from core.targets import get_target
-
-    if target:
-        return make_plan(checkpoint, recipe, get_target(target), ctx, **options), "as asked"
-    why = "the source is a GGUF" if checkpoint.kind == "gguf" else "GGUF knows this architecture"
-    first: tuple[Plan, str] | None = None
-    for name in _BY_ITSELF:
-        try:
-            made = make_plan(checkpoint, recipe, get_target(name), ctx, **options), why
-        except TargetError:
-            why = f"{name} cannot hold this model"
-            continue
-        first = first or made
-        if not any(p.severity == "error" for p in made[0].problems):
-            return made
-        why = f"{name} does not carry these formats"
-    if first is None:
-        raise TargetError("no target can write this checkpoint", "name one with --target to see why", checkpoint.path)
-    return first
 
 
 def plan_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Awq(QuantizedFolder):
     verified = (
         Verified("transformers with GPTQModel", ("int4-g*",), COMPARED, "tests/interop/gptqmodel_clients.py"),
         Verified("AutoAWQ", ("int4-g*",), SPECIFIED, "tests/core/targets/test_awq.py"),
-        Verified("vLLM", ("int4-g*",), SPECIFIED, "tests/core/targets/test_awq.py"),
+        Verified("vLLM", ("int4-g*",), COMPARED, "tests/interop/vllm_clients.py"),
     )
     # A slice is written as one run of bytes per input: enough rows that the runs are half a KiB long.
     row_multiple = 1024

@@ -36,12 +36,8 @@ class BitsAndBytes(QuantizedFolder):
     title = "bitsandbytes folder"
     help = "NF4, FP4 or LLM.int8() weights as bitsandbytes keeps them (nf4, nf4-dq, fp4, fp4-dq, llm-int8)."
     verified = (
-        Verified(
-            "transformers", ("nf4", "nf4-dq", "fp4", "llm-int8"), COMPARED, "tests/core/targets/test_bitsandbytes.py"
-        ),
-        Verified(
-            "bitsandbytes", ("nf4", "nf4-dq", "fp4", "fp4-dq"), COMPARED, "tests/core/targets/test_bitsandbytes.py"
-        ),
+        Verified("transformers", ("nf4*", "fp4*", "llm-int8"), COMPARED, "tests/core/targets/test_bitsandbytes.py"),
+        Verified("bitsandbytes", ("nf4*", "fp4*"), COMPARED, "tests/core/targets/test_bitsandbytes.py"),
     )
 
     def carries(self, format: Format, tensor: OutputTensor) -> str | None:

@@ -17,7 +17,7 @@ from core.formats.base import Format, Quantized
 from core.formats.fp8 import BLOCK, Fp8
 from core.formats.mx import E4M3
 from core.parameters import DYNAMIC, PLAIN
-from core.targets.base import COMPARED, SPECIFIED, Assignment, Objection, OutputTensor, StoredTensor, Verified
+from core.targets.base import COMPARED, Assignment, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.folder import QuantizedFolder, left_out
 from core.targets.fused import unlike
 from core.targets.plain import data_of
@@ -33,7 +33,7 @@ class Fp8Folder(QuantizedFolder):
     )
     verified = (
         Verified("transformers", ("bf16", "fp8-e4m3-b128"), COMPARED, "tests/core/targets/test_fp8.py"),
-        Verified("vLLM", ("fp8-e4m3-b128",), SPECIFIED, "tests/core/targets/test_fp8.py"),
+        Verified("vLLM", ("fp8-e4m3-b128",), COMPARED, "tests/interop/vllm_clients.py"),
     )
 
     def carries(self, format: Format, tensor: OutputTensor) -> str | None:

@@ -61,7 +61,8 @@ class Gptq(QuantizedFolder):
             "transformers with GPTQModel", ("int*-g*", "int8-asym"), COMPARED, "tests/interop/gptqmodel_clients.py"
         ),
         Verified("transformers with GPTQModel", ("int*",), SPECIFIED, "tests/core/targets/test_gptq.py"),
-        Verified("vLLM", ("int*",), SPECIFIED, "tests/core/targets/test_gptq.py"),
+        Verified("vLLM", ("int4", "int4-g??", "int4-g128"), COMPARED, "tests/interop/vllm_clients.py"),
+        Verified("vLLM", ("int8", "int8-g??", "int8-g128"), SPECIFIED, "tests/core/targets/test_gptq.py"),
     )
     # A slice is written as one run of bytes per word of a column: enough rows that the runs are 2 KiB long.
     row_multiple = 512
@@ -109,6 +110,7 @@ class Gptq(QuantizedFolder):
                     "give all quantized tensors the same format if transformers is to load them",
                 )
         yield from unlike(assignments)
+        yield from _unknown_to_vllm(used)
 
     def adapt(self, format: Format, tensor: OutputTensor) -> Format:
         return replace(format, scale_dtype="F16") if isinstance(format, Uniform) else format
@@ -186,6 +188,20 @@ def quantization_config(assignments: Sequence[Assignment]) -> dict[str, Any]:
 
 def _quantized(assignments: Sequence[Assignment]) -> list[Assignment]:
     return [a for a in assignments if isinstance(a.format, Uniform)]
+
+
+def _unknown_to_vllm(used: Sequence[Assignment]) -> Iterable[Objection]:
+    """One warning: seen with vLLM 0.32 ("Unsupported quantization config")."""
+    for a in used:
+        fmt = _uniform(a)
+        if fmt.width not in (4, 8) or not fmt.symmetric:
+            yield Objection(
+                "warning",
+                a.tensor.name,
+                f"is {fmt.name}: of GPTQ folders vLLM loads symmetric 4 and 8 bits only, others load this one too",
+                "take the target compressed-tensors if vLLM is to load it",
+            )
+            return
 
 
 def _uniform(assignment: Assignment) -> Uniform:

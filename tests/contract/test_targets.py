@@ -3,11 +3,14 @@ is refused by the tensor's name before anything is written, and docs/interop.md 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+import main
 from core.checkpoints import open_checkpoint
 from core.engine.pipeline import run
 from core.engine.plan import make_plan
@@ -16,7 +19,7 @@ from core.formats import FORMATS, get_format
 from core.recipes import load
 from core.targets import TARGETS, Target
 from resources import interop
-from tests.core.targets.build import assemble, save_model
+from tests.core.targets.build import assemble, save_model, size_of
 
 EVERY = pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.name)
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +72,57 @@ def test_what_it_cannot_carry_is_refused_by_name(target: Target, model, tmp_path
                 with pytest.raises(WorkbenchError):
                     run(plan, checkpoint, tmp_path / "out", workers=1)
                 assert not list(tmp_path.iterdir())
+
+
+# A recipe that each takes, and one that it refuses.
+RECIPES = {
+    "gguf": ("Q4_K_M", "int4-g128"),
+    "compressed-tensors": ("W4A16", "q4_k"),
+    "gptq": ("int4-g128", "nf4"),
+    "awq": ("int4-g64-asym", "int8"),
+    "fp8": ("fp8-e4m3-b128", "fp8-e4m3"),
+    "bitsandbytes": ("nf4-dq", "q4_k"),
+    "torchao": ("int4-g32", "nf4"),
+    "mlx": ("int4-g64-bias", "int4-g128-asym"),
+    "dense": ("q4_0", ""),
+}
+
+
+@EVERY
+def test_the_plan_is_the_disk_by_the_command_line(target: Target, model, tmp_path, capsys) -> None:
+    """`plan` says the very bytes that `quantize` leaves, in one file and in several."""
+    recipe, _ = RECIPES[target.name]
+    asked = ["--recipe", recipe, "--target", target.name, "--json"]
+
+    def says(*arguments: str) -> dict[str, Any]:
+        assert main.main(list(arguments)) == 0
+        answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return answer
+
+    for number, shards in enumerate(([], ["--shard-size", "200kB"])):
+        out = tmp_path / f"{number}{target.suffix}"
+        planned = says("plan", str(model), *asked, *shards)
+        done = says("quantize", str(model), *asked, *shards, "--out", str(out))
+        assert planned["bytes"] == done["bytes"] == size_of(Path(done["out"]))
+        with open_checkpoint(Path(done["out"])) as again:
+            assert (len(again.files) > 1) == bool(shards)
+            assert again.read("model.layers.0.mlp.down_proj.weight" if target.folder else "blk.0.ffn_down.weight").any()
+        assert {path.name for path in tmp_path.iterdir()} <= {f"{n}{target.suffix}" for n in range(2)} | {"0", "1"}
+
+
+@EVERY
+def test_what_it_cannot_carry_stops_the_command_line(target: Target, model, tmp_path, capsys) -> None:
+    """One line with a tensor's name, no success, nothing written."""
+    _, recipe = RECIPES[target.name]
+    if not recipe:
+        assert target.name == "dense"
+        return
+    out = tmp_path / "out"
+    status = main.main(["quantize", str(model), "--recipe", recipe, "--target", target.name, "--out", str(out)])
+    told = capsys.readouterr()
+    assert status == 1
+    assert ".weight" in told.err.strip().splitlines()[-1], told.err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_quantized_folder_quantized_again_warns(model, tmp_path) -> None:

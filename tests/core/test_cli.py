@@ -111,13 +111,26 @@ def test_for_people(cli, source: Path, tmp_path: Path) -> None:
     assert "\r" not in made.stderr  # no terminal, no repainting
 
 
+NO_GGUF = "gguf cannot hold this model"
+
+
 @pytest.mark.parametrize(
-    ("recipe", "target"), [("int4-g128", "compressed-tensors"), ("q8_0", "dense"), ("int8", "compressed-tensors")]
+    ("recipe", "target", "why"),
+    [
+        ("int4-g128", "compressed-tensors", NO_GGUF),
+        ("int8", "compressed-tensors", NO_GGUF),
+        ("fp8-e5m2", "torchao", f"{NO_GGUF}, compressed-tensors and bitsandbytes do not carry these formats"),
+        (
+            "q8_0",
+            "dense",
+            f"{NO_GGUF}, compressed-tensors, bitsandbytes, torchao and mlx do not carry these formats",
+        ),
+    ],
 )
-def test_default_target_of_a_bare_file_is_stated(cli, source: Path, recipe: str, target: str) -> None:
+def test_default_target_of_a_bare_file_is_stated(cli, source: Path, recipe: str, target: str, why: str) -> None:
+    """What carries codes comes before dense, which makes nothing smaller."""
     plan = answer(cli("plan", source, "--recipe", recipe, "--json"))
-    assert plan["target"] == target
-    assert plan["target_why"]
+    assert (plan["target"], plan["target_why"]) == (target, why)
     assert f"→ {target} ({plan['target_why']})" in cli("plan", source, "--recipe", recipe).stdout
 
 

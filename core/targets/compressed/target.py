@@ -55,10 +55,11 @@ class CompressedTensors(QuantizedFolder):
         ),
         Verified(
             "vLLM",
-            ("int?", "int8-asym", "int*-g*", "fp8-e4m3*", "mx*", "nvfp4"),
-            SPECIFIED,
-            "tests/core/targets/test_compressed_floats.py",
+            ("int?", "int8-asym", "int*-g*", "fp8-e4m3", "fp8-e4m3-tensor", "mx*", "nvfp4"),
+            COMPARED,
+            "tests/interop/vllm_clients.py",
         ),
+        Verified("vLLM", ("fp8-e4m3-b128",), SPECIFIED, "tests/core/targets/test_compressed_floats.py"),
     )
     # Zero points are packed along the rows: 32 rows fill whole words, whatever the width.
     row_multiple = 32
@@ -79,6 +80,14 @@ class CompressedTensors(QuantizedFolder):
 
     def objections(self, assignments: Sequence[Assignment]) -> Iterable[Objection]:
         yield from unlike(assignments)
+        for a in assignments:
+            if isinstance(a.format, Fp8) and a.format.granularity == "block" and a.tensor.role.kind == "head":
+                yield Objection(
+                    "warning",
+                    a.tensor.name,
+                    f"is {a.format.name}: vLLM loads no head in blocks; transformers does",
+                    "keep it, or take fp8-e4m3 for it, if vLLM is to load it",
+                )
         for a in assignments:
             if isinstance(a.format, Uniform) and a.format.granularity == "tensor" and a.inputs == PLAIN:
                 yield Objection(

@@ -22,7 +22,7 @@ from tests.core.targets.build import assemble, gpt2_like, matrices, save_model, 
 
 SHAPES = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 300}
 # Largest RMS difference between bitsandbytes' logits and those of our weights, in units of what quantizing changed.
-LOGITS = {"nf4": 0.1, "nf4-dq": 0.1, "fp4": 0.1, "llm-int8": 5.0}
+LOGITS = {"nf4": 0.1, "nf4-dq": 0.1, "fp4": 0.1, "fp4-dq": 0.1, "llm-int8": 5.0}
 FOUR = ["nf4", "nf4-dq", "fp4", "fp4-dq"]
 
 
@@ -92,7 +92,7 @@ def test_reads_back_as_our_own_weights(odd, tmp_path, name) -> None:
         assert torch.equal(again.read(down, 5, 12), expected[down][5:12])
 
 
-@pytest.mark.parametrize("name", ["nf4", "nf4-dq", "fp4", "llm-int8"])
+@pytest.mark.parametrize("name", [*FOUR, "llm-int8"])
 def test_transformers_loads_it(model, tmp_path, name) -> None:
     """bitsandbytes' modules hold our weights, and the logits are near those of our weights: its 4-bit kernels round the
     weights to bfloat16, the 8-bit one quantizes activations too."""

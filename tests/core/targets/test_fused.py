@@ -172,6 +172,22 @@ def test_one_plain_scale_per_tensor_is_not_for_vllm(model, recipe, expected) -> 
     assert sum("nothing that vLLM knows" in p.message for p in plan.problems) == expected
 
 
+def test_a_head_in_blocks_is_not_for_vllm(model) -> None:
+    for recipe, expected in (("fp8-e4m3-b128", ["lm_head.weight"]), ("FP8_BLOCK", []), ("fp8-e4m3", [])):
+        with open_checkpoint(model) as checkpoint:
+            plan = make_plan(checkpoint, load(recipe), get_target("compressed-tensors"))
+        assert [p.tensor for p in plan.problems if "no head in blocks" in p.message] == expected
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"), [("int4-g32", 0), ("int8-g32", 0), ("int3-g32", 1), ("int4-g32-asym", 1)]
+)
+def test_gptq_folders_that_vllm_refuses_are_a_warning(model, recipe, expected) -> None:
+    with open_checkpoint(model) as checkpoint:
+        plan = make_plan(checkpoint, load(recipe), get_target("gptq"))
+    assert sum("vLLM loads symmetric 4 and 8 bits only" in p.message for p in plan.problems) == expected
+
+
 def test_a_quantized_head_is_named_for_vllm(model, tmp_path) -> None:
     """Its ParallelLMHead is no Linear; without the name it would ask the file for plain weights."""
     from compressed_tensors.quantization import QuantizationConfig
