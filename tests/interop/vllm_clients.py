@@ -142,7 +142,7 @@ def _compare_loads(folders: dict[tuple[str, str], Path]) -> None:
         kind = getattr(layer, "scheme", None) or layer.quant_method
         same = sum(equal for _, equal in found)
         wrong = ", ".join(name for name, equal in found if not equal)
-        print(f"{target:18} {recipe:32} {len(found):10} {same:5}  {type(kind).__name__} {wrong}", flush=True)
+        print(f"{target:18} {recipe:32} {len(found):10} {same:5}  {type(kind).__name__} {wrong[:200]}", flush=True)
 
 
 class _NoKernel:

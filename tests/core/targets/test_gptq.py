@@ -265,7 +265,7 @@ def test_formats_that_do_not_fit_together_are_objected_to(model) -> None:
 
     def objections(first: str, second: str):
         made = [Assignment(t, get_format(first if n else second)) for n, t in enumerate(tensors)]
-        return list(GPTQ.objections(made))
+        return [o for o in GPTQ.objections(made) if "vLLM computes" not in o.message and "vLLM loads" not in o.message]
 
     assert objections("int4-g32", "int4-g32") == []
     (warning,) = objections("int4-g32", "int8")
