@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Gguf", "Value", "ValueType", "encode_pair", "encode_string", "looks_like", "only_split"]
 
+_WEIGHT, SCALE = ".weight", ".scale"
 _SPLIT_NAME = re.compile(r"^(.*)-(\d{5})-of-(\d{5})\.gguf$")
 
 
@@ -124,7 +125,27 @@ class Gguf(Checkpoint):
 
         if begin == end:
             return torch.empty(rows, info.columns, dtype=torch.float32)
-        return dequantize(info.dtype, stored.view(rows, -1), info.columns)
+        values = dequantize(info.dtype, stored.view(rows, -1), info.columns)
+        scale = self._scale(info)
+        return values if scale is None else self._scaled(values, info, scale, start)
+
+    def _scale(self, info: TensorInfo) -> TensorInfo | None:
+        """The tensor whose number, or number per expert, an NVFP4 weight is multiplied with."""
+        if info.dtype != "NVFP4" or not info.name.endswith(_WEIGHT):
+            return None
+        return self.tensors.get(info.name.removesuffix(_WEIGHT) + SCALE)
+
+    def _scaled(self, values: torch.Tensor, info: TensorInfo, scale: TensorInfo, start: int) -> torch.Tensor:
+        experts = info.shape[0] if len(info.shape) > 2 else 1
+        if scale.dtype != "F32" or scale.numel not in (1, experts):
+            raise CorruptFile(
+                f"{scale.dtype} of shape {list(scale.shape)} is no scale of {info.name}", where=scale.name
+            )
+        import torch
+
+        factors = self.read(scale.name).view(-1)
+        rows = torch.arange(start, start + len(values)) // max(info.rows // scale.numel, 1)
+        return values * factors[rows][:, None]
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()

@@ -220,10 +220,11 @@ class _Assigner:
         info = None if name is None else self.checkpoint.tensors.get(name)
         if info is None:
             return False
-        key = (format, tensor.dtype, tensor.shape)
+        key = (format, tensor.dtype, tensor.shape, len(tensor.source.beside()))
         if key not in self.native:
             stored = self.target.stored(Assignment(tensor, format, copy=True))
-            self.native[key] = (stored[0].dtype, stored[0].nbytes) if len(stored) == 1 else None
+            alone = len(stored) == 1 + len(tensor.source.beside())
+            self.native[key] = (stored[0].dtype, stored[0].nbytes) if alone else None
         return self.native[key] == (info.dtype, info.nbytes)
 
 

@@ -227,9 +227,12 @@ class _Task:
 
     def copy(self) -> None:
         """Stored bytes go over as they are."""
-        source = self.planned.tensor.source.verbatim()
-        (place,) = self.places.values()
-        assert source is not None, self.planned.tensor.name
+        tensor = self.planned.tensor
+        source, place = tensor.source.verbatim(), self.places[tensor.name]
+        assert source is not None, tensor.name
+        if self.unit.start == 0:
+            for name in tensor.source.beside():
+                self.put(name, 0, self.checkpoint.raw(name))
         rows, nbytes = self.planned.tensor.rows, place.stored.nbytes
         step = max(1, COPY_BYTES * rows // max(1, nbytes))
         for start in range(self.unit.start, self.unit.stop, step):

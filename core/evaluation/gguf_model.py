@@ -13,7 +13,7 @@ from core.checkpoints.gguf import Gguf
 from core.engine.known import numbers
 from core.errors import EvaluationError, TargetError
 from core.targets.base import OutputTensor
-from core.targets.gguf import convert
+from core.targets.gguf import convert, nvfp4
 from core.targets.gguf.rows import PlusOne
 from core.tensors import TensorInfo
 
@@ -51,6 +51,7 @@ class GgufAsModel(Checkpoint):
             for name in output.source.names():
                 self._outputs.setdefault(name, []).append(output)
         strangers = gguf.tensors.keys() - {output.name for output in found.tensors} - given
+        strangers -= {part for name in gguf.tensors for part, _ in nvfp4.beside(name, gguf.tensors)}
         if strangers:
             raise EvaluationError(
                 f"holds {min(strangers)}, which this model has no place for",

@@ -158,10 +158,13 @@ class NvFp4(Format):
     and an absmax so small that the quotient overflows gets float32's largest number (there: 1).
     Groups of zeros get scale 0.125, a tensor of zeros inv_global_scale 1.
 
-    absmax  the largest magnitude that the tensor's scale is made for; 0: the tensor's own
+    absmax        the largest magnitude that the tensor's scale is made for; 0: the tensor's own
+    power_of_two  inv_global_scale is rounded down to one, for containers that store what to multiply with, not what to
+                  divide by
     """
 
     absmax: float = 0.0
+    power_of_two: bool = False
 
     family: ClassVar[str] = "mx"
     row_local: ClassVar[bool] = False
@@ -204,9 +207,14 @@ class NvFp4(Format):
         absmax = absmax.reshape(1, 1).to(torch.float32)
         quotient = torch.full_like(absmax, E4M3_LARGEST * E2M1_LARGEST) / absmax
         quotient = quotient.clamp(max=FLOAT32_LARGEST)
-        # Rounding must not push the largest level of all beyond float32.
-        beyond = (E2M1_LARGEST * (E4M3_LARGEST / quotient)).isinf()
-        quotient = torch.where(beyond, torch.nextafter(quotient, torch.full_like(quotient, 1.0)), quotient)
+        if self.power_of_two:
+            mantissa, exponent = torch.frexp(quotient)
+            # Finite on both sides, its inverse too.
+            quotient = torch.ldexp(torch.full_like(mantissa, 0.5), exponent.clamp(-124, 126))
+        else:
+            # Rounding must not push the largest level of all beyond float32.
+            beyond = (E2M1_LARGEST * (E4M3_LARGEST / quotient)).isinf()
+            quotient = torch.where(beyond, torch.nextafter(quotient, torch.full_like(quotient, 1.0)), quotient)
         return torch.where(absmax == 0, torch.ones_like(quotient), quotient)
 
     def grid_of(self, size: torch.Tensor, inv_global_scale: torch.Tensor) -> Grid:

@@ -38,6 +38,10 @@ class RowSource(ABC):
         """The checkpoint tensor whose stored bytes are, row by row, those of the output; None if any value moves."""
         return None
 
+    def beside(self) -> tuple[str, ...]:
+        """Checkpoint tensors that go over with `verbatim`, byte by byte and under their own names, when it does."""
+        return ()
+
 
 @dataclass(frozen=True)
 class Plain(RowSource):
@@ -64,7 +68,8 @@ class OutputTensor:
     shape   torch order, after merging and transposing
     dtype   of the source (the first of several)
     role    by the source's name
-    module  whether it is the weight of a Linear (what safetensors clients can quantize)
+    linear  whether it is the weight of a Linear (what safetensors clients can quantize)
+    misread formats that clients would compute with wrongly here, in this model
     """
 
     name: str
@@ -73,6 +78,7 @@ class OutputTensor:
     dtype: str
     role: Role
     linear: bool = True
+    misread: frozenset[str] = frozenset()
 
     @property
     def rows(self) -> int:

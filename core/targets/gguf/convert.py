@@ -10,7 +10,7 @@ from core.checkpoints.gguf import Value
 from core.errors import TargetError
 from core.roles import role_of
 from core.targets.base import Outline, OutputTensor
-from core.targets.gguf import card, names
+from core.targets.gguf import card, names, nvfp4
 from core.targets.gguf.architectures import ARCHITECTURES, BY_CLASS
 from core.targets.gguf.hyper import Hyper
 from core.targets.gguf.keys import text, u32
@@ -38,7 +38,7 @@ def outline(checkpoint: Checkpoint) -> Outline:
         made.append(OutputTensor(extra.name, extra.source, extra.shape, "F32", role_of(extra.name), linear=False))
     shape = {key: value.value for key, value in model.arch.pairs(model.hyper)}
     return Outline(
-        tuple(made),
+        tuple(nvfp4.marked(made, model.arch.name)),
         found.dropped,
         arch=model.arch.name,
         layers=shape["block_count"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from core.checkpoints.gguf import Gguf, Value, ValueType
 from core.roles import role_of
 from core.targets.base import Outline, OutputTensor
+from core.targets.gguf import nvfp4
 from core.targets.gguf.rows import FromGguf
 
 _NOT_LINEAR = frozenset({"norm", "bias", "embedding", "position"})
@@ -25,15 +26,19 @@ _NUMBERS = frozenset(
 def outline(checkpoint: Gguf) -> Outline:
     """Its tensors in the file's order."""
     tensors = []
-    for name in checkpoint.file_order:
+    sources = {name: FromGguf(name, nvfp4.beside(name, checkpoint.tensors)) for name in checkpoint.file_order}
+    belonging = {part for source in sources.values() for part in source.beside()}
+    for name, source in sources.items():
+        if name in belonging:
+            continue
         info = checkpoint.tensors[name]
         role = role_of(name)
         linear = len(info.shape) >= 2 and name.endswith("weight") and role.kind not in _NOT_LINEAR
-        tensors.append(OutputTensor(name, FromGguf(name), info.shape, info.dtype, role, linear))
+        tensors.append(OutputTensor(name, source, info.shape, info.dtype, role, linear))
     value = checkpoint.metadata.get("general.architecture")
     arch = str(value.value) if value is not None and value.type == ValueType.STRING else ""
     return Outline(
-        tuple(tensors),
+        tuple(nvfp4.marked(tensors, arch)),
         arch=arch,
         layers=_number(checkpoint, f"{arch}.block_count"),
         heads=_number(checkpoint, f"{arch}.attention.head_count"),

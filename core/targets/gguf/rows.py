@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FromGguf(Plain):
-    """A tensor that is in a GGUF already, so that whatever is kept of it can stay byte by byte."""
+    """A tensor that is in a GGUF already, so that whatever is kept of it can stay byte by byte.
+
+    parts  others of 32-bit floats that tell how it is read, with their shapes: scales of NVFP4
+    """
+
+    parts: tuple[tuple[str, tuple[int, ...]], ...] = ()
+
+    def beside(self) -> tuple[str, ...]:
+        return tuple(name for name, _ in self.parts)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ convert.py's, taking GGUF files over is passthrough.py's."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from pathlib import PurePath
 
 from core.calibration.statistics import Provenance
@@ -15,6 +16,7 @@ from core.formats.base import Format, Quantized
 from core.formats.dense import Dense
 from core.formats.ggml.format import GgmlFormat
 from core.formats.ggml.types import GGML_TYPES
+from core.formats.mx import NvFp4
 from core.targets.base import (
     COMPARED,
     Assignment,
@@ -27,7 +29,7 @@ from core.targets.base import (
     Target,
     Verified,
 )
-from core.targets.gguf import convert, passthrough, splits
+from core.targets.gguf import convert, nvfp4, passthrough, splits
 from core.targets.gguf.filetype import file_type
 from core.targets.gguf.rows import FromGguf
 from core.targets.gguf.writer import DEFAULT_ALIGNMENT, MAX_NAME_BYTES, build
@@ -57,6 +59,7 @@ class GgufFile(Target):
             COMPARED,
             "tests/core/targets/test_gguf_types.py",
         ),
+        Verified("llama.cpp", ("nvfp4",), COMPARED, "tests/core/targets/test_gguf_nvfp4.py"),
         Verified("transformers", ("bf16", "q4_k", "q6_k"), COMPARED, "tests/e2e/test_main_job.py"),
     )
     folder = False
@@ -70,14 +73,17 @@ class GgufFile(Target):
     def refuses(self, format: Format, tensor: OutputTensor) -> str | None:
         if not real(tensor.dtype):
             return f"{tensor.dtype} holds no real numbers"
-        if not isinstance(format, Dense | GgmlFormat):
+        if not isinstance(format, Dense | GgmlFormat | NvFp4):
             return f"GGUF has no type for {format.name}"
         delicate = len(tensor.shape) < 2 or tensor.role.kind in _DELICATE
         stays = isinstance(tensor.source, FromGguf) and format.name.upper() == tensor.dtype
         if delicate and format.name != "f32" and not stays:
             what = "1-D" if len(tensor.shape) < 2 else tensor.role.kind
             return f"{what}: llama.cpp needs it in f32"
-        return None
+        return nvfp4.refuses(tensor) if isinstance(format, NvFp4) else None
+
+    def adapt(self, format: Format, tensor: OutputTensor) -> Format:
+        return nvfp4.adapted(format) if isinstance(format, NvFp4) else format
 
     def keeps(self, tensor: OutputTensor) -> Format:
         if isinstance(tensor.source, FromGguf):
@@ -91,7 +97,11 @@ class GgufFile(Target):
 
     def stored(self, assignment: Assignment) -> tuple[StoredTensor, ...]:
         tensor, dtype = assignment.tensor, assignment.format.name.upper()
-        return (StoredTensor(tensor.name, dtype, tensor.shape, GGML_TYPES[dtype].nbytes(tensor.shape)),)
+        if isinstance(assignment.format, NvFp4) and not assignment.copy:
+            return nvfp4.stored(tensor)
+        own = StoredTensor(tensor.name, dtype, tensor.shape, GGML_TYPES[dtype].nbytes(tensor.shape))
+        parts = tensor.source.parts if assignment.copy and isinstance(tensor.source, FromGguf) else ()
+        return (own, *(StoredTensor(name, "F32", shape, 4 * prod(shape)) for name, shape in parts))
 
     def layout(
         self,
@@ -101,7 +111,8 @@ class GgufFile(Target):
         label: str = "",
         shard_bytes: int | None = None,
     ) -> Layout:
-        stored = [self.stored(a)[0] for a in assignments]
+        entries = {a.tensor.name: self.stored(a) for a in assignments}
+        stored = [s for several in entries.values() for s in several]
         computed = any(not a.copy for a in assignments)
         alignment, limit = DEFAULT_ALIGNMENT, None
         versions: dict[str, Value] = {}
@@ -120,15 +131,19 @@ class GgufFile(Target):
         given = {**dict(pairs), **versions}
         if shard_bytes is None:
             head, offsets, nbytes = build(given.items(), stored, alignment, limit)
-            placed = zip(assignments, stored, offsets, strict=True)
-            places = {a.tensor.name: (Placed(s, 0, offset),) for a, s, offset in placed}
-            return Layout((FileLayout("", head, nbytes),), places)
-        return _split(checkpoint, given, splits.parts(stored, shard_bytes), alignment, limit, label)
+            placed = {s.name: Placed(s, 0, offset) for s, offset in zip(stored, offsets, strict=True)}
+            files: tuple[FileLayout, ...] = (FileLayout("", head, nbytes),)
+        else:
+            files, placed = _split(checkpoint, given, splits.parts(stored, shard_bytes), alignment, limit, label)
+        return Layout(files, {name: tuple(placed[s.name] for s in several) for name, several in entries.items()})
 
     def store(
         self, assignment: Assignment, quantized: Quantized, start: int, stop: int
     ) -> Iterator[tuple[str, int, memoryview | bytes]]:
         tensor, fmt = assignment.tensor, assignment.format
+        if isinstance(fmt, NvFp4):
+            yield from nvfp4.pieces(tensor, quantized.parts, start)
+            return
         row = GGML_TYPES[fmt.name.upper()].row_bytes(tensor.columns)
         part = quantized.parts["values" if isinstance(fmt, Dense) else "blocks"]
         yield tensor.name, start * row, data_of(part)
@@ -141,19 +156,19 @@ def _split(
     alignment: int,
     limit: int | None,
     label: str,
-) -> Layout:
+) -> tuple[tuple[FileLayout, ...], dict[str, Placed]]:
     """A folder of parts. The first one holds all key-values, as llama.cpp expects it."""
     total = sum(map(len, parts))
     stem = convert.model_name(checkpoint.path) if checkpoint.path.is_dir() else checkpoint.path.stem
     others = {key: value for key, value in pairs.items() if key == ALIGNMENT_KEY}
     files: list[FileLayout] = []
-    places: dict[str, tuple[Placed, ...]] = {}
+    places: dict[str, Placed] = {}
     for number, tensors in enumerate(parts):
         said = [*(pairs if number == 0 else others).items(), *splits.pairs(number, len(parts), total)]
         head, offsets, nbytes = build(said, tensors, alignment, limit)
         files.append(FileLayout(splits.file_name(stem, label, number, len(parts)), head, nbytes))
-        places |= {t.name: (Placed(t, number, offset),) for t, offset in zip(tensors, offsets, strict=True)}
-    return Layout(tuple(files), places)
+        places |= {t.name: Placed(t, number, offset) for t, offset in zip(tensors, offsets, strict=True)}
+    return tuple(files), places
 
 
 def _calibration_pairs(given: Provenance) -> dict[str, Value]:

@@ -126,7 +126,8 @@ def _copied(target: Target, checkpoint: Checkpoint, tensor: OutputTensor, fmt: A
         return False
     stored = target.stored(Assignment(tensor, fmt, copy=True))
     info = checkpoint.tensors[source]
-    return len(stored) == 1 and (stored[0].dtype, stored[0].nbytes) == (info.dtype, info.nbytes)
+    alone = len(stored) == 1 + len(tensor.source.beside())
+    return alone and (stored[0].dtype, stored[0].nbytes) == (info.dtype, info.nbytes)
 
 
 def assemble(
@@ -184,6 +185,7 @@ def _pieces(target: Target, checkpoint: Checkpoint, assignment: Assignment, slic
         return
     if assignment.copy:
         yield tensor.name, 0, bytes(checkpoint.raw(tensor.source.verbatim() or ""))
+        yield from ((name, 0, bytes(checkpoint.raw(name))) for name in tensor.source.beside())
         return
     multiple = assignment.format.row_multiple(tensor.shape)
     step = slice_rows if slice_rows and multiple and slice_rows % multiple == 0 else tensor.rows

@@ -164,7 +164,7 @@ def test_kept_matrices_keep_their_type_where_there_is_one(model, tmp_path, dtype
 def test_formats_are_taken_by_kind(model, fmt) -> None:
     tensors = {t.name: t for t in outline_of(model).tensors}
     target = get_target("gguf")
-    known = fmt.family in ("dense", "ggml")
+    known = fmt.family in ("dense", "ggml") or fmt.name == "nvfp4"
     assert (target.refuses(fmt, tensors["blk.0.attn_q.weight"]) is None) == known
     assert (target.refuses(fmt, tensors["blk.0.attn_norm.weight"]) is None) == (fmt.name == "f32")
     if isinstance(fmt, GgmlFormat):
