@@ -9,16 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from PySide6.QtCore import QTimer, Slot
+from PySide6.QtCore import Slot
 from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import QWidget
 
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Progress
 from app.session import Changes, Notice, Session
-
-# A picture of what was looked at before is gone after this long, whether the new one is there or not.
-STALE_MS = 200
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class PreviewPanel(QWidget):
     take(v, final)  a result, coarse or final
     fail(line)      there is none
     show_state()    draw what there is
-    blank()         nothing of the new thing came in STALE_MS: take the old picture away
+    blank()         something else is asked for: take the old picture away, nobody shall read it as the new one's
     """
 
     key = ""
@@ -49,10 +46,6 @@ class PreviewPanel(QWidget):
         self._job: JobId | None = None
         self._side_jobs: dict[str, tuple[JobId, Callable[[Any], None]]] = {}
         self._behind = True  # something changed while the panel was hidden
-        self._aging = QTimer(self)
-        self._aging.setSingleShot(True)
-        self._aging.setInterval(STALE_MS)
-        self._aging.timeout.connect(self.blank)
 
     def watch(self) -> None:
         """From now on the panel follows the session."""
@@ -104,6 +97,7 @@ class PreviewPanel(QWidget):
             return
         self._behind = False
         if self.follow():
+            self.blank()
             self.submit()
         elif self.asked() is None:
             self._drop()
@@ -116,7 +110,6 @@ class PreviewPanel(QWidget):
             self._drop()
             return
         self._job = self._jobs.submit(asked.task, asked.request, title=asked.title, lane="preview", key=self.key)
-        self._aging.start()
 
     def submit_side(self, name: str, asked: Asked, take: Callable[[Any], None]) -> None:
         """A smaller question beside the main one; the latest by name wins."""
@@ -129,7 +122,6 @@ class PreviewPanel(QWidget):
             self._jobs.cancel(known[0])
 
     def _drop(self) -> None:
-        self._aging.stop()
         for name in list(self._side_jobs):
             self.drop_side(name)
         if self._job is not None:
@@ -150,7 +142,6 @@ class PreviewPanel(QWidget):
 
     def _partial(self, job: JobId, value: object) -> None:
         if job == self._job:
-            self._aging.stop()
             self.take(value, False)
             self.show_state()
 
@@ -161,7 +152,6 @@ class PreviewPanel(QWidget):
     def _finished(self, job: JobId, outcome: Outcome) -> None:
         if job == self._job:
             self._job = None
-            self._aging.stop()
             if isinstance(outcome, Done):
                 self.take(outcome.result, True)
             elif isinstance(outcome, Failed):

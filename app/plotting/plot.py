@@ -79,6 +79,10 @@ class Plot(pg.GraphicsLayoutWidget):
         self.scene().sigMouseMoved.connect(self._moved)
         self.theme.changed.connect(self._restyle)
         self._restyle()
+        # Taken away and put back while tensors are looked through: nothing around it shall jump.
+        policy = self.sizePolicy()
+        policy.setRetainSizeWhenHidden(True)
+        self.setSizePolicy(policy)
 
     def strip(self, label: str, stretch: int, lanes: int = 0) -> Strip:
         """One more strip, below the others. lanes: see Strip."""

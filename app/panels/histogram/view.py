@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
-from PySide6.QtCore import Qt, QTimer, Slot
+from PySide6.QtCore import Qt, Slot
 from PySide6.QtGui import QColor, QResizeEvent, QShowEvent
 from PySide6.QtWidgets import (
     QComboBox,
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 KEY, GROUP_KEY, OVERLAY_KEY = "histogram", "histogram group", "histogram overlay"
 # Lines of tensors laid over the first: colours that stand for nothing else in this plot.
 OVERLAY_ROLES = ("done", "accent", "caution", "text")
-# A picture of the tensor before is gone after this long, whether the new one is there or not.
-STALE_MS = 200
 # Below these heights the plot needs the room more than its legend, and than the percentiles.
 LEGEND_FROM, PERCENTILES_FROM = 340, 300
 
@@ -51,10 +49,6 @@ class HistogramPanel(QWidget):
         self._job: JobId | None = None
         self._group_job: JobId | None = None
         self._overlay_job: JobId | None = None
-        self._aging = QTimer(self)
-        self._aging.setSingleShot(True)
-        self._aging.setInterval(STALE_MS)
-        self._aging.timeout.connect(self._blank)
         self._stale = True  # something changed while the panel was hidden
         self._framed = ""  # the tensor whose home view is set
         self.plot: Plot | None = None
@@ -214,7 +208,8 @@ class HistogramPanel(QWidget):
 
     @Slot()
     def _blank(self) -> None:
-        """Nothing of the new tensor is there yet: take the picture of the one before away."""
+        """Nothing of the new tensor is there yet: take the picture of the one before away, so that nobody reads it as
+        the new one's."""
         if self.state.result is None and self.plot is not None:
             self.plot.hide()
             for label in (self.title, self.percentiles, self.numbers, self.notes, self.legend):
@@ -232,8 +227,7 @@ class HistogramPanel(QWidget):
         self._job = self._jobs.submit(
             histogram, request, title=f"Histogram of {request.tensor.name}", lane="preview", key=KEY
         )
-        if self.state.result is None:
-            self._aging.start()
+        self._blank()
         self._submit_group()
 
     def _submit_group(self) -> None:
@@ -243,10 +237,9 @@ class HistogramPanel(QWidget):
             self._group_job = self._jobs.submit(group_view, request, title=title, lane="preview", key=GROUP_KEY)
 
     def _partial(self, job: JobId, value: object) -> None:
-        if job == self._job and self.state.take(cast(HistogramResult, value)):
-            self._aging.stop()
-            self._show()
-        elif job == self._overlay_job and self.state.take_overlay(cast(HistogramResult, value)):
+        result = cast(HistogramResult, value)
+        wanted = job == self._job and self.state.take(result)
+        if wanted or (job == self._overlay_job and self.state.take_overlay(result)):
             self._show()
 
     def _progressed(self, progress: Progress) -> None:
@@ -258,7 +251,6 @@ class HistogramPanel(QWidget):
             self._overlay_job = None
         elif job == self._job:
             self._job = None
-            self._aging.stop()
             if isinstance(outcome, Done):
                 self.state.take(outcome.result)
             elif isinstance(outcome, Failed):
