@@ -92,9 +92,11 @@ class JobService(QObject):
         device: str = "cpu",
         out: Path | None = None,
         unit: Unit = "bytes",
+        waited_for: bool = True,
     ) -> JobId:
         """Queues `task(request, ctx)`. Its signals come from the event loop, never from inside this call."""
-        job = self._runner.submit(task, request, title=title, lane=lane, key=key, device=device, out=out, unit=unit)
+        more: dict[str, Any] = {"lane": lane, "key": key, "device": device, "out": out, "unit": unit}
+        job = self._runner.submit(task, request, title=title, waited_for=waited_for, **more)
         self._alive.add(job)
         if lane == "heavy":
             self._heavy.add(job)

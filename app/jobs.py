@@ -25,8 +25,9 @@ from core.context import JobContext
 from core.errors import Cancelled, one_line
 
 JobId = int
-# Of 19 steps: work still goes on at a fair pace beside other programs.
-BACKGROUND_NICENESS = 5
+# Of 19 steps. What somebody waits for at the screen comes right after the window itself; runs, and what is computed in
+# case it is wanted, stand back, and still go on at a fair pace beside other programs.
+PREVIEW_NICENESS, BACKGROUND_NICENESS = 1, 5
 Lane = Literal["heavy", "preview"]
 Unit = Literal["bytes", "tokens"]
 Task = Callable[[Any, JobContext], Any]
@@ -218,9 +219,13 @@ class Runner:
         device: str = "cpu",
         out: Path | None = None,
         unit: Unit = "bytes",
+        waited_for: bool = True,
     ) -> JobId:
         """Queues a job. Preview jobs with the same key replace each other; heavy ones wait for their turn. After
-        `shutdown`, a job is stopped before it starts."""
+        `shutdown`, a job is stopped before it starts.
+
+        waited_for  False for a preview (of a key) that stands back as a heavy job does
+        """
         info = JobInfo(next(self._ids), title, lane, key, device, out, time.time(), unit)
         job = _Job(info, task, request, self._post)
         track = "heavy" if lane == "heavy" else f"preview {key or info.id}"
@@ -235,11 +240,13 @@ class Runner:
                 self._replace(track)
             self._waiting.setdefault(track, deque()).append(job)
             if not self._inline and track not in self._threads:
-                thread = threading.Thread(target=self._work, args=(track,), name=f"quantbench {track}", daemon=True)
+                niceness = PREVIEW_NICENESS if lane == "preview" and waited_for else BACKGROUND_NICENESS
+                name = f"quantbench {track}"
+                thread = threading.Thread(target=self._work, args=(track, niceness), name=name, daemon=True)
                 self._threads[track] = thread
                 thread.start()
         if self._inline:
-            self._work(track)
+            self._work(track, 0)
         return info.id
 
     def cancel(self, id: JobId) -> None:
@@ -293,10 +300,10 @@ class Runner:
         if running is not None:
             running.cancel()
 
-    def _work(self, track: str) -> None:
+    def _work(self, track: str, niceness: int) -> None:
         """Runs a track's jobs until none waits."""
         if not self._inline:
-            _yield_to_the_window()
+            _yield_to_the_window(niceness)
         while True:
             with self._lock:
                 queue = self._waiting.get(track)
@@ -314,9 +321,9 @@ class Runner:
                     self._jobs.pop(job.info.id, None)
 
 
-def _yield_to_the_window() -> None:
+def _yield_to_the_window(niceness: int) -> None:
     """Lets the GUI thread go first when all cores are busy. On Linux a priority belongs to the thread, and threads that
     it starts inherit it; elsewhere it belongs to the whole process, and is left alone."""
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND_NICENESS)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

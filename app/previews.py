@@ -167,7 +167,9 @@ class ErrorPreviews(QObject):
         request = ErrorRequest(
             checkpoint, plan, session.planned_tensors, tuple(self._visible()), session.known_errors()
         )
-        self._job = self._jobs.submit(errors_task, request, title="Preview errors", lane="preview", key=KEY)
+        self._job = self._jobs.submit(
+            errors_task, request, title="Preview errors", lane="preview", key=KEY, waited_for=False
+        )
 
     def _partial(self, job: JobId, value: object) -> None:
         if job == self._job:

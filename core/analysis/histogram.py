@@ -261,6 +261,7 @@ def _exact(request: HistogramRequest, sample: HistogramResult, ctx: JobContext) 
                 notes.append(_refusal(request, error, places))
             else:
                 reach.add(strategy.format, pair[1], w, x, places)
+            ctx.check()  # a slice takes some time twice: the next tensor waits for it
         tally.add(w, x, pair)
         done += w.numel()
         ctx.progress(done, tensor.numel)
