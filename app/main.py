@@ -98,6 +98,8 @@ def make_application() -> QApplication:
     from PySide6.QtWidgets import QApplication
 
     sys.setswitchinterval(SWITCH_SECONDS)
+    # numpy's BLAS would wait for its next call in a loop, on the core that the window needs. torch has its own.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # A model of 50,000 tensors is some hundred thousand small objects: fewer looks at all of them.
     gc.set_threshold(50_000, 20, 50)
     QApplication.setApplicationName("Quantbench")
@@ -136,6 +138,7 @@ def finish_loading(window: MainWindow, timing: Timing) -> threading.Thread:
         import core.engine.preflight  # noqa: F401
         from core.engine.devices import list_devices
 
+        _load_kernels()
         window.devices = tuple(Offer(d.name, f"{d.name}    {d.title}") for d in list_devices())
         timing.mark("libraries loaded")
 
@@ -145,6 +148,22 @@ def finish_loading(window: MainWindow, timing: Timing) -> threading.Thread:
         QTimer.singleShot(50 * (i + 1), window, lambda r=record: window.panel(r.id))
     _make_plots(window, thread, timing)
     return thread
+
+
+def _load_kernels() -> None:
+    """numba and the kernels that count, where they were compiled before. They are loaded in long steps that hold the
+    interpreter: the first click shall not meet them."""
+    from core.formats.fitting.compiled import available, kept
+
+    if not available():
+        return
+    import numpy as np
+
+    from core.analysis.count_kernel import count_into
+    from core.analysis.outlier_kernel import survey_rows  # noqa: F401
+
+    if kept("count_kernel", "count_into"):
+        count_into(np.zeros(1, np.float32), np.array([0.0, 1.0]), np.zeros(3, np.int64))
 
 
 def _make_plots(window: MainWindow, loading: threading.Thread, timing: Timing) -> None:

@@ -152,7 +152,8 @@ class Moments:
             minimum=float(np.fmin(self.minimum, values.min())),
             maximum=float(np.fmax(self.maximum, values.max())),
             total=self.total + float(wide.sum()),
-            squares=self.squares + float(np.dot(wide, wide)),
+            # Not np.dot: BLAS spreads it over all cores, waits there in a loop, and the sum depends on their number.
+            squares=self.squares + float(np.einsum("i,i->", wide, wide)),
         )
 
 
