@@ -12,12 +12,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from PySide6.QtWidgets import QApplication
+    from PySide6.QtWidgets import QApplication, QWidget
 
     from app.main_window import MainWindow
     from app.plotting.making import Making
@@ -167,28 +167,42 @@ def _load_kernels() -> None:
 
 
 def _make_plots(window: MainWindow, loading: threading.Thread, timing: Timing) -> None:
-    """Builds the plots that are hidden so far, a part at a time, once their library is there."""
+    """Gets ready what is hidden so far, a part at a time, once the libraries are there: the first checkpoint comes onto
+    the screen in one go, and everything that has its style by then is quick."""
     from PySide6.QtCore import QTimer
 
     from app.panels import PANELS
 
     timer = QTimer(window)
     timer.setInterval(PLOT_STEP_MS)
+    steps: list[Iterator[None]] = []
 
     def step() -> None:
-        panels = [window.made_panel(record.id) for record in PANELS]
-        if loading.is_alive() or None in panels:
+        panels = [panel for panel in (window.made_panel(record.id) for record in PANELS) if panel is not None]
+        if loading.is_alive() or len(panels) < len(PANELS):
             return
-        for panel in panels:
-            making: Making | None = getattr(panel, "making", None)
-            if making is not None and making.step():
-                return
-        timer.stop()
-        timing.mark("plots ready")
-        window.ready = True
+        if not steps:
+            steps.append(_preparations(panels))
+        if next(steps[0], True):
+            timer.stop()
+            timing.mark("plots ready")
+            window.ready = True
 
     timer.timeout.connect(step)
     timer.start()
+
+
+def _preparations(panels: Sequence[QWidget]) -> Iterator[None]:
+    """Styles the parts of hidden panels, and builds their plots."""
+    from PySide6.QtWidgets import QWidget
+
+    for panel in panels:
+        for part in (panel, *panel.findChildren(QWidget)):
+            part.ensurePolished()
+        yield
+        making: Making | None = getattr(panel, "making", None)
+        while making is not None and making.step():
+            yield
 
 
 def _heartbeat(app: QApplication):

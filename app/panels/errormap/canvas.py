@@ -122,8 +122,7 @@ class MapCanvas(QWidget):
         """Widths of labels: thousands of layers are not measured again at every paint."""
         metrics = self._small()
         self._left = 8 + max((metrics.horizontalAdvance(line) for line in self._lines), default=0)
-        longest = max(map(len, self._columns), default=0)
-        self._label = 8 + max((metrics.horizontalAdvance(c) for c in self._columns if len(c) == longest), default=0)
+        self._label = 8 + metrics.horizontalAdvance("8" * max(map(len, self._columns), default=0))
 
     @Slot()
     def _recolor(self) -> None:
