@@ -270,13 +270,15 @@ class MapCanvas(QWidget):
             return
         colors, field, (width, height) = current().colors, self.field(), self._step()
         padded = np.pad(chosen, 1)[:, first : last + 2]
-        edges = []
-        for line, column in np.argwhere(padded[1:, 1:-1] != padded[:-1, 1:-1]):
-            a = QPointF(field.left() + (first + column) * width, field.top() + line * height)
-            edges.append(QLineF(a, a + QPointF(width, 0)))
-        for line, column in np.argwhere(padded[1:-1, 1:] != padded[1:-1, :-1]):
-            a = QPointF(field.left() + (first + column) * width, field.top() + line * height)
-            edges.append(QLineF(a, a + QPointF(0, height)))
+        left, top = field.left() + first * width, field.top()
+        edges = [
+            QLineF(left + a * width, top + line * height, left + b * width, top + line * height)
+            for line, a, b in _runs(padded[1:, 1:-1] != padded[:-1, 1:-1])
+        ]
+        edges += [
+            QLineF(left + column * width, top + a * height, left + column * width, top + b * height)
+            for column, a, b in _runs((padded[1:-1, 1:] != padded[1:-1, :-1]).T)
+        ]
         for color, size in ((colors.base, 4), (colors.accent, 2)):
             painter.setPen(QPen(color, size, Qt.PenStyle.SolidLine, Qt.PenCapStyle.SquareCap))
             painter.drawLines(edges)
@@ -364,3 +366,11 @@ class MapCanvas(QWidget):
         self.hovered.emit(line, column)
         if self._cells is not None and self._cells.kind[line, column] >= 0:
             self.chosen.emit([(line, column)], bool(event.modifiers() & Qt.KeyboardModifier.ShiftModifier))
+
+
+def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
+    """(line, first, end) of every run of True in a line."""
+    steps = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    lines, firsts = np.nonzero(steps == 1)
+    ends = np.nonzero(steps == -1)[1]
+    return list(zip(lines.tolist(), firsts.tolist(), ends.tolist(), strict=True))

@@ -63,6 +63,8 @@ class ErrorMapState:
         self.failure = ""
         self.empty = EMPTY
         self._of: tuple[object, object, bool] | None = None
+        self.revision = 0  # grows with everything that changes the map
+        self._marked: tuple[object, object, NDArray[np.bool_]] | None = None  # the last answer of cells_of
         self._late: set[str] = set()  # tensors whose error came while a map was being made
 
     def follow(self, session: Session) -> bool:
@@ -70,6 +72,7 @@ class ErrorMapState:
         outline = session.outline
         if session.checkpoint is None or outline is None:
             self.request = self.layout = self.values = self._of = None
+            self.revision += 1
             self.empty, self.failure = EMPTY, ""
             return False
         plan = session.plan if session.plan is not None and session.planned_tensors else None
@@ -79,6 +82,7 @@ class ErrorMapState:
         self._of = of
         if self.layout is not None and self.layout.outline.tensors is not outline.tensors:
             self.layout = self.values = None
+            self.revision += 1
         kept = self.layout.outline if self.layout is not None else outline
         self.request = MapRequest(kept, plan, session.known_errors(), self.apart, self.layout)
         self._late.clear()
@@ -88,6 +92,7 @@ class ErrorMapState:
         """A map that was made, and what became known meanwhile."""
         self.layout, self.values = made
         self.failure = ""
+        self.revision += 1
         late, self._late = self._late, set()
         self.update(session, late)
         if not (self.layout.cell >= 0).any():
@@ -105,9 +110,11 @@ class ErrorMapState:
             i = self.layout.index.get(name)
             if i is not None:
                 self.values.put(i, session.error(name))
+                self.revision += 1
 
     def fail(self, line: str) -> None:
         self.layout, self.values, self.failure = None, None, line
+        self.revision += 1
 
     # --- the map ------------------------------------------------------------------------------------------------------
 
@@ -162,11 +169,15 @@ class ErrorMapState:
     def cells_of(self, names: Iterable[str]) -> NDArray[np.bool_]:
         """bool [lines, columns]: cells that hold one of these tensors."""
         layout, _ = self._both()
+        if self._marked is not None and self._marked[0] is names and self._marked[1] is layout:
+            return self._marked[2]
         marked = np.zeros(layout.cells, bool)
         places = np.fromiter(map(layout.index.get, names, repeat(-1)), np.int64)
         at = layout.cell[places[places >= 0]]
         marked[at[at >= 0]] = True
-        return marked.reshape(len(layout.lines), len(layout.columns))
+        answer = marked.reshape(len(layout.lines), len(layout.columns))
+        self._marked = (names, layout, answer) if isinstance(names, tuple) else None
+        return answer
 
     # --- words --------------------------------------------------------------------------------------------------------
 

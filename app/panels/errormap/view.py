@@ -29,7 +29,7 @@ from app.glossary import about
 from app.job_service import JobService
 from app.labels import ElidedLabel, beside, embolden
 from app.panels.errormap.canvas import MapCanvas
-from app.panels.errormap.layout import METRICS, map_task
+from app.panels.errormap.layout import METRICS, Metric, map_task
 from app.panels.errormap.state import ErrorMapState, Worst
 from app.panels.preview import Asked, PreviewPanel
 from app.plotting.exporting import Exporter
@@ -106,6 +106,7 @@ class ErrorMapPanel(PreviewPanel):
         super().__init__(session, jobs)
         self._theme = current()
         self.state = ErrorMapState()
+        self._drawn: tuple[int, Metric] | None = None
         self._unmarked = False  # another selection since the panel was last seen
         self.picker: StrategyPicker | None = None
         self._redraw = QTimer(self)
@@ -250,7 +251,11 @@ class ErrorMapPanel(PreviewPanel):
 
     @Slot()
     def show_state(self) -> None:
+        """Draws what changed since it was drawn last: most changes of the session change nothing here."""
         state = self.state
+        if self._drawn == (state.revision, state.metric):
+            return
+        self._drawn = state.revision, state.metric
         self.empty.setText(state.empty)
         if state.failure:
             self._stack.setCurrentIndex(1)
