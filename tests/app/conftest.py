@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from PySide6.QtWidgets import QApplication, QDialog, QWidget
 
 from app.dialogs import CloseAnswer
 from app.settings import Settings
+from core.formats.fitting.compiled import watch
 from tests.app.gates import Gate
 
 
@@ -22,6 +24,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.qt_log_ignore("This plugin does not support", extend=True))
+
+
+# Every job stops this soon after it was cancelled; a compiler under way cannot be stopped, and may take longer.
+STOP_SECONDS, COMPILE_SECONDS = 10.0, 120.0
+_compiled: list[str] = []  # kernels that are being compiled
+watch(lambda name, begins: _compiled.append(name) if begins else _compiled.remove(name))
+
+
+def _end(thread: threading.Thread) -> None:
+    """Waits for a thread whose job was cancelled."""
+    began = last = time.monotonic()
+    while thread.is_alive() and time.monotonic() - last < STOP_SECONDS and time.monotonic() - began < COMPILE_SECONDS:
+        thread.join(0.05)
+        if _compiled:
+            last = time.monotonic()
 
 
 def _ours() -> set[threading.Thread]:
@@ -39,7 +56,7 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
             app.processEvents()
             app.sendPostedEvents(None, 52)  # DeferredDelete
     for thread in _ours() - before:
-        thread.join(90.0)  # a kernel that is compiled for the first time cannot be stopped
+        _end(thread)
     left = [t.name for t in _ours() - before if t.is_alive()]
     assert not left, f"threads left: {left}"
     if isinstance(app, QApplication):

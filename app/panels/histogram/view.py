@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
-from PySide6.QtCore import Qt, Slot
+from PySide6.QtCore import Qt, QTimer, Slot
 from PySide6.QtGui import QColor, QResizeEvent, QShowEvent
 from PySide6.QtWidgets import (
     QComboBox,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 KEY, GROUP_KEY, OVERLAY_KEY = "histogram", "histogram group", "histogram overlay"
 # Lines of tensors laid over the first: colours that stand for nothing else in this plot.
 OVERLAY_ROLES = ("done", "accent", "caution", "text")
+OVERLAY_MS = 50
 # Below these heights the plot needs the room more than its legend, and than the percentiles.
 LEGEND_FROM, PERCENTILES_FROM = 340, 300
 
@@ -49,6 +50,10 @@ class HistogramPanel(QWidget):
         self._job: JobId | None = None
         self._group_job: JobId | None = None
         self._overlay_job: JobId | None = None
+        self._soon = QTimer(self)  # several tensors laid over come in at once: they are drawn together
+        self._soon.setSingleShot(True)
+        self._soon.setInterval(OVERLAY_MS)
+        self._soon.timeout.connect(self._show)
         self._stale = True  # something changed while the panel was hidden
         self._framed = ""  # the tensor whose home view is set
         self.plot: Plot | None = None
@@ -238,9 +243,10 @@ class HistogramPanel(QWidget):
 
     def _partial(self, job: JobId, value: object) -> None:
         result = cast(HistogramResult, value)
-        wanted = job == self._job and self.state.take(result)
-        if wanted or (job == self._overlay_job and self.state.take_overlay(result)):
+        if job == self._job and self.state.take(result):
             self._show()
+        elif job == self._overlay_job and self.state.take_overlay(result) and not self._soon.isActive():
+            self._soon.start()
 
     def _progressed(self, progress: Progress) -> None:
         if progress.id == self._job and progress.total and progress.elapsed > 1:
@@ -249,6 +255,9 @@ class HistogramPanel(QWidget):
     def _finished(self, job: JobId, outcome: Outcome) -> None:
         if job == self._overlay_job:
             self._overlay_job = None
+            if self._soon.isActive():
+                self._soon.stop()
+                self._show()
         elif job == self._job:
             self._job = None
             if isinstance(outcome, Done):
@@ -270,6 +279,7 @@ class HistogramPanel(QWidget):
 
     # --- showing ------------------------------------------------------------------------------------------------------
 
+    @Slot()
     def _show(self) -> None:
         state = self.state
         self.empty.setText(state.empty)
