@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from core.engine.model import Plan, PlannedTensor, Problem, Report, TensorReport
     from core.recipes.model import Strategy
 
-FLUSH_MS = 100
+FLUSH_MS = 200
 SHOWN_FIRST_SECONDS = 0.1
 
 

@@ -42,7 +42,7 @@ from core.errors import WorkbenchError
 from core.recipes.model import Strategy
 
 # Errors come in at some ten batches a second; the map follows less often.
-REDRAW_MS = 250
+REDRAW_MS = 500
 
 
 class _WorstModel(QAbstractTableModel):
