@@ -75,9 +75,9 @@ def no_modal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def runs_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where stopped runs are written down: a folder of the test's own."""
-    folder = tmp_path / "kept-runs"
+def runs_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where stopped runs are written down: a folder of the test's own, which is not there yet."""
+    folder = tmp_path_factory.mktemp("kept") / "runs"
     monkeypatch.setenv("QUANTBENCH_RUNS", str(folder))
     return folder
 
