@@ -40,8 +40,11 @@ _REFINE = {
     **dict.fromkeys(
         ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "TQ1_0", "TQ2_0", "Q2_0", "MXFP4"), "lanes_best_blocks"
     ),
-    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"), "lanes_best_super"),
+    **dict.fromkeys(("Q2_K", "Q4_K", "Q5_K"), "lanes_best_affine"),
+    **dict.fromkeys(("Q3_K", "Q6_K", "IQ4_XS"), "lanes_best_scales"),
 }
+# Modules whose kernels take None for no importance, and are compiled for that by itself.
+_SEPARATE = ("lanes_kquants", "lanes_iq4", "lanes_best_affine", "lanes_best_scales")
 # Modules whose kernels want the bits of the weights as well.
 _BITS = ("lanes_legacy", "lanes_few")
 _DECODE = frozenset(
@@ -60,6 +63,15 @@ def _limit(type_name: str) -> float:
 @cache
 def _kernel(module: str, name: str) -> Any:
     return getattr(import_module(f"core.formats.fitting.{module}"), name)
+
+
+def _importance(module: str, imp: Tensor | None) -> np.ndarray | None:
+    """Importance as a module's kernels take it."""
+    import numpy as np
+
+    if imp is not None:
+        return imp.numpy()
+    return None if module in _SEPARATE else np.zeros(0, np.float32)
 
 
 def _tables(type_name: str) -> tuple[np.ndarray, ...]:
@@ -165,9 +177,9 @@ def _on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: i
     from core.formats.checks import non_finite, out_of_range
 
     source, target = x.numpy(), out.numpy()
-    weights = np.zeros(0, np.float32) if imp is None else imp.numpy()
-    bits = source.view(np.int32)
     module = _QUANTIZE[type_name]
+    weights = _importance(module, imp)
+    bits = source.view(np.int32)
     # Without a search, a weight that must be refused shows in its block's scale; so these look for it only afterwards.
     searches = _searches(type_name, imp)
     # Two kernels where the search is worth its own: who does not need it does not wait for it to be compiled.
@@ -205,10 +217,8 @@ def _reference(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start
 
 
 def _refine_on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor) -> None:
-    import numpy as np
-
-    weights = np.zeros(0, np.float32) if imp is None else imp.numpy()
-    _kernel(_REFINE[type_name], type_name.lower())(x.numpy(), weights, out.numpy())
+    module = _REFINE[type_name]
+    _kernel(module, type_name.lower())(x.numpy(), _importance(module, imp), out.numpy())
 
 
 def _refine(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor) -> None:

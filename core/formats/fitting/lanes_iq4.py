@@ -1,7 +1,7 @@
 """IQ4_NL and IQ4_XS on one CPU core: W blocks of 32 side by side, their scales searched among sixteen uneven levels.
 
-Kernels: (x float32 [rows, columns], importance float32 [columns] or [0], out uint8 [rows, bytes]) → the first row whose
-scale is beyond a half, or −1. The levels are LEVELS of core/formats/ggml/codebook.py, the bounds the middles between
+Kernels: (x float32 [rows, columns], importance float32 [columns] or None, out uint8 [rows, bytes]) → the first
+row whose scale is beyond a half, or −1. The levels are LEVELS of core/formats/ggml/codebook.py, the bounds the middles between
 them; both are spelled out, as constants are what lets LLVM vectorise.
 """
 
@@ -52,7 +52,7 @@ def _load(x, imp, first, group, lanes_x, lanes_w, mean):
         source = flat[block * BLOCK : (block + 1) * BLOCK]
         for i in range(BLOCK):
             lanes_x[i, j] = source[i]
-        if imp.size:
+        if imp is not None:
             column = block % across * BLOCK
             weight = imp[column : column + BLOCK]
             for i in range(BLOCK):
@@ -67,7 +67,7 @@ def _load(x, imp, first, group, lanes_x, lanes_w, mean):
     for i in range(BLOCK):
         for j in range(W):
             v = lanes_x[i, j]
-            lanes_w[i, j] = lanes_w[i, j] * np.sqrt(mean[j] + v * v) if imp.size else v * v
+            lanes_w[i, j] = lanes_w[i, j] * np.sqrt(mean[j] + v * v) if imp is not None else v * v
 
 
 @helper
@@ -103,6 +103,18 @@ def _scales(x, imp, first, group, out):
         out[j] = F(0) if size[j] < EPS else scale[j]
 
 
+@helper
+def put_scales(out, at, ls):
+    """Eight scales −32 … 31, int8, into the six bytes of a block of IQ4_XS at `at` that hold them."""
+    high = np.int32(0)
+    for k in range(8):
+        high |= ((np.int32(ls[k]) + 32) >> 4) << (2 * k)
+    out[at + 2] = np.uint8(high & 255)
+    out[at + 3] = np.uint8(high >> 8)
+    for k in range(4):
+        out[at + 4 + k] = np.uint8(((np.int32(ls[2 * k]) + 32) & 15) | ((np.int32(ls[2 * k + 1]) + 32) & 15) << 4)
+
+
 @kernel
 def iq4_nl(x, imp, out):
     count = x.size // BLOCK
@@ -126,7 +138,7 @@ def iq4_nl(x, imp, out):
 def iq4_xs(x, imp, out):
     count = x.size // BLOCK
     flat, target = x.reshape(-1), out.reshape(-1)
-    scale, codes, ls = np.empty(W, F), np.empty(BLOCK, np.uint8), np.empty(8, np.int32)
+    scale, codes, ls = np.empty(W, F), np.empty(BLOCK, np.uint8), np.empty(8, np.int8)
     for first in range(0, count, W):
         _scales(x, imp, first, 8, scale)
         for a in range(0, min(W, count - first), 8):
@@ -141,17 +153,12 @@ def iq4_xs(x, imp, out):
             inv = F(1) / d if d != 0 else F(0)
             to = target[block // 8 * 136 : (block // 8 + 1) * 136]
             put_half(to, 0, h)
-            high = 0
             for k in range(8):
                 level = max(F(-32), min(F(31), np.rint(inv * scale[a + k])))
                 step = d * level
                 start = (block + k) * BLOCK
                 _codes(flat[start : start + BLOCK], F(1) / step if step != 0 else F(0), codes)
                 _put_four(to[8 + k * 16 : 24 + k * 16], codes)
-                ls[k] = np.int32(level) + 32
-                high |= (ls[k] >> 4) << (2 * k)
-            to[2] = np.uint8(high & 255)
-            to[3] = np.uint8(high >> 8)
-            for k in range(4):
-                to[4 + k] = np.uint8((ls[2 * k] & 15) | (ls[2 * k + 1] & 15) << 4)
+                ls[k] = np.int8(level)
+            put_scales(to, 0, ls)
     return -1
