@@ -42,9 +42,14 @@ _REFINE = {
     ),
     **dict.fromkeys(("Q2_K", "Q4_K", "Q5_K"), "lanes_best_affine"),
     **dict.fromkeys(("Q3_K", "Q6_K", "IQ4_XS"), "lanes_best_scales"),
+    **dict.fromkeys(("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), "lanes_best_lattice"),
+    **dict.fromkeys(("IQ1_S", "IQ1_M"), "lanes_best_iq1"),
 }
 # Modules whose kernels take None for no importance, and are compiled for that by itself.
-_SEPARATE = ("lanes_kquants", "lanes_iq4", "lanes_best_affine", "lanes_best_scales")
+_SEPARATE = (
+    *("lanes_kquants", "lanes_iq4", "lanes_iq3", "lanes_iq2", "lanes_iq1"),
+    *("lanes_best_affine", "lanes_best_scales", "lanes_best_lattice", "lanes_best_iq1"),
+)
 # Modules whose kernels want the bits of the weights as well.
 _BITS = ("lanes_legacy", "lanes_few")
 _DECODE = frozenset(
@@ -217,8 +222,15 @@ def _reference(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start
 
 
 def _refine_on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor) -> None:
+    import numpy as np
+
     module = _REFINE[type_name]
-    _kernel(module, type_name.lower())(x.numpy(), _importance(module, imp), out.numpy())
+    tables = _tables(type_name)
+    if module == "lanes_best_lattice":
+        from core.formats.ggml.grids import magnitudes
+
+        tables += (np.array(magnitudes(type_name), np.uint8),)
+    _kernel(module, type_name.lower())(x.numpy(), _importance(module, imp), *tables, out.numpy())
 
 
 def _refine(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor) -> None:

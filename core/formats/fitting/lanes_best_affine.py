@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.formats.fitting.compiled import helper, inlined, kernel
+from core.formats.fitting.compiled import helper, kernel
 from core.formats.fitting.lanes_bits import from_half, half_at, put_half, to_half
 from core.formats.fitting.lanes_super import (
     mean_square,
@@ -151,7 +151,7 @@ def _fit(t, sub, nmax):
         t[NEW + 1, g] = from_half(to_half(t[NEW + 1, g]))
 
 
-@inlined
+@helper
 def _refine(x, imp, first, sub, nmax, top, energy, absolute, t, room, few, out):
     """Refines sixteen super-blocks, whose d, dmin, scales and mins are in the table; out uint8 [16, 288] gets codes,
     scales and mins, d and dmin stay in the table. Scratch as in lanes_kquants.py."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.formats.fitting.compiled import helper, inlined, kernel
+from core.formats.fitting.compiled import helper, kernel
 from core.formats.fitting.lanes_bits import from_half, half_at, put_half, to_half
 from core.formats.fitting.lanes_iq4 import put_scales
 from core.formats.fitting.lanes_legacy import _put_four
@@ -139,7 +139,7 @@ def _fit(t, sub, bottom):
         t[NEW, g] = from_half(to_half(t[NEW, g]))
 
 
-@inlined
+@helper
 def _refine(x, imp, first, sub, bottom, most, energy, reach, rounds, t, room, few, out):
     """Refines sixteen super-blocks, whose d and scales are in the table; out uint8 [16, 272] gets codes (from 0 on) and
     scales, d stays in the table. Scratch as in lanes_kquants.py.

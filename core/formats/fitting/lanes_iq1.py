@@ -2,7 +2,7 @@
 together; runs that are no points of the lattice are then moved to points one by one. The same work, explained, is in
 reference_iq1.py.
 
-Kernels: (x float32 [rows, columns], importance float32 [columns] or [0], codes, point, first, index and lanes of
+Kernels: (x float32 [rows, columns], importance float32 [columns] or None, codes, point, first, index and lanes of
 core/formats/ggml/neighbours.py, out uint8 [rows, bytes]) → the first row whose scale is beyond a half, or −1.
 """
 
@@ -68,13 +68,13 @@ def _load(x, imp, first, group, smallest, lanes_x, lanes_w, alive, mean):
         for i in range(group):
             v = flat[start + i]
             lanes_x[i, j] = v
-            lanes_w[i, j] = imp[column + i] if imp.size else F(0)
+            lanes_w[i, j] = imp[column + i] if imp is not None else F(0)
             size = max(size, abs(v))
         alive[j] = F(0) if size < smallest else F(1)
     for i in range(group):
         for j in range(W):
             v = lanes_x[i, j]
-            lanes_w[i, j] = lanes_w[i, j] * np.sqrt(mean[j] + v * v) if imp.size else v * v
+            lanes_w[i, j] = lanes_w[i, j] * np.sqrt(mean[j] + v * v) if imp is not None else v * v
 
 
 @helper

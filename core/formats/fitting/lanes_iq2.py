@@ -1,8 +1,8 @@
 """IQ2_XXS, IQ2_XS and IQ2_S on one CPU core: the search is in lanes_lattice.py, here are each type's groups, its
 weights and its bytes.
 
-Kernels: (x float32 [rows, columns], importance float32 [columns] or [0], the arrays of core/formats/ggml/neighbours.py,
-out uint8 [rows, bytes]) → the first row whose scale is beyond a half, or −1.
+Kernels: (x float32 [rows, columns], importance float32 [columns] or None, the arrays of
+core/formats/ggml/neighbours.py, out uint8 [rows, bytes]) → the first row whose scale is beyond a half, or −1.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from core.formats.fitting.compiled import kernel
-from core.formats.fitting.lanes_bits import broken, put_half, to_half
+from core.formats.fitting.lanes_bits import broken, to_half
 from core.formats.fitting.lanes_lattice import (
     BLOCK,
     finish,
@@ -21,6 +21,7 @@ from core.formats.fitting.lanes_lattice import (
     split,
     start,
 )
+from core.formats.fitting.lanes_lattice_bytes import put_iq2_s, put_iq2_xs, put_iq2_xxs
 from core.formats.fitting.lanes_nearest import W
 from core.formats.fitting.lanes_search import positive
 
@@ -59,15 +60,7 @@ def iq2_xxs(x, imp, codes, point, first, index, lanes, out):
             h = to_half(d)
             if broken(h):
                 return block * BLOCK // x.shape[1]
-            to = target[block * 66 : (block + 1) * 66]
-            put_half(to, 0, h)
-            for g in range(per):
-                packed = np.uint32(levels[g]) << np.uint32(28)
-                for k in range(4):
-                    to[2 + 8 * g + k] = np.uint8(kept[k, a + g])
-                    packed |= np.uint32(signs[k, a + g] & np.uint8(127)) << np.uint32(7 * k)
-                for k in range(4):
-                    to[6 + 8 * g + k] = np.uint8(packed >> np.uint32(8 * k) & np.uint32(255))
+            put_iq2_xxs(target[block * 66 : (block + 1) * 66], h, levels, a, kept, signs)
     return -1
 
 
@@ -94,15 +87,7 @@ def iq2_xs(x, imp, codes, point, first, index, lanes, out):
             h = to_half(quantized_scales(s[0], a, per, levels))
             if broken(h):
                 return block * BLOCK // x.shape[1]
-            to = target[block * 74 : (block + 1) * 74]
-            put_half(to, 0, h)
-            for g in range(per):
-                for k in range(2):
-                    word = np.int32(kept[k, a + g]) | np.int32(signs[k, a + g] & np.uint8(127)) << 9
-                    to[2 + 4 * g + 2 * k] = np.uint8(word & 255)
-                    to[3 + 4 * g + 2 * k] = np.uint8(word >> 8)
-            for g in range(8):
-                to[66 + g] = np.uint8(levels[2 * g] | levels[2 * g + 1] << 4)
+            put_iq2_xs(target[block * 74 : (block + 1) * 74], h, levels, a, kept, signs)
     return -1
 
 
@@ -129,16 +114,5 @@ def iq2_s(x, imp, codes, point, first, index, lanes, out):
             h = to_half(quantized_scales(s[0], a, per, levels) * F(0.9875))
             if broken(h):
                 return block * BLOCK // x.shape[1]
-            to = target[block * 82 : (block + 1) * 82]
-            put_half(to, 0, h)
-            for g in range(8):
-                high = np.int32(0)
-                for k in range(4):
-                    lane, at = a + 2 * g + k // 2, 4 * g + k
-                    number = np.int32(kept[k % 2, lane])
-                    to[2 + at] = np.uint8(number & 255)
-                    to[34 + at] = signs[k % 2, lane]
-                    high |= number >> 8 << 2 * k
-                to[66 + g] = np.uint8(high)
-                to[74 + g] = np.uint8(levels[2 * g] | levels[2 * g + 1] << 4)
+            put_iq2_s(target[block * 82 : (block + 1) * 82], h, levels, a, kept, signs)
     return -1

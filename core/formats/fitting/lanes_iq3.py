@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from core.formats.fitting.compiled import kernel
-from core.formats.fitting.lanes_bits import broken, put_half, to_half
+from core.formats.fitting.lanes_bits import broken, to_half
 from core.formats.fitting.lanes_lattice import (
     BLOCK,
     finish,
@@ -19,6 +19,7 @@ from core.formats.fitting.lanes_lattice import (
     split,
     start,
 )
+from core.formats.fitting.lanes_lattice_bytes import put_iq3_s, put_iq3_xxs
 from core.formats.fitting.lanes_nearest import W
 
 F = np.float32
@@ -48,16 +49,7 @@ def iq3_xxs(x, imp, codes, point, first, index, lanes, out):
             h = to_half(quantized_scales(s[0], a, PER, levels) * F(1.0125))
             if broken(h):
                 return block * BLOCK // x.shape[1]
-            to = target[block * 98 : (block + 1) * 98]
-            put_half(to, 0, h)
-            for g in range(PER):
-                packed = np.uint32(levels[g]) << np.uint32(28)
-                for k in range(8):
-                    to[2 + 8 * g + k] = np.uint8(kept[k, a + g])
-                for k in range(4):
-                    packed |= np.uint32(signs[k, a + g] & np.uint8(127)) << np.uint32(7 * k)
-                for k in range(4):
-                    to[66 + 4 * g + k] = np.uint8(packed >> np.uint32(8 * k) & np.uint32(255))
+            put_iq3_xxs(target[block * 98 : (block + 1) * 98], h, levels, a, kept, signs)
     return -1
 
 
@@ -83,17 +75,5 @@ def iq3_s(x, imp, codes, point, first, index, lanes, out):
             h = to_half(quantized_scales(s[0], a, PER, levels) * F(1.033))
             if broken(h):
                 return block * BLOCK // x.shape[1]
-            to = target[block * 110 : (block + 1) * 110]
-            put_half(to, 0, h)
-            for g in range(PER):
-                ninth = np.int32(0)
-                for k in range(8):
-                    number = np.int32(kept[k, a + g])
-                    to[2 + 8 * g + k] = np.uint8(number & 255)
-                    ninth |= number >> 8 << k
-                to[66 + g] = np.uint8(ninth)
-                for k in range(4):
-                    to[74 + 4 * g + k] = signs[k, a + g]
-            for g in range(4):
-                to[106 + g] = np.uint8(levels[2 * g] | levels[2 * g + 1] << 4)
+            put_iq3_s(target[block * 110 : (block + 1) * 110], h, levels, a, kept, signs)
     return -1

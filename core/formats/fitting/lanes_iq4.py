@@ -1,8 +1,10 @@
 """IQ4_NL and IQ4_XS on one CPU core: W blocks of 32 side by side, their scales searched among sixteen uneven levels.
 
-Kernels: (x float32 [rows, columns], importance float32 [columns] or None, out uint8 [rows, bytes]) → the first
-row whose scale is beyond a half, or −1. The levels are LEVELS of core/formats/ggml/codebook.py, the bounds the middles between
-them; both are spelled out, as constants are what lets LLVM vectorise.
+Kernels: (x float32 [rows, columns], importance float32 [columns] or None, out uint8 [rows, bytes]) → the first row
+whose scale is beyond a half, or −1.
+
+The levels are LEVELS of core/formats/ggml/codebook.py, the bounds the middles between them; both are spelled out, as
+constants are what lets LLVM vectorise.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.formats.fitting.compiled import helper, inlined, kernel
+from core.formats.fitting.compiled import helper, kernel
 from core.formats.fitting.lanes_bits import broken, put_half
 from core.formats.fitting.lanes_super import (
     halves,
@@ -58,7 +58,7 @@ def _highest(t, values, count, top, codes):
     return high / top
 
 
-@inlined
+@helper
 def _affine_blocks(x, imp, first, sub, nmax, top, rmin, rdelta, steps, absolute, energy, t, room, few, d, out):
     """Fits sixteen super-blocks. t: a table of ROWS rows, room: float32 [4096], few: uint8 [4608], all scratch.
 
@@ -180,7 +180,7 @@ def q2_k(x, imp, out):
     return -1
 
 
-@inlined
+@helper
 def _signed_blocks(x, imp, first, nmax, energy, t, room, few, d, out):
     """Fits sixteen super-blocks of Q3_K, or of Q6_K, whose energy is None. Scratch as in _affine_blocks.
 

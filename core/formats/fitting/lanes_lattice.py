@@ -54,7 +54,7 @@ def load(x, imp, first, n, energy, share, lanes_x, lanes_w):
             for i in range(n):
                 v = source[i]
                 lanes_x[i, j] = v
-                if imp.size:
+                if imp is not None:
                     lanes_w[i, j] = imp[column + i] * np.sqrt(mean + v * v)
                 else:
                     lanes_w[i, j] = share * mean + v * v

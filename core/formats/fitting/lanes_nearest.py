@@ -109,10 +109,13 @@ def _nearest(run: int) -> Callable[..., Any]:
     return typed
 
 
-def _nearest_above(
-    context: Any, index: Any, lanes: Any, x: Any, root: Any, cell: Any, step: Any, low: Any, start: Any, stop: Any
-) -> Any:
-    return types.int16(index, lanes, x, root, _WHOLE, _REAL, _REAL, _WHOLE, _WHOLE), _among(8)
+def _nearest_above(run: int) -> Callable[..., Any]:
+    def typed(
+        context: Any, index: Any, lanes: Any, x: Any, root: Any, cell: Any, step: Any, low: Any, start: Any, stop: Any
+    ) -> Any:
+        return types.int16(index, lanes, x, root, _WHOLE, _REAL, _REAL, _WHOLE, _WHOLE), _among(run)
+
+    return typed
 
 
 # rounded(v): v as float32 rounded to the nearest whole number, halves to even; beyond ± 2^22 it is what ggml's
@@ -123,5 +126,7 @@ rounded: Any = intrinsic(_rounded)
 # x, root float32 [N, W]: the run's values are those from element `cell` on, W apart.
 nearest8: Any = intrinsic(_nearest(8))
 nearest4: Any = intrinsic(_nearest(4))
-# nearest_above(index, lanes, x, weight, cell, step, low, start, stop): likewise for Σ weight·(step·(low + code) − x)².
-nearest_above: Any = intrinsic(_nearest_above)
+# nearest_above and nearest_above4(index, lanes, x, weight, cell, step, low, start, stop): likewise for
+# Σ weight·(step·(low + code) − x)².
+nearest_above: Any = intrinsic(_nearest_above(8))
+nearest_above4: Any = intrinsic(_nearest_above(4))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.formats.fitting.compiled import helper, inlined
+from core.formats.fitting.compiled import helper
 from core.formats.fitting.lanes_vector import (
     any_of,
     at_least,
@@ -62,7 +62,7 @@ def _extent(x, w, n):
     return sw, sx, where(low > F(0), F(0), low), top
 
 
-@inlined
+@helper
 def _encoded(x, w, n, inverse, origin, nmax, codes):
     """Codes of one inverse step; Σ w·q, Σ w·q², Σ w·q·x."""
     zero = splat(F(0))
@@ -91,7 +91,7 @@ def _solved(sw, sx, sl, sl2, sxl):
     return a, where(above, F(0), b), usable
 
 
-@inlined
+@helper
 def _error(x, w, n, codes, scale, low, absolute):
     """Σ w·|e| or Σ w·e² of scale·code + low."""
     error = splat(F(0))
@@ -134,7 +134,7 @@ def affine(x, w, n, nmax, rmin, rdelta, steps, absolute, codes):
     return scale, low, inverse, origin
 
 
-@inlined
+@helper
 def _products(x, w, wx, n, inv, inv2, bottom, top):
     """Σ w·x·q and Σ w·q² for the codes q of one inverse step, and of another: two at a time read the tables once.
 

@@ -39,7 +39,7 @@ def nearest_int(x: Tensor) -> Tensor:
     return ((bits & 0x7FFFFF) - 0x400000).long()
 
 
-def _weights(x: Tensor, imp: Tensor | None) -> Tensor:
+def weights(x: Tensor, imp: Tensor | None) -> Tensor:
     """[n, 256]"""
     if imp is None:
         return x * x
@@ -184,7 +184,7 @@ def _on_lattice(x: Tensor, w: Tensor, order: Tensor, best: _Best, signs: Tensor)
 def _fit(x: Tensor, imp: Tensor | None, group: int, smallest: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weights [n, 256], codes 0 … 2 [n, 256], scales [n, groups], signs [n, 32], of groups of 32 or 16."""
     n = len(x)
-    w = _weights(x, imp)
+    w = weights(x, imp)
     xs, ws = x.reshape(-1, group).t(), w.reshape(-1, group).t()
     order = _sorted(xs)
     if group == 32:

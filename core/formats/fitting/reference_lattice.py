@@ -29,7 +29,7 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
-class _Lattice:
+class Lattice:
     """One type.
 
     group    weights that share a scale
@@ -63,11 +63,7 @@ class _Lattice:
 
     def __call__(self, blocks: Tensor, imp: Tensor | None, rows: int) -> Fields:
         """blocks float32 [b, 256]; imp the same shape, or None."""
-        mean = self.energy * total(blocks.t() * blocks.t()) / BLOCK
-        if imp is None:
-            weights = self.share * mean[:, None] + blocks * blocks
-        else:
-            weights = imp * root(mean[:, None] + blocks * blocks)
+        weights = self.weights(blocks, imp)
         x, w = blocks.reshape(-1, self.group).t(), weights.reshape(-1, self.group).t()
         sizes, negative = self._split(x, w)
         peak = sizes.amax(0)
@@ -95,6 +91,13 @@ class _Lattice:
             "codes": codes.t().reshape(len(blocks), BLOCK).to(torch.int8),
         }
 
+    def weights(self, blocks: Tensor, imp: Tensor | None) -> Tensor:
+        """What squared errors weigh, [b, 256]."""
+        mean = self.energy * total(blocks.t() * blocks.t()) / BLOCK
+        if imp is None:
+            return self.share * mean[:, None] + blocks * blocks
+        return imp * root(mean[:, None] + blocks * blocks)
+
     def _split(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """Magnitudes [N, n] and bool [N, n], which weights were negative. Where the number of these is made even, the
         weight whose error costs least changes its sign, and its magnitude becomes negative."""
@@ -113,7 +116,7 @@ class _Lattice:
     def _search(self, x: Tensor, w: Tensor, scale: Tensor, middle: Tensor) -> tuple[Tensor, Tensor]:
         """Points int64 [R, n] and scales [n] for magnitudes x; `scale` is what remains where no trial helps."""
         runs, n = x.shape[0] // self.run, x.shape[1]
-        points = torch.full((runs, n), int(_table(self.name, x.device, "point")[0]), device=x.device)
+        points = torch.full((runs, n), int(table(self.name, x.device, "point")[0]), device=x.device)
         off = torch.full((runs, n), self.again == "all", device=x.device)
         best = torch.zeros_like(scale)
         for trial in range(-self.tries, self.tries + 1):
@@ -140,39 +143,46 @@ class _Lattice:
         code = _whole(0.5 * (inverse * x - 1)).clamp(0, self.levels - 1)
         powers = self.levels ** torch.arange(self.run, device=x.device)
         number = (code.reshape(-1, self.run, n).long() * powers[:, None]).sum(1)
-        point = _table(self.name, x.device, "point")[number].long()
+        point = table(self.name, x.device, "point")[number].long()
         off = point < 0
         line, column = off.nonzero(as_tuple=True)
         if len(line):
             lines = (line, slice(None), column)
             values, weights = x.reshape(-1, self.run, n)[lines].t(), root(w).reshape(-1, self.run, n)[lines].t()
-            point[off] = self._neighbour(number[off], values, weights, step[column])
+            levels = 2 * table(self.name, x.device, "codes").float() + 1
+            point[off] = nearest_listed(self.name, number[off], values, weights, step[column], levels)
         return point, off
-
-    def _neighbour(self, number: Tensor, x: Tensor, weight: Tensor, step: Tensor) -> Tensor:
-        """int64 [m]: of each run's neighbours the one with the least Σ weight·(step·(2·code + 1) − x)², the first of
-        equals. number, step: [m]; x, weight: [run, m]."""
-        first, index = (_table(self.name, x.device, key).long() for key in ("first", "index"))
-        begin = first[number]
-        count = first[number + 1] - begin
-        owner = torch.arange(len(number), device=x.device).repeat_interleave(count)
-        place = torch.arange(len(owner), device=x.device) - (count.cumsum(0) - count)[owner]
-        near = index[begin[owner] + place]
-        size = 2 * _table(self.name, x.device, "codes")[near].t().float() + 1
-        e = step[owner] * size - x[:, owner]
-        distance = total(weight[:, owner] * e * e)
-        least = torch.full_like(step, LARGEST).scatter_reduce_(0, owner, distance, "amin")
-        place = torch.where(distance == least[owner], place, len(owner))
-        return index[begin + torch.full_like(begin, len(owner)).scatter_reduce_(0, owner, place, "amin")]
 
     def _magnitudes(self, points: Tensor) -> Tensor:
         """float32 [N, n] of points [R, n]."""
-        codes = _table(self.name, points.device, "codes")[points].float()  # [R, n, run]
+        codes = table(self.name, points.device, "codes")[points].float()  # [R, n, run]
         return (2 * codes + 1).transpose(1, 2).reshape(-1, points.shape[1])
 
     def _sums(self, x: Tensor, w: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
         q = self._magnitudes(points)
         return total(w * x * q), total(w * q * q)
+
+
+def nearest_listed(
+    name: str, number: Tensor, x: Tensor, weight: Tensor, step: Tensor, levels: Tensor, low: Tensor | float = 0.0
+) -> Tensor:
+    """int64 [m]: of each run's neighbours that with the least Σ weight·(step·(low + level) − x)², the first of equals.
+
+    number, step  [m], number that of the run (core/formats/ggml/neighbours.py); low [m] or 0
+    x, weight     [run, m]
+    levels        float32 [points, run]: of every point's codes
+    """
+    first, index = (table(name, x.device, key).long() for key in ("first", "index"))
+    begin = first[number]
+    count = first[number + 1] - begin
+    owner = torch.arange(len(number), device=x.device).repeat_interleave(count)
+    place = torch.arange(len(owner), device=x.device) - (count.cumsum(0) - count)[owner]
+    lowest = low[owner] if isinstance(low, Tensor) else low
+    e = step[owner] * (lowest + levels[index[begin[owner] + place]].t()) - x[:, owner]
+    distance = total(weight[:, owner] * e * e)
+    least = torch.full_like(step, LARGEST).scatter_reduce_(0, owner, distance, "amin")
+    place = torch.where(distance == least[owner], place, len(owner))
+    return index[begin + torch.full_like(begin, len(owner)).scatter_reduce_(0, owner, place, "amin")]
 
 
 def _whole(v: Tensor) -> Tensor:
@@ -182,7 +192,7 @@ def _whole(v: Tensor) -> Tensor:
 
 
 @cache
-def _table(name: str, device: torch.device, key: str) -> Tensor:
+def table(name: str, device: torch.device, key: str) -> Tensor:
     """One array of the type's Neighbours on a device."""
     return torch.from_numpy(getattr(neighbours(name), key).copy()).to(device)
 
@@ -190,10 +200,10 @@ def _table(name: str, device: torch.device, key: str) -> Tensor:
 FITS: dict[str, Callable[[Tensor, Tensor | None, int], Fields]] = {
     lattice.name: lattice
     for lattice in (
-        _Lattice("IQ2_XXS", 32, 8, 3, 6, 0.1, 1.0, 0.0, 1e-15, True, "always", 1.0),
-        _Lattice("IQ2_XS", 16, 8, 3, 9, 0.1, 1.0, 0.0, 1e-15, True, "off", 1.0),
-        _Lattice("IQ2_S", 16, 8, 3, 9, 0.1, 2.0, 0.25, 1e-8, False, "off", 0.9875),
-        _Lattice("IQ3_XXS", 32, 4, 8, 15, 0.2, 2.0, 0.0, 1e-8, True, "off", 1.0125),
-        _Lattice("IQ3_S", 32, 4, 8, 9, 0.2, 2.0, 0.0, 0.0, False, "all", 1.033),
+        Lattice("IQ2_XXS", 32, 8, 3, 6, 0.1, 1.0, 0.0, 1e-15, True, "always", 1.0),
+        Lattice("IQ2_XS", 16, 8, 3, 9, 0.1, 1.0, 0.0, 1e-15, True, "off", 1.0),
+        Lattice("IQ2_S", 16, 8, 3, 9, 0.1, 2.0, 0.25, 1e-8, False, "off", 0.9875),
+        Lattice("IQ3_XXS", 32, 4, 8, 15, 0.2, 2.0, 0.0, 1e-8, True, "off", 1.0125),
+        Lattice("IQ3_S", 32, 4, 8, 9, 0.2, 2.0, 0.0, 0.0, False, "all", 1.033),
     )
 }

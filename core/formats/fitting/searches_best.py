@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from core.formats.fitting import searches_best_lattice
 from core.formats.fitting.reference import _mean_square, _row_weights
 from core.formats.fitting.searches import nearest_code, quotient, root, single, total
 from core.formats.fitting.tries import FACTORS, LINES, REFITS
@@ -331,4 +332,5 @@ REFINEMENTS: dict[str, Callable[[Tensor, Tensor | None, Fields, int], Fields]] =
     "Q4_1": ShiftedBlocks(15, "Q4_1"),
     "Q5_1": ShiftedBlocks(31, "Q5_1"),
     "MXFP4": mxfp4,
+    **searches_best_lattice.REFINEMENTS,
 }

@@ -22,3 +22,8 @@ LINES: dict[str, tuple[tuple[float, float], ...]] = {
 }
 # How often the best one is fitted again to its codes, by least squares; Q8_0 once.
 REFITS = 2
+# Lattices: how far from the present one every group's scale is sought, one round after the other.
+REACHES = (2, 1, 1)
+# IQ1, whose lists of neighbours are long: rounds; in each the present scale with both sides, then scales so far from it
+# with the better one.
+SIDE_ROUNDS, SIDE_MOVES = 2, (-1, 1)
