@@ -36,7 +36,8 @@ def _folder() -> Path | None:
     here = Path(__file__).parent
     digest = hashlib.sha256(numba.__version__.encode())
     # Kernels, and where their constants come from.
-    constants = [here / "compiled.py", here / "tries.py", here.parent / "ggml/codebook.py", here.parent / "ggml/fp4.py"]
+    constants = [here / "compiled.py", here / "tries.py", here.parent / "checks.py"]
+    constants += [here.parent / "ggml" / name for name in ("codebook.py", "fp4.py", "neighbours.py")]
     for source in [*sorted(here.glob("lanes_*.py")), *constants]:
         digest.update(source.read_bytes())
     base = os.environ.get("QUANTBENCH_KERNELS") or platformdirs.user_cache_dir("quantbench", appauthor=False)

@@ -15,13 +15,14 @@ from core.formats.fitting.lanes_best_lattice import ERR, INVERSE, LS, ROWS, STAR
 from core.formats.fitting.lanes_bits import from_half, half_at, put_half, to_half
 from core.formats.fitting.lanes_iq1 import DOWN, RUN, UP, _load
 from core.formats.fitting.lanes_nearest import W, nearest_above
-from core.formats.fitting.tries import SIDE_MOVES, SIDE_ROUNDS
+from core.formats.fitting.tries import SIDE_MOVES
 
 F = np.float32
 U8 = np.uint8
 # One more row of the table: the level of code 0.
 LOW = ROWS
-MOVES = (0, *SIDE_MOVES)
+# Scales tried in every round, of (0, −1, 1).
+TRIES = np.array([3 if moves else 1 for moves in SIDE_MOVES])
 
 
 @helper
@@ -80,13 +81,14 @@ def _refine(x, w, runs, together, per, q, s, kept, down, found, found_there, sid
         errors(x[k * RUN :], w[k * RUN :], q[k * RUN :], RUN, step, err)
         for j in range(W):
             best[j] += err[j]
-    for turn in range(SIDE_ROUNDS + 1):
+    for turn in range(TRIES.size + 1):
         fit(x, w, q, n, per, F(1), RUN, s)
-        if turn == SIDE_ROUNDS:
+        if turn == TRIES.size:
             break
         for j in range(W):
             start[j] = ls[j]
-        for move in MOVES:
+        for trial in range(TRIES[turn]):
+            move = (0, -1, 1)[trial]
             for j in range(W):
                 tried[j] = max(F(0), min(F(7), start[j] + F(move)))
                 step[j] = d[j] * (F(2) * tried[j] + F(1))

@@ -22,7 +22,7 @@ from core.formats.fitting import reference_iq1, reference_lattice
 from core.formats.fitting.reference_iq1 import RUN
 from core.formats.fitting.reference_lattice import nearest_listed, table
 from core.formats.fitting.searches import quotient, single, total
-from core.formats.fitting.tries import REACHES, SIDE_MOVES, SIDE_ROUNDS
+from core.formats.fitting.tries import REACHES, SIDE_MOVES
 from core.formats.ggml.grids import magnitudes
 from core.formats.ggml.layout import Fields
 
@@ -167,17 +167,17 @@ class TernaryLattice:
             return _error(torch.zeros_like(e), w.reshape(runs, RUN, -1).transpose(0, 1), e)
 
         best = total(by_runs(d * (2 * scale + 1) * level(code, down)))
-        for turn in range(SIDE_ROUNDS + 1):
+        for turn in range(len(SIDE_MOVES) + 1):
             q, odd = level(code, down), 2 * scale + 1
             wq = w * q
             new = _fitted(total(wq * lanes), total(wq * q), odd, d, 1.0, per)
             err = total(by_runs(new * odd * q))
             better = _per_block(err, per) < _per_block(best, per)
             best, d = torch.where(better, err, best), torch.where(better, new, d)
-            if turn == SIDE_ROUNDS:
+            if turn == len(SIDE_MOVES):
                 break
             start = scale
-            for move in (0, *SIDE_MOVES):
+            for move in (0, -1, 1) if SIDE_MOVES[turn] else (0,):
                 tried = (start + move).clamp(0, 7)
                 unit = d * (2 * tried + 1)
                 side = down

@@ -24,6 +24,6 @@ LINES: dict[str, tuple[tuple[float, float], ...]] = {
 REFITS = 2
 # Lattices: how far from the present one every group's scale is sought, one round after the other.
 REACHES = (2, 1, 1)
-# IQ1, whose lists of neighbours are long: rounds; in each the present scale with both sides, then scales so far from it
-# with the better one.
-SIDE_ROUNDS, SIDE_MOVES = 2, (-1, 1)
+# IQ1, whose lists of neighbours are long: in each round the present scale with both sides, and where a round moves,
+# the scales beside it with the better one.
+SIDE_MOVES = (True, False)

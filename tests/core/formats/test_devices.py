@@ -1,0 +1,61 @@
+"""Every format on a device other than the CPU (elsewhere.py): nothing is made on the wrong one or goes by way of the
+CPU, and the bytes are the CPU's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from core.errors import NonFinite
+from core.formats import FORMATS, Format
+from tests.core.formats.elsewhere import Pretend, back, there
+
+CASES = [
+    (f, effort, weighted)
+    for f in FORMATS
+    if f.encodable
+    for effort in f.efforts
+    for weighted in (False, True)
+    if weighted or not f.needs_importance
+]
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+
+
+def weights(f: Format) -> torch.Tensor:
+    g = torch.Generator().manual_seed(1)
+    w = torch.randn(max(2, f.row_multiple((4, 256))), 256, generator=g).to(torch.bfloat16)
+    w[1, :64] = 0
+    return w
+
+
+@pytest.mark.parametrize(
+    ("f", "effort", "weighted"), CASES, ids=[f"{f.name}-{e}{'-importance' * i}" for f, e, i in CASES]
+)
+def test_same_bytes_there(f: Format, effort: str, weighted: bool) -> None:
+    w = weights(f)
+    shape = (w.shape[0], w.shape[1])
+    importance = torch.rand(256, generator=torch.Generator().manual_seed(2)) + 0.01 if weighted else None
+    expected = f.quantize(w, importance, effort)
+    with Pretend():
+        # Importance comes from the CPU, as calibration leaves it.
+        made = f.quantize(there(w), importance, effort)
+        for key, part in made.parts.items():
+            assert same(back(part), expected.parts[key]), key
+        assert torch.equal(back(f.dequantize(made.parts, shape)), expected.dequantize())
+        codes, grid = f.unpack(made.parts, shape)
+        again = f.encode(there(w), grid)
+        assert torch.equal(back(f.decode(codes, grid)), expected.dequantize())
+    assert same(back(again), f.encode(w, expected.grid))
+
+
+@pytest.mark.parametrize("f", [f for f in FORMATS if f.encodable], ids=lambda f: f.name)
+def test_rows_are_named_there_too(f: Format) -> None:
+    w = weights(f)
+    w[1, 77] = float("nan")
+    importance = torch.ones(256) if f.needs_importance else None
+    with Pretend(), pytest.raises(NonFinite, match="row 1 holds NaN or Inf") as caught:
+        f.quantize(there(w), importance)
+    assert caught.value.row == 1
