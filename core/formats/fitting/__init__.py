@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # Rows are widened and quantized in pieces of about this many weights, so that copies stay in cache.
 PIECE = 1 << 17
+# On a GPU, where every step of a search is a start of a kernel.
+GPU_PIECE = 1 << 22
 
 _QUANTIZE = {
     **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), "lanes_legacy"),
@@ -130,7 +132,7 @@ def quantize_blocks(type_name: str, w: Tensor, importance: Tensor | None = None,
     if imp is not None:
         imp = imp.to(w.device)
     lanes = on_lanes(w) and type_name in _QUANTIZE
-    step = max(1, PIECE // max(1, columns))
+    step = max(1, (PIECE if w.device.type == "cpu" else GPU_PIECE) // max(1, columns))
     room = torch.empty(min(step, rows), columns) if lanes else None
     for start in range(0, rows, step):
         stop = min(rows, start + step)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from core.formats.fitting import reference_iq1, reference_lattice
+from core.formats.fitting.fused import fused
 from core.formats.fitting.searches import (
     EPS,
     affine,
@@ -45,7 +46,7 @@ def quantize(name: str, w: Tensor, importance: Tensor | None) -> tuple[Tensor, T
     weights = None
     if importance is not None:
         weights = importance.expand(rows, columns).reshape(-1, kind.block)
-    fields = FITS[name](blocks, weights, rows)
+    fields = fused(name, FITS[name], w.device)(blocks, weights, rows)
     sound = torch.ones(len(blocks), dtype=torch.bool, device=w.device)
     for field in fields.values():
         if field.dtype == torch.float16:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from core.formats.fitting import searches_best_lattice
+from core.formats.fitting.fused import fused
 from core.formats.fitting.reference import _mean_square, _row_weights
 from core.formats.fitting.searches import nearest_code, quotient, root, single, total
 from core.formats.fitting.tries import FACTORS, LINES, REFITS
@@ -33,7 +34,7 @@ def refine(name: str, x: Tensor, imp: Tensor | None, fields: Fields, rows: int) 
 
     imp  float32 [n, block]: every weight's importance; or None
     """
-    return REFINEMENTS[name](x, imp, fields, rows)
+    return fused(name, REFINEMENTS[name], x.device)(x, imp, fields, rows)
 
 
 def _weighted(x: Tensor, w: Tensor, values: Tensor) -> Tensor:

@@ -208,3 +208,18 @@ def test_effort_is_the_same_for_grid_and_codes() -> None:
     grid = f.fit(w, None, "best")
     assert all(torch.equal(q.grid[k], v) for k, v in grid.parts.items())
     assert torch.equal(f.encode(w, grid), q.codes)
+
+
+def test_signs_alone_leave_nothing_to_search() -> None:
+    """No other 16-bit scale brings a block of Q1_0 closer to its weights, and no other sign a weight."""
+    w = weights("student", 12, 256)
+    stored = get_format("q1_0").quantize(torch.from_numpy(w)).parts["blocks"].numpy()
+    x = w.reshape(-1, 128).astype(np.float64)
+    d = np.ascontiguousarray(stored.reshape(-1, 18)[:, :2]).view(np.float16)
+
+    def error(d: np.ndarray) -> np.ndarray:
+        return ((np.abs(x) - d.astype(np.float64)) ** 2).sum(1)
+
+    assert np.array_equal(llama.dequantize("Q1_0", stored, 256) >= 0, w >= 0)
+    for other in (np.nextafter(d, np.float16(0)), np.nextafter(d, np.float16(1))):
+        assert (error(d) <= error(other) * (1 + 1e-6)).all()

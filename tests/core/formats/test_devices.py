@@ -3,11 +3,14 @@ CPU, and the bytes are the CPU's."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
+from benchmarks import formats as bench
 from core.errors import NonFinite
-from core.formats import FORMATS, Format
+from core.formats import FORMATS, Format, get_format
 from tests.core.formats.elsewhere import Pretend, back, there
 
 CASES = [
@@ -59,3 +62,27 @@ def test_rows_are_named_there_too(f: Format) -> None:
     with Pretend(), pytest.raises(NonFinite, match="row 1 holds NaN or Inf") as caught:
         f.quantize(there(w), importance)
     assert caught.value.row == 1
+
+
+@pytest.mark.parametrize("name", ["q4_0", "int8", "nf4"])
+def test_the_benchs_rows_of_a_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Speed, ratio and the share of the floor that copying sets, for a GPU that takes 1 ms for everything."""
+    calls = []
+
+    def milliseconds(call: Callable[[], object], seconds: float) -> float:
+        calls.append(call())
+        return 1e-3
+
+    monkeypatch.setattr(bench, "gpu_seconds", milliseconds)
+    monkeypatch.setattr(bench, "rival", lambda f, columns: None)
+    f = get_format(name)
+    w = weights(f)
+    with Pretend():
+        line = bench.gpu_line(next(iter(bench.cases([f], torch.ones(256)))), there(w), 1e9, 0.1)
+    stored = f.nbytes((w.shape[0], w.shape[1]))
+    floor, decoded = 2 * w.numel() + stored, 4 * w.numel() + stored
+    assert line.split() == [
+        *(name, "–", f"{w.numel() / 1e3:.0f}", "–", "–", f"{floor / 1e4:.1f}", "%"),
+        *(f"{w.numel() / 1e3:.0f}", f"{decoded / 1e4:.1f}", "%"),
+    ]
+    assert len(calls) == 2
