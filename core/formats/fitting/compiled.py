@@ -88,7 +88,8 @@ def helper(function: Any) -> Any:
     which takes a tenth of the time."""
     import numba
 
-    return numba.njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    compiled: Any = numba.njit  # its signature leaves these two out
+    return compiled(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
 
 def inlined(function: Any) -> Any:

@@ -43,8 +43,8 @@ RATIOS = {
     "IQ2_S": (0.957, 0.944),
     "IQ3_XXS": (1.020, 0.916),
     "IQ3_S": (0.997, 0.859),
-    "IQ1_S": (0.932, 0.958),
-    "IQ1_M": (0.897, 0.906),
+    "IQ1_S": (0.933, 0.960),
+    "IQ1_M": (0.898, 0.908),
 }
 TYPES = pytest.mark.parametrize("name", RATIOS)
 GIVEN = pytest.mark.parametrize("given", [None, importance()], ids=["plain", "importance"])
@@ -82,8 +82,8 @@ def test_every_type_says_its_efforts() -> None:
     for f in FORMATS:
         finer = f.family == "ggml" and getattr(f, "type_name", "") in RATIOS
         assert f.efforts == (("exact", "best") if finer else ("exact",)), f.name
-        uneven = f.name in ("iq4_nl", "iq4_xs")
-        assert f.default_effort == ("exact" if uneven else f.efforts[-1]), f.name
+        codebook = f.name.startswith("iq")
+        assert f.default_effort == ("exact" if codebook else f.efforts[-1]), f.name
 
 
 def test_other_efforts_are_refused_before_anything_is_done() -> None:
