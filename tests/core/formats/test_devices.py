@@ -62,13 +62,23 @@ def test_same_bytes_there(f: Format, effort: str, weighted: bool) -> None:
 
 
 @pytest.mark.parametrize("f", [f for f in FORMATS if f.encodable], ids=lambda f: f.name)
-def test_rows_are_named_there_too(f: Format) -> None:
-    w = weights(f)
-    w[1, 77] = float("nan")
-    importance = torch.ones(256) if f.needs_importance else None
-    with Pretend(), pytest.raises(NonFinite, match="row 1 holds NaN or Inf") as caught:
-        f.quantize(there(w), importance)
-    assert caught.value.row == 1
+def test_bad_rows_and_odd_shapes_are_the_same_there(f: Format) -> None:
+    for bad in (float("nan"), float("inf"), -float("inf")):
+        w = weights(f)
+        w[1, 77] = bad
+        importance = torch.ones(256) if f.needs_importance else None
+        with Pretend(), pytest.raises(NonFinite, match="row 1 holds NaN or Inf") as caught:
+            f.quantize(there(w), importance, "exact")
+        assert caught.value.row == 1
+    columns = 3 * f.columns_per_grid if f.columns_per_grid > 1 else 37
+    for rows in (0, 1, 3):
+        if f.misfit((rows, columns)) is None:
+            w = weights(f)[:1].repeat(rows, 3)[:, :columns].float()
+            importance = torch.ones(columns) if f.needs_importance else None
+            expected = f.quantize(w, importance, "exact").parts
+            with Pretend():
+                made = f.quantize(there(w), importance, "exact").parts
+                assert all(same(back(part), expected[key]) for key, part in made.items())
 
 
 @pytest.mark.parametrize("name", ["q4_0", "int8", "nf4"])
