@@ -18,7 +18,7 @@ import torch
 
 # Searches whose steps depend on what they find (the neighbours of runs that are no points) stay as written.
 UNFIT = frozenset(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"))
-OPTIONS: dict[str, str | int | bool] = {
+OPTIONS: dict[str, Any] = {
     "emulate_precision_casts": True,  # Triton: no fused multiply-add
     "eager_numerics.division_rounding": True,
     "cpp.enable_floating_point_contract_flag": "off",
