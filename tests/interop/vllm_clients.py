@@ -43,6 +43,7 @@ from core.recipes.model import Match, Recipe, Rule, Strategy
 from core.targets import get_target
 from core.targets.fused import bundles
 from tests.core.targets.build import save_model, size_of
+from tests.core.targets.rounded import rounding_inputs, with_weights_of
 
 # Behind a recipe that quantizes all but the head.
 PLAIN_HEAD = ", head plain"
@@ -86,7 +87,14 @@ CASES = {
     ),
 }
 # What the build without AVX-512 has kernels for.
-RUNS = {"compressed-tensors": ("int8(inputs=dynamic)", "int8-tensor(inputs=dynamic)")}
+RUNS = {
+    "compressed-tensors": (
+        "int8(inputs=dynamic)",
+        f"int8(inputs=dynamic){PLAIN_HEAD}",
+        "int8-tensor(inputs=dynamic)",
+        f"int8-tensor(inputs=dynamic){PLAIN_HEAD}",
+    )
+}
 SHAPES: dict[str, Any] = {
     "hidden_size": 256,
     "intermediate_size": 512,
@@ -261,16 +269,17 @@ def _vllm_run(folder: str) -> list[list[float]]:
 
 
 def _transformers_says(source: Path, folder: Path | None) -> torch.Tensor:
-    """The same of transformers' model, with the weights that we read from the folder."""
+    """The same of transformers' model, with the weights that we read from the folder, and inputs rounded to int8."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    if folder is not None:
-        with open_checkpoint(folder) as checkpoint:
-            weights = {n: checkpoint.read(n).float().reshape(i.shape) for n, i in checkpoint.tensors.items()}
-        model.load_state_dict(weights, strict=False)
+    if folder is None:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).eval()
+    else:
+        model = with_weights_of(folder, source, torch.bfloat16)
+        layers = [name.removesuffix(".weight_scale") for name in _stored(folder) if name.endswith(".weight_scale")]
+        rounding_inputs(model, "int8", dict.fromkeys(layers))
     with torch.inference_mode():
-        return model.bfloat16()(torch.tensor([IDS])).logits[0, :-1].float().log_softmax(-1)
+        return model(torch.tensor([IDS])).logits[0, :-1].float().log_softmax(-1)
 
 
 if __name__ == "__main__":
