@@ -15,15 +15,15 @@ from core.calibration.statistics import Provenance, Statistic, Statistics
 from core.calibration.text import Samples
 from core.checkpoints.dialects import unread_quantization
 from core.context import SILENT, JobContext
+from core.engine import demands
+from core.engine.demands import listed
 from core.engine.known import Known, bind, by_source
 from core.engine.model import Plan, PlannedTensor, Problem
-from core.errors import RecipeError
-from core.formats.ggml.format import UNWEIGHTED, GgmlFormat
 from core.formats.ggml.types import GGML_TYPES
-from core.parameters import INPUTS, PLAIN, STATIC
+from core.parameters import INPUTS, PLAIN
 from core.recipes.model import KEEP, Recipe, Resolved, Strategy
 from core.recipes.resolving import MISFIT, REFUSED, resolve
-from core.targets.base import STATIC_NEEDS, Assignment, Layout, Outline, OutputTensor, Target
+from core.targets.base import Assignment, Layout, Outline, OutputTensor, Target
 from core.tensors import DTYPES
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 # What can be written from numbers.
 WRITABLE = ("f32", "f16", "bf16")
-# Findings of one kind that are listed tensor by tensor; the rest is counted.
-LISTED = 20
 
 
 def make_plan(
@@ -244,10 +242,10 @@ def _problems(
             f"the weights are stored as codes of {unread}, which this version does not read back",
             hint="start from the original weights",
         )
-    yield from _needs(planned, statistics)
-    yield from _inputs(planned, target, statistics, known)
-    yield from _blind(planned, recipe, statistics)
-    yield from _unweighted(planned, outline, statistics, known)
+    yield from demands.needs(planned, statistics)
+    yield from demands.inputs(planned, target, statistics, known)
+    yield from demands.blind(planned, recipe, statistics)
+    yield from demands.unweighted(planned, outline, statistics, known)
     for o in target.objections([t.assignment for t in planned]):
         yield Problem(o.severity, o.message, o.tensor, o.hint)
     if not any(t.quantized for t in planned):
@@ -283,127 +281,6 @@ def _problems(
         )
     yield from listed("note", [(name, f"left out: {why}") for name, why in outline.dropped.items()], "")
     yield from (Problem("note", text) for text in outline.notes)
-
-
-def listed(severity: str, found: Sequence[tuple[str, str]], hint: str) -> Iterable[Problem]:
-    """One problem per (tensor, message), as long as there are not too many to read; then one that counts the rest."""
-    for name, message in found[:LISTED]:
-        yield Problem(severity, message, name, hint)
-    if len(found) > LISTED:
-        rest = found[LISTED:]
-        name, message = rest[0]
-        more = f" (and {len(rest) - 1:,} more tensors)" if len(rest) > 1 else ""
-        yield Problem(severity, f"{message}{more}", name, hint)
-
-
-def _needs(planned: Sequence[PlannedTensor], statistics: frozenset[Statistic]) -> Iterable[Problem]:
-    """Methods that do not exist, those whose statistics nobody will gather, and matrices too large for theirs."""
-    from core.methods import METHODS, get_method
-
-    first: dict[str, str] = {}
-    for t in planned:
-        if t.quantized:
-            first.setdefault(t.strategy.method, t.tensor.name)
-    for method, name in first.items():
-        try:
-            missing = get_method(method).needs - statistics
-        except RecipeError as error:
-            yield Problem("error", error.message, name, error.hint)
-            continue
-        if missing:
-            words = ", ".join(sorted(s.value for s in missing))
-            yield Problem(
-                "error",
-                f"{method} needs calibration data ({words})",
-                name,
-                "give a calibration text, or take the method nearest",
-            )
-    # Methods that do not exist were named above.
-    ready = {m: get_method(m) for m in first if m in {known.name for known in METHODS}}
-    large = [
-        (t.tensor.name, why)
-        for t in planned
-        if t.quantized and t.strategy.method in ready
-        if (why := ready[t.strategy.method].too_large(t.tensor.columns))
-    ]
-    yield from listed("error", large, "take another method there")
-
-
-def _inputs(
-    planned: Sequence[PlannedTensor], target: Target, statistics: frozenset[Statistic], known: Known
-) -> Iterable[Problem]:
-    """Inputs that the container has no word for, and static ones whose range nobody knows."""
-    refused: list[tuple[str, str]] = []
-    unknown: list[tuple[str, str]] = []
-    later = statistics >= STATIC_NEEDS and known.provenance is None  # the run will gather them
-    for t in planned:
-        if t.inputs == PLAIN:
-            continue
-        why = target.refuses_inputs(t.format, t.inputs)
-        there = known.tensors.get(t.tensor.name)
-        if why:
-            refused.append((t.tensor.name, why))
-        elif t.inputs == STATIC and not later and (there is None or not there.knows(STATIC_NEEDS)):
-            unknown.append((t.tensor.name, "static inputs need calibration data (absmax, range)"))
-    yield from listed("error", refused, "leave inputs out, or choose another format or target")
-    yield from listed("error", unknown, "calibrate with a text, or take inputs=dynamic")
-
-
-def _blind(planned: Sequence[PlannedTensor], recipe: Recipe, statistics: frozenset[Statistic]) -> Iterable[Problem]:
-    """Presets that nobody makes without importance data: llama-quantize refuses them."""
-    from core.recipes.presets import get_preset
-
-    if Statistic.IMPORTANCE in statistics:
-        return
-    used = {t.rule for t in planned if t.quantized}
-    names = dict.fromkeys(rule.preset for i, rule in enumerate(recipe.rules) if rule.preset and i in used)
-    for name in names:
-        if get_preset(name).needs_importance:
-            yield Problem(
-                "error",
-                f"{name} needs importance data: llama.cpp does not make it without",
-                hint="give --imatrix or --calibration, or take Q2_K or a larger preset",
-            )
-
-
-def _unweighted(
-    planned: Sequence[PlannedTensor], outline: Outline, statistics: frozenset[Statistic], known: Known
-) -> Iterable[Problem]:
-    """Tensors about whose columns nothing is known, where it matters."""
-    importance = Statistic.IMPORTANCE
-    later = importance in statistics and known.provenance is None  # the run will gather it
-    required: list[tuple[str, str]] = []
-    missing: list[tuple[str, str]] = []
-    looked_up: list[tuple[str, str]] = []
-    unreached: list[tuple[str, str]] = []
-    for t in planned:
-        if not t.quantized or t.copy or t.format.family == "dense":
-            continue
-        name = t.tensor.name
-        there = known.tensors.get(name)
-        # Rows of an embedding are looked up, not multiplied; one that serves as head is both.
-        no_inputs = t.tensor.role.kind == "embedding" and not outline.tied
-        if there is None or importance not in there.values:
-            if t.format.needs_importance and (no_inputs or not later):
-                required.append((name, f"{t.format.name} cannot be written without importance data"))
-            elif known.provenance is not None and _weighs(t.format):
-                listed_in = looked_up if t.tensor.role.kind in ("embedding", "head") else missing
-                listed_in.append((name, "no importance data: all columns count the same"))
-        elif not all(there.counts) and _weighs(t.format):
-            none = there.counts.count(0)
-            unreached.append((name, f"no token reached {none} of {len(there.counts)} experts: all columns count there"))
-    yield from listed("error", required, "give it another format, or importance data that covers it")
-    yield from listed("warning", missing, "gather the importance matrix again")
-    yield from listed("note", looked_up, "")
-    yield from listed("note", unreached, "")
-    if known.strangers:
-        more = f" and {len(known.strangers) - 1:,} more" if len(known.strangers) > 1 else ""
-        yield Problem("note", f"importance data for {known.strangers[0]}{more} has no tensor here")
-
-
-def _weighs(format: Format) -> bool:
-    """Whether importance can change what is written."""
-    return not (isinstance(format, GgmlFormat) and format.type_name in UNWEIGHTED)
 
 
 def _nothing(planned: Sequence[PlannedTensor], resolved: Sequence[Resolved], target: Target) -> Problem:

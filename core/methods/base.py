@@ -65,6 +65,10 @@ class Method(ABC):
         """Why these values of the method's parameters make no sense on a format that the method takes, or None."""
         return None
 
+    def doubt(self, format: Format, params: Mapping[str, Any]) -> str | None:
+        """Why what comes out is likely to be poor, or None."""
+        return None
+
     def too_large(self, columns: int) -> str | None:
         """Why the method does not take a matrix of so many columns, or None."""
         return None

@@ -92,6 +92,14 @@ class Gptq(Method):
             return f"no effort {effort} here, only {' and '.join(format.efforts)}"
         return None
 
+    def doubt(self, format: Format, params: Mapping[str, Any]) -> str | None:
+        if params.get("effort", AUTO) != EXACT or params.get("act_order", COLUMNS) == COLUMNS:
+            return None
+        # With a level for nothing, and the next ones as far off as the largest weight, errors pile up: output errors of
+        # 0.7 of the outputs, where nearest has 0.5 and effort=best 0.08.
+        coarse = format.name in ("q2_0", "tq1_0", "tq2_0")
+        return f"gptq on exact {format.name} may be worse than nearest: take effort=best" if coarse else None
+
     def forget(self) -> None:
         FACTORS.forget()
 

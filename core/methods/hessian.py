@@ -66,6 +66,8 @@ def factored(hessian: Tensor, damp: float, order: Tensor) -> Factor | None:
     if mean <= 0:
         return None
     natural = bool((order[1:] > order[:-1]).all())
+    dead = int((diagonal == 0).sum())
+    unused = (f"{dead:,} of {len(order):,} inputs were always 0: their weights are rounded to nearest",) if dead else ()
     base = hessian if natural else hessian.index_select(0, order).index_select(1, order)
     first = True
     for tried in _dampings(damp):
@@ -77,7 +79,7 @@ def factored(hessian: Tensor, damp: float, order: Tensor) -> Factor | None:
             weight = _factor(square)
             if weight is not None:
                 said = () if first else (f"Hessian not positive definite: damping raised from {damp:g} to {tried:g}",)
-                return Factor(square.to(torch.float32), weight.to(torch.float32), order, said)
+                return Factor(square.to(torch.float32), weight.to(torch.float32), order, said + unused)
         first = False
     return None
 

@@ -146,6 +146,32 @@ def test_a_stopped_run_ends_with_the_same_bytes(tmp_path: Path, probe: type[Prob
         assert len(report.tensors) == len(plan.tensors)
 
 
+@pytest.mark.parametrize("recipe", ["q4_0+gptq", "int4-g32+obq"])
+def test_a_stopped_run_with_gptq_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    """What later blocks are fitted to hangs on every bit of the earlier ones."""
+    monkeypatch.setenv("QUANTBENCH_CALIBRATION", str(tmp_path / "cache"))
+    model(tmp_path / "m", "llama")
+    target = "gguf" if recipe.startswith("q") else "compressed-tensors"
+    with open_checkpoint(tmp_path / "m") as checkpoint:
+        plan = plan_for(checkpoint, tmp_path, target, recipe)
+        whole = Watch()
+        run(plan, checkpoint, tmp_path / "whole", ctx=whole, workers=1)
+        out = tmp_path / "q"
+        half = Watch(lambda watch: watch.checks > 2 * whole.checks // 3)
+        with pytest.raises(Cancelled):
+            run(plan, checkpoint, out, ctx=half, resume=True, keep_partial=True, workers=1)
+        rest = Watch()
+        report = run(plan, checkpoint, out, ctx=rest, resume=True, workers=1)
+        assert "done by an earlier run" in report.notes["resumed"]
+        assert rest.checks < 0.8 * whole.checks
+        written = [path for path in sorted((tmp_path / "whole").rglob("*")) if path.is_file()] or [tmp_path / "whole"]
+        for path in written:
+            same = out / path.relative_to(tmp_path / "whole") if (tmp_path / "whole").is_dir() else out
+            assert digest(same) == digest(path)
+
+
 def test_a_run_stopped_without_keeping_leaves_nothing(tmp_path: Path, probe: type[Probe]) -> None:
     model(tmp_path / "m", "llama")
     with open_checkpoint(tmp_path / "m") as checkpoint:

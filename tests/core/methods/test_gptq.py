@@ -179,6 +179,25 @@ def test_dead_columns_keep_their_weights() -> None:
         done = GPTQ.quantize(w, get_format("int8-g128"), told(h), {"damp": damp})
         assert float((done.dequantize() - w)[:, dead].abs().max()) < 0.02 * float(w.abs().max())
         assert float(done.dequantize()[:, dead].abs().max()) > 0
+        assert done.fallbacks == ("3 of 256 inputs were always 0: their weights are rounded to nearest",)
+
+
+@pytest.mark.parametrize("name", ["q2_0", "tq2_0"])
+def test_where_it_does_worse_than_nearest_it_is_doubted(name: str) -> None:
+    w, h = layer(columns=512)
+    fmt, exact = get_format(name), {"effort": "exact"}
+    nearest = output_error(w, get_method("nearest").quantize(w, fmt, told(h), exact).dequantize(), h)
+
+    def error(params: dict[str, str]) -> float:
+        return output_error(w, GPTQ.quantize(w, fmt, told(h), params).dequantize(), h)
+
+    poor = {**exact, "act_order": OFF}
+    assert error(poor) > 1.05 * nearest
+    assert GPTQ.doubt(fmt, poor) == f"gptq on exact {name} may be worse than nearest: take effort=best"
+    for params in ({}, exact, {"act_order": OFF}):
+        assert GPTQ.doubt(fmt, params) is None
+        assert error(params) < 0.6 * nearest
+    assert GPTQ.doubt(get_format("q4_0"), poor) is None
 
 
 def test_damping_is_raised_and_said() -> None:

@@ -192,6 +192,17 @@ def test_what_is_too_large_is_refused_before_the_run(tmp_path) -> None:
     assert error.message == "obq takes up to 1,024 columns, these are 1,056"
 
 
+def test_doubts_are_warnings_of_the_plan(tmp_path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"model.layers.0.mlp.up_proj.weight": torch.randn(8, 256)}, tmp_path / "m.safetensors")
+    for recipe, count in (("q2_0+gptq(effort=exact, act_order=off)", 1), ("q2_0+gptq", 0)):
+        with open_checkpoint(tmp_path / "m.safetensors") as checkpoint:
+            plan = make_plan(checkpoint, load(recipe), get_target("dense"), statistics=frozenset({Statistic.HESSIAN}))
+        said = [p for p in plan.problems if p.severity == "warning" and "worse than nearest" in p.message]
+        assert len(said) == count
+
+
 def test_no_hessian_at_all_rounds_to_nearest() -> None:
     w, _ = layer(columns=64, rows=3)
     done = OBQ.quantize(w, get_format("int4"), {Statistic.HESSIAN: torch.zeros(64, 64)}, {"range": "minmax"})
