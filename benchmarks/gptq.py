@@ -27,7 +27,7 @@ from core.calibration.statistics import Statistic
 from core.formats import get_format
 from core.methods import get_method
 
-TURNS = 5
+TURNS = 3
 GROUP, BLOCK, BITS, DAMP = 128, 128, 4, 0.01
 # Ours: name, format, parameters. The first does what the rival does.
 RUNS = (
