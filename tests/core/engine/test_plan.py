@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from core.engine.model import Problem
-from core.engine.plan import LISTED, label_of, listed, make_plan, plan_json
+from core.engine.demands import LISTED, listed
+from core.engine.plan import label_of, make_plan, plan_json
 from core.errors import Cancelled, RecipeError
 from core.formats import get_format
 from core.formats.ggml.types import GGML_TYPES
