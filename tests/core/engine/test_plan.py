@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from core.engine.model import Problem
 from core.engine.demands import LISTED, listed
+from core.engine.model import Problem
 from core.engine.plan import label_of, make_plan, plan_json
 from core.errors import Cancelled, RecipeError
 from core.formats import get_format
