@@ -1,0 +1,88 @@
+"""The Edit menu. What changes the recipe, undo and redo, and looking for tensors."""
+
+from __future__ import annotations
+
+from app.actions.record import Action
+
+EDIT = (
+    Action(
+        "undo",
+        "Undo",
+        "Edit",
+        lambda c: c.undo(),
+        "Ctrl+Z",
+        "arrow-u-up-left",
+        enabled=lambda c: bool(c.session.undo_label),
+    ),
+    Action(
+        "redo",
+        "Redo",
+        "Edit",
+        lambda c: c.redo(),
+        "Ctrl+Shift+Z",
+        "arrow-u-up-right",
+        enabled=lambda c: bool(c.session.redo_label),
+    ),
+    Action(
+        "filter",
+        "Filter tensors",
+        "Edit",
+        lambda c: c.focus_filter(),
+        "Ctrl+F",
+        "magnifying-glass",
+        "Words that all occur in the name, or re: and a regular expression",
+        enabled=lambda c: c.has_checkpoint,
+        section=True,
+    ),
+    Action(
+        "assign",
+        "Assign strategy …",
+        "Edit",
+        lambda c: c.tensors.open_picker(),
+        "Ctrl+E",
+        "tag",
+        "A format and method for all selected tensors",
+        enabled=lambda c: c.has_selection,
+    ),
+    Action(
+        "keep",
+        "Keep unquantized",
+        "Edit",
+        lambda c: c.keep_selection(),
+        "Ctrl+K",
+        "lock-simple",
+        "The selected tensors stay as they are",
+        enabled=lambda c: c.has_selection,
+    ),
+    Action(
+        "by-rules",
+        "Let the rules decide",
+        "Edit",
+        lambda c: c.tensors.assign(None),
+        "Ctrl+Backspace",
+        "arrow-counter-clockwise",
+        "Takes assignments by hand away from the selected tensors",
+        enabled=lambda c: c.has_selection,
+    ),
+    Action(
+        "add-rule",
+        "Add rule",
+        "Edit",
+        lambda c: c.add_rule(),
+        "Ctrl+Shift+A",
+        "plus",
+        "A rule that looks like the selected tensor, open for typing",
+        enabled=lambda c: c.has_checkpoint,
+        section=True,
+    ),
+    Action(
+        "add-rule-for-roles",
+        "Add rule for these roles",
+        "Edit",
+        lambda c: c.tensors.add_rule_like_selection(),
+        "",
+        "plus",
+        "A rule for all tensors of the selected roles",
+        enabled=lambda c: c.has_selection,
+    ),
+)
