@@ -95,7 +95,7 @@ def run_task(request: RunRequest, ctx: JobContext) -> Report:
     from core.engine.pipeline import can_resume
 
     noting = _Noting(ctx)
-    keep(request.kept)
+    unkept = keep(request.kept)
     try:
         report = _run(request, noting)
     except Cancelled:
@@ -106,6 +106,9 @@ def run_task(request: RunRequest, ctx: JobContext) -> Report:
             forget(request.out)
         raise
     forget(request.out)
+    if unkept:
+        report = replace(report, notes={**report.notes, "kept": f"a later start could not have gone on: {unkept}"})
+        describe(report)
     return report
 
 

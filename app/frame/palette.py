@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PySide6.QtCore import QAbstractListModel, QEvent, QModelIndex, QObject, QPoint, QSize, Qt, Signal
+from PySide6.QtCore import QEvent, QObject, QPoint, QSize, Qt, Signal
 from PySide6.QtGui import QAction, QKeyEvent, QKeySequence, QPainter
 from PySide6.QtWidgets import (
     QFrame,
@@ -17,10 +17,10 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.lists import RECORD, RecordList
 from app.theme import Theme
 
 WIDTH, ROWS = 520, 12
-ACTION = Qt.ItemDataRole.UserRole
 
 
 def score(text: str, typed: str) -> int | None:
@@ -40,30 +40,6 @@ def score(text: str, typed: str) -> int | None:
     return 100 + gaps
 
 
-class _Actions(QAbstractListModel):
-    def __init__(self, parent: QObject) -> None:
-        super().__init__(parent)
-        self.actions: list[QAction] = []
-
-    def show(self, actions: list[QAction]) -> None:
-        self.beginResetModel()
-        self.actions = actions
-        self.endResetModel()
-
-    def rowCount(self, parent=QModelIndex()) -> int:  # noqa: B008
-        return 0 if parent.isValid() else len(self.actions)
-
-    def data(self, index, role: int = Qt.ItemDataRole.DisplayRole):
-        if not index.isValid():
-            return None
-        action = self.actions[index.row()]
-        if role == Qt.ItemDataRole.DisplayRole:
-            return plain(action.text())
-        if role == Qt.ItemDataRole.ToolTipRole:
-            return action.statusTip()
-        return action if role == ACTION else None
-
-
 class _Delegate(QStyledItemDelegate):
     def __init__(self, theme: Theme, parent: QWidget) -> None:
         super().__init__(parent)
@@ -73,7 +49,7 @@ class _Delegate(QStyledItemDelegate):
         return QSize(self._theme.px(WIDTH) - 20, self._theme.row + 4)
 
     def paint(self, painter: QPainter, option: QStyleOptionViewItem, index) -> None:
-        action: QAction = index.data(ACTION)
+        action: QAction = index.data(RECORD)
         option.widget.style().drawPrimitive(
             QStyle.PrimitiveElement.PE_PanelItemViewItem, option, painter, option.widget
         )
@@ -109,7 +85,7 @@ class CommandPalette(QFrame):
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.list.setItemDelegate(_Delegate(theme, self.list))
         self.list.setFixedHeight((theme.row + 4) * ROWS)
-        self._model = _Actions(self)
+        self._model = RecordList(self, lambda a: plain(a.text()), lambda a: a.statusTip())
         self.list.setModel(self._model)
         self.list.clicked.connect(lambda index: self._run(index.row()))
         layout = QVBoxLayout(self)
@@ -122,7 +98,7 @@ class CommandPalette(QFrame):
     @property
     def texts(self) -> list[str]:
         """What is listed now."""
-        return [plain(a.text()) for a in self._model.actions]
+        return [plain(a.text()) for a in self._model.records]
 
     def open(self) -> None:
         """Over the upper middle of its window."""
@@ -157,7 +133,7 @@ class CommandPalette(QFrame):
     def _run(self, row: int) -> None:
         if not 0 <= row < self._model.rowCount():
             return
-        action = self._model.actions[row]
+        action = self._model.records[row]
         self.close()
         self.chosen.emit(action)
         action.trigger()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from PySide6.QtCore import QAbstractListModel, QEvent, QModelIndex, QObject, QPoint, QRect, QSize, Qt, QTimer, Signal
+from PySide6.QtCore import QEvent, QModelIndex, QObject, QPoint, QRect, QSize, Qt, QTimer, Signal
 from PySide6.QtGui import QFontMetrics, QKeyEvent, QPainter
 from PySide6.QtWidgets import (
     QFrame,
@@ -21,6 +21,7 @@ from PySide6.QtWidgets import (
 )
 
 from app.forms import MethodForm
+from app.lists import RECORD, RecordList
 from app.strategies.choices import StrategyChoice, narrowed
 from app.theme import Theme, figures
 from core.engine.progress import bytes_text
@@ -29,31 +30,6 @@ from core.recipes.model import KEEP, Strategy
 
 WIDTH = 520
 VISIBLE_ROWS = 10
-CHOICE = Qt.ItemDataRole.UserRole
-
-
-class _Choices(QAbstractListModel):
-    def __init__(self, parent: QObject) -> None:
-        super().__init__(parent)
-        self.choices: list[StrategyChoice] = []
-
-    def show(self, choices: list[StrategyChoice]) -> None:
-        self.beginResetModel()
-        self.choices = choices
-        self.endResetModel()
-
-    def rowCount(self, parent=QModelIndex()) -> int:  # noqa: B008
-        return 0 if parent.isValid() else len(self.choices)
-
-    def data(self, index, role: int = Qt.ItemDataRole.DisplayRole):
-        if not index.isValid():
-            return None
-        choice = self.choices[index.row()]
-        if role == Qt.ItemDataRole.DisplayRole:
-            return choice.text
-        if role == Qt.ItemDataRole.ToolTipRole:
-            return choice.why
-        return choice if role == CHOICE else None
 
 
 class _Delegate(QStyledItemDelegate):
@@ -67,7 +43,7 @@ class _Delegate(QStyledItemDelegate):
         return QSize(self._theme.px(WIDTH) - 20, self._theme.row)
 
     def paint(self, painter: QPainter, option: QStyleOptionViewItem, index) -> None:
-        choice: StrategyChoice = index.data(CHOICE)
+        choice: StrategyChoice = index.data(RECORD)
         style = option.widget.style()
         style.drawPrimitive(QStyle.PrimitiveElement.PE_PanelItemViewItem, option, painter, option.widget)
         selected = bool(option.state & QStyle.StateFlag.State_Selected)
@@ -136,7 +112,7 @@ class StrategyPicker(QFrame):
         self.list.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.list.setItemDelegate(_Delegate(theme, count, self.list))
-        self._model = _Choices(self)
+        self._model = RecordList(self, lambda c: c.text, lambda c: c.why)
         self.list.setModel(self._model)
         self.list.setFixedHeight(theme.row * VISIBLE_ROWS)
         self.form = MethodForm(self)
@@ -222,14 +198,14 @@ class StrategyPicker(QFrame):
         """Methods that make no sense on the format in view cannot be chosen."""
         from core.formats import get_format
 
-        name = self._model.choices[index.row()].text if index.isValid() else KEEP
+        name = self._model.records[index.row()].text if index.isValid() else KEEP
         self.form.setEnabled(name != KEEP)
         if name != KEEP:
             self.form.allow((get_format(name),))
 
     def _point_at(self, text: str) -> None:
         word = text.partition("+")[0].partition("(")[0]
-        for i, choice in enumerate(self._model.choices):
+        for i, choice in enumerate(self._model.records):
             if choice.text == word:
                 self.list.setCurrentIndex(self._model.index(i))
                 self.list.scrollTo(self._model.index(i), QListView.ScrollHint.PositionAtCenter)
@@ -239,7 +215,7 @@ class StrategyPicker(QFrame):
         self.list.setCurrentIndex(self._model.index(row))
 
     def _take(self, index: QModelIndex) -> None:
-        self._assign(self._model.choices[index.row()].text)
+        self._assign(self._model.records[index.row()].text)
 
     def _enter(self) -> None:
         """What is pointed at, with the method that was typed behind it, else with the form's; or exactly what was
@@ -251,7 +227,7 @@ class StrategyPicker(QFrame):
         if typed == self._current or (index.isValid() and not (exact and rest)):
             # What stands in the field from the start is no word on the method: the form is.
             rest = "" if typed == self._current else rest
-            base = self._model.choices[index.row()].text if index.isValid() else base
+            base = self._model.records[index.row()].text if index.isValid() else base
         self._assign(base, rest)
 
     def _assign(self, base: str, rest: str = "") -> None:

@@ -206,7 +206,7 @@ def test_strategy_is_edited_in_place_with_type_ahead(opened, settled, qtbot) -> 
     picker = panel.assigner.picker
     picker.edit.clear()
     qtbot.keyClicks(picker.edit, "q8")
-    assert picker._model.choices[0].text == "q8_0"
+    assert picker._model.records[0].text == "q8_0"
     qtbot.keyClick(picker.edit, Qt.Key.Key_Return)
     settled()
     assert opened.session.tensor(name).strategy == Strategy("q8_0")

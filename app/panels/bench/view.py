@@ -16,16 +16,16 @@ from PySide6.QtWidgets import (
     QLineEdit,
     QStackedLayout,
     QTableView,
-    QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
+from app.buttons import flat_button
 from app.cells import dress
 from app.edits import AssignStrategy
 from app.glossary import about
 from app.job_service import JobService
-from app.labels import ElidedLabel, beside, embolden, hairline
+from app.labels import ElidedLabel, embolden, hairline
 from app.panels.bench.chart import BenchChart
 from app.panels.bench.state import BenchState
 from app.panels.preview import Asked, PreviewPanel
@@ -191,11 +191,11 @@ class BenchPanel(PreviewPanel):
         completer.setCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
         self.edit.setCompleter(completer)
         self.edit.returnPressed.connect(self._typed)
-        self.remove = self._button("minus", "", "Take the chosen strategy off the bench (Delete)")
+        self.remove = flat_button(self._theme, "minus", "Take the chosen strategy off the bench (Delete)")
         self.remove.clicked.connect(self.remove_chosen)
-        self.use = self._button("check", "Apply", "Give the selected tensors this strategy (double-click)")
+        self.use = flat_button(self._theme, "check", "Give the selected tensors this strategy (double-click)", "Apply")
         self.use.clicked.connect(lambda: self.apply(self._chosen))
-        self.copy = self._button("copy", "", "Copy the table as comma-separated values")
+        self.copy = flat_button(self._theme, "copy", "Copy the table as comma-separated values")
         self.copy.clicked.connect(lambda: QGuiApplication.clipboard().setText(self.state.csv()))
         line = QHBoxLayout()
         line.setSpacing(8)
@@ -203,16 +203,6 @@ class BenchPanel(PreviewPanel):
         for button in (self.remove, self.copy, self.use):
             line.addWidget(button)
         return line
-
-    def _button(self, icon: str, text: str, about: str) -> QToolButton:
-        button = QToolButton()
-        button.setIcon(self._theme.icon(icon))
-        button.setText(text)
-        button.setToolTip(about)
-        button.setProperty("kind", "flat")
-        if text:
-            beside(button)
-        return button
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)

@@ -24,6 +24,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
+from app.buttons import flat_button
 from app.cells import dress
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Progress
@@ -121,7 +122,7 @@ class ComparePanel(QWidget):
             grid.addWidget(label, row, 0)
             grid.addWidget(button, row, 1)
             self.files[side] = button
-        self.swap = self._flat("arrows-down-up", "Swap A and B", self._swap)
+        self.swap = flat_button(self._theme, "arrows-down-up", "Swap A and B", handler=self._swap)
         grid.addWidget(self.swap, 0, 2)
         self.start = QPushButton("Compare", self)
         self.start.setProperty("kind", "outline")
@@ -187,7 +188,9 @@ class ComparePanel(QWidget):
             group.addButton(button)
             bar.addWidget(button)
             self.views[view] = button
-        self.save = self._flat("file-arrow-down", "Export the listed tensors as CSV", self.save_asked.emit)
+        self.save = flat_button(
+            self._theme, "file-arrow-down", "Export the listed tensors as CSV", handler=lambda: self.save_asked.emit()
+        )
         bar.addWidget(self.save)
         return bar
 
@@ -216,15 +219,6 @@ class ComparePanel(QWidget):
         table.addAction(copy)
         table.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
         return table
-
-    def _flat(self, icon: str, help: str, handler) -> QToolButton:
-        button = QToolButton(self)
-        button.setProperty("kind", "flat")
-        button.setIcon(self._theme.icon(icon))
-        button.setToolTip(help)
-        button.setAccessibleName(help)
-        button.clicked.connect(lambda: handler())
-        return button
 
     # Choosing
 

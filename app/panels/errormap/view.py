@@ -18,16 +18,16 @@ from PySide6.QtWidgets import (
     QSplitter,
     QStackedLayout,
     QTableView,
-    QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
+from app.buttons import flat_button
 from app.cells import dress
 from app.edits import AssignStrategy
 from app.glossary import about
 from app.job_service import JobService
-from app.labels import ElidedLabel, beside, embolden
+from app.labels import ElidedLabel, embolden
 from app.panels.errormap.canvas import MapCanvas
 from app.panels.errormap.layout import METRICS, Metric, map_task
 from app.panels.errormap.state import ErrorMapState, Worst
@@ -133,16 +133,18 @@ class ErrorMapPanel(PreviewPanel):
             self.metric_box.setItemData(self.metric_box.count() - 1, metric.help, Qt.ItemDataRole.ToolTipRole)
         self.metric_box.setToolTip("What the colours show")
         self.metric_box.currentIndexChanged.connect(self._metric_chosen)
-        self.apart = self._button("rows", "Experts apart", "A line for every expert, or one for all of a layer")
+        self.apart = flat_button(
+            self._theme, "rows", "A line for every expert, or one for all of a layer", "Experts apart"
+        )
         self.apart.setCheckable(True)
         self.apart.toggled.connect(self._toggle_apart)
-        self.assign = self._button("tag", "Assign …", "A strategy for the selected tensors")
+        self.assign = flat_button(self._theme, "tag", "A strategy for the selected tensors", "Assign …")
         self.assign.clicked.connect(lambda: self.open_picker())
         head = QHBoxLayout()
         head.setSpacing(8)
         head.addWidget(self.title, 1)
-        self.lasso = self._button(
-            "scribble-loop", "Lasso", "Draw a line around cells instead of a rectangle (or hold Alt)"
+        self.lasso = flat_button(
+            self._theme, "scribble-loop", "Draw a line around cells instead of a rectangle (or hold Alt)", "Lasso"
         )
         self.lasso.setCheckable(True)
         self.lasso.toggled.connect(self._toggle_lasso)
@@ -200,15 +202,6 @@ class ErrorMapPanel(PreviewPanel):
         self._stack = QStackedLayout(self)
         self._stack.addWidget(self.empty)
         self._stack.addWidget(full)
-
-    def _button(self, icon: str, text: str, about: str) -> QToolButton:
-        button = QToolButton()
-        button.setIcon(self._theme.icon(icon))
-        button.setText(text)
-        button.setToolTip(about)
-        button.setProperty("kind", "flat")
-        beside(button)
-        return button
 
     # --- following ----------------------------------------------------------------------------------------------------
 

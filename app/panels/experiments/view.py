@@ -29,11 +29,11 @@ from PySide6.QtWidgets import (
     QSplitter,
     QStackedLayout,
     QTableView,
-    QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
+from app.buttons import flat_button
 from app.cells import dress
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, JobInfo, Outcome
@@ -238,13 +238,7 @@ class ExperimentsPanel(QWidget):
             ("folder", "Reveal the selected run's output in its folder", self.reveal),
             ("file-arrow-down", "Export the rows shown as CSV", self.export),
         ):
-            button = QToolButton()
-            button.setProperty("kind", "flat")
-            button.setIcon(self._theme.icon(icon))
-            button.setToolTip(hint)
-            button.setAccessibleName(hint)
-            button.clicked.connect(handler)
-            bar.addWidget(button)
+            bar.addWidget(flat_button(self._theme, icon, hint, handler=handler))
         return bar
 
     def _plot(self) -> QWidget:

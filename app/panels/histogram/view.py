@@ -14,15 +14,15 @@ from PySide6.QtWidgets import (
     QLabel,
     QSpinBox,
     QStackedLayout,
-    QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
+from app.buttons import flat_button
 from app.glossary import about
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Progress
-from app.labels import ElidedLabel, beside, embolden, hairline
+from app.labels import ElidedLabel, embolden, hairline
 from app.panels.histogram.state import OVERLAYS, HistogramState, overlay_task
 from app.plotting.making import Making
 from app.session import Changes, Notice, Session
@@ -102,7 +102,9 @@ class HistogramPanel(QWidget):
         self._stack.addWidget(full)
 
     def _controls(self) -> QHBoxLayout:
-        self.log = self._button("chart-bar-horizontal", "Log", "Show shares on a logarithmic axis", check=True)
+        self.log = flat_button(
+            self._theme, "chart-bar-horizontal", "Show shares on a logarithmic axis", "Log", check=True
+        )
         self.log.toggled.connect(self._toggle_log)
         self.scope = QComboBox()
         self.scope.addItems(["All groups", "One group"])
@@ -119,12 +121,16 @@ class HistogramPanel(QWidget):
             spin.setMaximumWidth(self._theme.px(104))
             spin.hide()  # until one group is looked at
             spin.valueChanged.connect(self._place_chosen)
-        self.spread = self._button(
-            "columns", "FD", "Bins by Freedman and Diaconis: as narrow as the spread and the count allow", check=True
+        self.spread = flat_button(
+            self._theme,
+            "columns",
+            "Bins by Freedman and Diaconis: as narrow as the spread and the count allow",
+            "FD",
+            check=True,
         )
         self.spread.setAccessibleName("Bins by Freedman and Diaconis")
         self.spread.toggled.connect(self._toggle_spread)
-        self.home = self._button("arrows-out-line-horizontal", "", "Reset zoom (double-click the plot)")
+        self.home = flat_button(self._theme, "arrows-out-line-horizontal", "Reset zoom (double-click the plot)")
         self.home.clicked.connect(self._go_home)
         line = QHBoxLayout()
         line.setSpacing(8)
@@ -135,17 +141,6 @@ class HistogramPanel(QWidget):
         line.addWidget(self.log)
         line.addWidget(self.home)
         return line
-
-    def _button(self, icon: str, text: str, help: str, check: bool = False) -> QToolButton:
-        button = QToolButton()
-        button.setIcon(self._theme.icon(icon))
-        button.setText(text)
-        button.setToolTip(help)
-        button.setCheckable(check)
-        button.setProperty("kind", "flat")
-        if text:
-            beside(button)
-        return button
 
     def _make_plot(self) -> Plot:
         """At the first picture, as far as it was not made before."""

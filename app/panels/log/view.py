@@ -16,11 +16,11 @@ from PySide6.QtWidgets import (
     QPlainTextEdit,
     QStackedLayout,
     QTableView,
-    QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
+from app.buttons import flat_button
 from app.cells import dress
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, JobInfo, Outcome, Stopped
@@ -169,13 +169,7 @@ class LogPanel(QWidget):
             ("copy", "Copy the selected lines, or all that are shown", self.copy),
             ("trash", "Clear the log", self.clear),
         ):
-            button = QToolButton()
-            button.setProperty("kind", "flat")
-            button.setIcon(self._theme.icon(icon))
-            button.setToolTip(hint)
-            button.setAccessibleName(hint)
-            button.clicked.connect(handler)
-            bar.addWidget(button)
+            bar.addWidget(flat_button(self._theme, icon, hint, handler=handler))
         return bar
 
     def log(self, level: Level, text: str, details: str = "") -> None:

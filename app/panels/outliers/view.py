@@ -19,14 +19,14 @@ from PySide6.QtWidgets import (
     QSplitter,
     QStackedLayout,
     QTableView,
-    QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
+from app.buttons import flat_button
 from app.cells import dress
 from app.job_service import JobService
-from app.labels import ElidedLabel, beside, embolden, hairline
+from app.labels import ElidedLabel, embolden, hairline
 from app.panels.outliers import findings
 from app.panels.outliers.heat import Heat, HeatView
 from app.panels.outliers.state import AXES, QUANTITIES, OutlierState
@@ -140,12 +140,14 @@ class OutliersPanel(PreviewPanel):
         self.limit.setToolTip("Threshold: type it, or drag the dashed line")
         self.limit.setAccessibleName("Threshold")
         self.limit.editingFinished.connect(self._limit_typed)
-        self.reset = self._button("arrow-counter-clockwise", "", "Threshold as it was: 6 × RMS, or 6.0 for inputs")
+        self.reset = flat_button(
+            self._theme, "arrow-counter-clockwise", "Threshold as it was: 6 × RMS, or 6.0 for inputs"
+        )
         self.reset.clicked.connect(self._reset_limit)
-        self.log = self._button("chart-bar-horizontal", "Log", "Show sizes on a logarithmic axis")
+        self.log = flat_button(self._theme, "chart-bar-horizontal", "Show sizes on a logarithmic axis", "Log")
         self.log.setCheckable(True)
         self.log.toggled.connect(self._toggle_log)
-        self.home = self._button("arrows-out-line-horizontal", "", "Reset zoom (double-click the plot)")
+        self.home = flat_button(self._theme, "arrows-out-line-horizontal", "Reset zoom (double-click the plot)")
         self.home.clicked.connect(self._go_home)
         line = QHBoxLayout()
         line.setSpacing(8)
@@ -157,16 +159,6 @@ class OutliersPanel(PreviewPanel):
         line.addWidget(self.log)
         line.addWidget(self.home)
         return line
-
-    def _button(self, icon: str, text: str, help: str) -> QToolButton:
-        button = QToolButton()
-        button.setIcon(self._theme.icon(icon))
-        button.setText(text)
-        button.setToolTip(help)
-        button.setProperty("kind", "flat")
-        if text:
-            beside(button)
-        return button
 
     def _make_plot(self) -> Plot:
         """At the first picture, as far as it was not made before."""

@@ -17,11 +17,11 @@ from PySide6.QtWidgets import (
     QLineEdit,
     QStyleOptionViewItem,
     QTableView,
-    QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
+from app.buttons import flat_button
 from app.cells import PaddedDelegate, follow_rows
 from app.edits import AddRule, MoveRule, RemoveRule, ReplaceRule
 from app.job_service import JobService
@@ -29,7 +29,7 @@ from app.jobs import Done, JobId, Outcome
 from app.panels.rules.model import MATCHED, NOTE, NUMBER, PATTERN, STRATEGY, WON, RulesModel
 from app.panels.rules.state import lines_of, retyped
 from app.session import Changes, Notice, Session
-from app.theme import Theme, current
+from app.theme import current
 from core.context import JobContext
 from core.errors import RecipeError, WorkbenchError
 from core.recipes.model import Match, Recipe, Rule, Strategy
@@ -114,15 +114,19 @@ class RulesPanel(QWidget):
         bar = QHBoxLayout()
         bar.setContentsMargins(8, 4, 8, 4)
         bar.setSpacing(4)
-        self.add_button = _button(self, self._theme, "plus", "Add a rule in front of the selected one", self.add)
-        self.remove_button = _button(self, self._theme, "trash", "Remove the selected rule (Del)", self.remove)
-        self.up_button = _button(self, self._theme, "arrow-up", "Move the rule up (Alt+Up)", lambda: self.move_by(-1))
-        self.down_button = _button(
-            self, self._theme, "arrow-down", "Move the rule down (Alt+Down)", lambda: self.move_by(1)
+        self.add_button = flat_button(self._theme, "plus", "Add a rule in front of the selected one", handler=self.add)
+        self.remove_button = flat_button(self._theme, "trash", "Remove the selected rule (Del)", handler=self.remove)
+        self.up_button = flat_button(
+            self._theme, "arrow-up", "Move the rule up (Alt+Up)", handler=lambda: self.move_by(-1)
         )
-        load = _button(self, self._theme, "folder-open", "Open a recipe file", lambda: self.files_asked.emit("open"))
-        save = _button(
-            self, self._theme, "floppy-disk", "Save the recipe as a file", lambda: self.files_asked.emit("save")
+        self.down_button = flat_button(
+            self._theme, "arrow-down", "Move the rule down (Alt+Down)", handler=lambda: self.move_by(1)
+        )
+        load = flat_button(
+            self._theme, "folder-open", "Open a recipe file", handler=lambda: self.files_asked.emit("open")
+        )
+        save = flat_button(
+            self._theme, "floppy-disk", "Save the recipe as a file", handler=lambda: self.files_asked.emit("save")
         )
         self.title = QLabel(self)
         self.title.setProperty("kind", "muted")
@@ -287,16 +291,6 @@ class RulesPanel(QWidget):
         self.remove_button.setEnabled(row >= 0)
         self.up_button.setEnabled(row > 0)
         self.down_button.setEnabled(0 <= row < count - 1)
-
-
-def _button(parent: QWidget, theme: Theme, icon: str, tip: str, handler: Callable[[], object]) -> QToolButton:
-    button = QToolButton(parent)
-    button.setProperty("kind", "flat")
-    button.setIcon(theme.icon(icon))
-    button.setToolTip(tip)
-    button.setAccessibleName(tip)
-    button.clicked.connect(lambda: handler())
-    return button
 
 
 def _any_number(name: str) -> str:
