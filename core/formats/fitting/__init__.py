@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
     from core.formats.base import Format
 
-# Rows are widened and quantized in pieces of about this many weights, so that copies stay in cache.
+# Rows are widened and quantized in pieces of about this many weights, so that copies stay in cache; in so many times as
+# much where nothing must be copied.
 PIECE = 1 << 17
 # On a GPU, where every step of a search is a start of a kernel.
 GPU_PIECE = 1 << 22
+LARGER = 8
 
 _QUANTIZE = {
     **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), "lanes_legacy"),
@@ -39,9 +41,10 @@ _RUNS = {
 }
 # Effort `best`: what refines the blocks that the kernels above have made, in place.
 _REFINE = {
-    **dict.fromkeys(
-        ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "TQ1_0", "TQ2_0", "Q2_0", "MXFP4"), "lanes_best_blocks"
-    ),
+    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "TQ1_0", "TQ2_0", "Q2_0"), "lanes_best_scaled"),
+    **dict.fromkeys(("Q4_1", "Q5_1"), "lanes_best_shifted"),
+    "MXFP4": "lanes_best_fp4",
+    "IQ4_NL": "lanes_best_blocks",
     **dict.fromkeys(("Q2_K", "Q4_K", "Q5_K"), "lanes_best_affine"),
     **dict.fromkeys(("Q3_K", "Q6_K", "IQ4_XS"), "lanes_best_scales"),
     **dict.fromkeys(("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"), "lanes_best_lattice"),
@@ -51,7 +54,10 @@ _REFINE = {
 _SEPARATE = (
     *("lanes_kquants", "lanes_iq4", "lanes_iq3", "lanes_iq2", "lanes_iq1"),
     *("lanes_best_affine", "lanes_best_scales", "lanes_best_lattice", "lanes_best_iq1"),
+    *("lanes_best_scaled", "lanes_best_shifted", "lanes_best_fp4", "lanes_best_blocks"),
 )
+# Those that find llama.cpp's answer themselves where it takes no search.
+_WHOLE = frozenset(("lanes_best_scaled", "lanes_best_shifted", "lanes_best_fp4"))
 # Modules whose kernels want the bits of the weights as well.
 _BITS = ("lanes_legacy", "lanes_few")
 _DECODE = frozenset(
@@ -132,17 +138,21 @@ def quantize_blocks(type_name: str, w: Tensor, importance: Tensor | None = None,
     if imp is not None:
         imp = imp.to(w.device)
     lanes = on_lanes(w) and type_name in _QUANTIZE
-    step = max(1, (PIECE if w.device.type == "cpu" else GPU_PIECE) // max(1, columns))
-    room = torch.empty(min(step, rows), columns) if lanes else None
+    ready = w.dtype == torch.float32 and w.is_contiguous()
+    piece = PIECE * (LARGER if ready else 1) if w.device.type == "cpu" else GPU_PIECE
+    step = max(1, piece // max(1, columns))
+    room = torch.empty(min(step, rows), columns) if lanes and not ready else None
     for start in range(0, rows, step):
         stop = min(rows, start + step)
         x = widened(w.detach(), start, stop, room)
         if not lanes or _searches(type_name, imp):  # other kernels look for themselves
             x = without_dust(type_name, x)
         if lanes:
-            _on_cpu(type_name, x, imp, out[start:stop], start)
+            begun = refined and _REFINE[type_name] in _WHOLE and not _searches(type_name, imp)
+            if not begun:
+                _on_cpu(type_name, x, imp, out[start:stop], start)
             if refined:
-                _refine_on_cpu(type_name, x, imp, out[start:stop])
+                _refine_on_cpu(type_name, x, imp, out[start:stop], start)
         else:
             _reference(type_name, x, imp, out[start:stop], start)
             if refined:
@@ -181,7 +191,7 @@ def without_dust(type_name: str, x: Tensor) -> Tensor:
 def _on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: int) -> None:
     import numpy as np
 
-    from core.formats.checks import non_finite, out_of_range
+    from core.formats.checks import out_of_range
 
     source, target = x.numpy(), out.numpy()
     module = _QUANTIZE[type_name]
@@ -193,16 +203,25 @@ def _on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: i
     kernel = _kernel(module, type_name.lower() + ("_weighted" if searches and module == "lanes_legacy" else ""))
     bad = -1 if searches else kernel(source, bits, weights, target)
     if searches or bad >= 0:
-        broken, beyond = _kernel("lanes_bits", "first_bad_rows")(bits, np.float32(_limit(type_name)).view(np.int32))
-        if broken >= 0:
-            raise non_finite(start + int(broken))
-        if beyond >= 0:
-            raise out_of_range(start + int(beyond))
+        _refuse(type_name, bits, start)
     if searches:
         more = (bits,) if module in _BITS else ()
         bad = kernel(source, *more, weights, *_tables(type_name), target)
     if bad >= 0:
         raise out_of_range(start + int(bad))
+
+
+def _refuse(type_name: str, bits: np.ndarray, start: int) -> None:
+    """Names the first row with NaN or Inf, or else with a weight beyond what the type can hold, if there is one."""
+    import numpy as np
+
+    from core.formats.checks import non_finite, out_of_range
+
+    broken, beyond = _kernel("lanes_bits", "first_bad_rows")(bits, np.float32(_limit(type_name)).view(np.int32))
+    if broken >= 0:
+        raise non_finite(start + int(broken))
+    if beyond >= 0:
+        raise out_of_range(start + int(beyond))
 
 
 def _reference(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: int) -> None:
@@ -223,8 +242,10 @@ def _reference(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start
     out.copy_(blocks)
 
 
-def _refine_on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor) -> None:
+def _refine_on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor, start: int) -> None:
     import numpy as np
+
+    from core.formats.checks import out_of_range
 
     module = _REFINE[type_name]
     tables = _tables(type_name)
@@ -232,7 +253,12 @@ def _refine_on_cpu(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor) -
         from core.formats.ggml.grids import magnitudes
 
         tables += (np.array(magnitudes(type_name), np.uint8),)
-    _kernel(module, type_name.lower())(x.numpy(), _importance(module, imp), *tables, out.numpy())
+    whole = module in _WHOLE
+    weights = _importance(module, None if whole and not _searches(type_name, imp) else imp)
+    bad = _kernel(module, type_name.lower())(x.numpy(), weights, *tables, out.numpy())
+    if whole and bad >= 0:
+        _refuse(type_name, x.numpy().view(np.int32), start)
+        raise out_of_range(start + int(bad))
 
 
 def _refine(type_name: str, x: Tensor, imp: Tensor | None, out: Tensor) -> None:

@@ -156,7 +156,7 @@ def q1_0(x, bits, imp, out):
 
 
 @helper
-def _exponent(d):
+def exponent(d):
     """The scale byte for a largest magnitude: ⌊log₂ d⌋ + 125, with log₂ rounded to float32; 0 at the lower end, and
     252 at the upper, where rounding would reach for 2^128."""
     if d == 0:
@@ -172,7 +172,7 @@ def mxfp4(x, bits, imp, out):
         d = _largest(ints[b * 32 : (b + 1) * 32])
         if not d < F(np.inf):
             return b * 32 // x.shape[1]
-        e = _exponent(d)
+        e = exponent(d)
         step = float_of(np.uint32((1 << 21) << e if e < 2 else (e - 1) << 23))
         source = flat[b * 32 : (b + 1) * 32]
         # Middles of the doubled levels 0 1 2 3 4 6 8 12; of two equally near levels the smaller one.

@@ -13,33 +13,27 @@ import numpy as np
 from core.formats.checks import DUST
 from core.formats.fitting.compiled import helper, inlined, kernel
 from core.formats.fitting.lanes_bits import MAGNITUDE, broken, float_of, put_half, to_half
-from core.formats.fitting.lanes_search import W
-from core.formats.fitting.lanes_vector import (
-    all_of,
-    at_most,
-    copy,
-    down,
-    flags_of,
-    least_of,
-    load,
-    load_at,
-    most_of,
-    root,
-    splat,
-    store,
-    store_bytes,
-    table,
-    turn,
-    turn_bytes,
-    where,
+from core.formats.fitting.lanes_blocks import (
+    BLOCK,
+    extent,
+    first_beyond,
+    place_for,
+    put_nibbles,
+    read_blocks,
+    reciprocal,
+    row_means,
+    signed_largest,
+    weigh_blocks,
+    write_rest,
 )
+from core.formats.fitting.lanes_vector import any_of, at_most, down, load, splat, store, table, where
+from core.formats.fitting.lanes_vector_bits import halved, store_halves
 from core.formats.fitting.lanes_vector_search import affine, clipped, symmetric
 
 # Indices start at 0 of a slice wherever a loop is meant to vectorise: numba lets negative ones count from the end, and
 # LLVM must be able to see that there are none.
 
 F = np.float32
-BLOCK = 32
 # Blocks with nothing as large count as zeros.
 TINY = F(DUST)
 DUST_BITS = TINY.view(np.int32)
@@ -62,192 +56,78 @@ def _put_four(out, codes):
         out[i] = np.uint8(codes[i] & np.uint8(15)) | np.uint8(codes[i + 16] << np.uint8(4))
 
 
-@inlined
-def _put_fours(out, codes, count, size, head):
-    for b in range(count):
-        to, at = b * size + head, b * BLOCK
-        for i in range(16):
-            out[to + i] = codes[at + i] | np.uint8(codes[at + 16 + i] << np.uint8(4))
-
-
-@helper
-def _put_five(out, codes):
-    """32 codes of 5 bits: fifth bits, then nibbles."""
-    for k in range(4):
-        b = np.uint8(0)
-        for i in range(8):
-            b |= np.uint8((codes[k * 8 + i] >> np.uint8(4)) << np.uint8(i))
-        out[k] = b
-    _put_four(out[4:], codes)
-
-
-@helper
-def _blocks(x, first, room, lanes_x):
-    """Blocks first … first + 16 into lanes, the last one fills what is missing. room: float32 [512]."""
-    count = x.size // BLOCK
-    if first + 16 <= count:
-        for c in range(0, BLOCK, 16):
-            turn(x, first * BLOCK + c, BLOCK, lanes_x, c * 16, 16)
-        return
-    flat = x.reshape(-1)
-    for j in range(16):
-        block = min(first + j, count - 1)
-        copy(flat, block * BLOCK, room, j * BLOCK, BLOCK)
-    for c in range(0, BLOCK, 16):
-        turn(room, c, BLOCK, lanes_x, c * 16, 16)
-
-
-@helper
-def _weigh(x, imp, means, first, room, lanes_x, lanes_w):
-    """lanes_w becomes importance · √(row's mean square + x²) of the same blocks."""
-    count, across = x.size // BLOCK, x.shape[1] // BLOCK
-    for j in range(16):
-        column = min(first + j, count - 1) % across * BLOCK
-        copy(imp, column, room, j * BLOCK, BLOCK)
-    for c in range(0, BLOCK, 16):
-        turn(room, c, BLOCK, lanes_w, c * 16, 16)
-    for j in range(16):
-        room[j] = means[min(first + j, count - 1) // across]
-    mean = load_at(room, 0)
-    for i in range(BLOCK):
-        v = load(lanes_x, i)
-        store(lanes_w, i, load(lanes_w, i) * root(mean + v * v))
-
-
-@helper
-def _put(out, first, size, values, codes, bytes_, whole):
-    """Sixteen blocks of `size` bytes from `first` on: one or two halves, fifth bits where there are, nibbles.
-
-    values  table of two rows: the numbers stored as halves
-    codes   table of 32 rows: whole numbers 0 … 15 or 31
-    bytes_  scratch, uint8 [512]; whole: scratch, uint8 [384]
-    returns the index of the first block with a number beyond a half, or −1; nothing is written then
-    """
-    target = out.reshape(-1)
-    n = min(16, target.size // size - first)
-    head = 4 if size == 20 or size == 24 else 2
-    for at in range(0, head, 2):
-        for j in range(n):
-            h = to_half(values[at // 2, j])
-            if broken(h):
-                return first + j
-            put_half(whole, j * size + at, h)
-    if size > 20:
-        for k in range(4):
-            fifth = splat(F(0))
-            for i in range(8):
-                q = load(codes, k * 8 + i)
-                high = q >= F(16)
-                fifth += where(high, F(1 << i), F(0))
-                store(codes, k * 8 + i, where(high, q - F(16), q))
-            store_bytes(bytes_, k * 16, fifth)
-        for j in range(n):
-            to = whole[j * size + head : j * size + head + 4]
-            for k in range(4):
-                to[k] = bytes_[k * 16 + j]
-    for i in range(16):
-        store_bytes(bytes_, i * 16, load(codes, i) + F(16) * load(codes, i + 16))
-    turn_bytes(bytes_, 0, 16, whole, size - 16, size)
-    copy(whole, 0, target, first * size, n * size)
-    return -1
-
-
-@helper
-def _first_of(flat, at, value):
-    """The first of 32 numbers from `at` on that equals value or its negative: it settles which of two signs counts."""
-    for i in range(at, at + BLOCK):
-        if abs(flat[i]) == abs(value):
-            return flat[i]
-    return value
-
-
 @helper
 def _plain(x, out, top, size, shifted):
-    """Without importance, block by block: Q4_0 and Q5_0 from the value with the largest magnitude, the first among
-    equals; shifted Q4_1 and Q5_1 from the smallest and the largest value, of two zeros the first."""
-    flat, target = x.reshape(-1), out.reshape(-1)
+    """Without importance: Q4_0 and Q5_0 from the value with the largest magnitude; shifted Q4_1 and Q5_1 from the
+    smallest and the largest value."""
+    t, codes = table(BLOCK), table(BLOCK)
+    room, bytes_, whole = np.empty(512, F), np.empty(1024, np.uint8), np.empty(384, np.uint8)
     zero = (top + F(1)) / F(2)
-    head = 4 if shifted else 2
-    for block in range(flat.size // BLOCK):
-        at, to = block * BLOCK, block * size
-        a, b = load_at(flat, at), load_at(flat, at + 16)
-        low, high = least_of(where(a < b, a, b)), most_of(where(a > b, a, b))
-        # Differences with itself are 0 for finite numbers alone.
-        finite = all_of((a - a) + (b - b) == F(0))
-        largest = max(high, -low)
-        if largest < TINY and largest > F(0):
-            a, b, low, high = splat(F(0)), splat(F(0)), F(0), F(0)
-        elif shifted and low == F(0):
-            low = _first_of(flat, at, low)
+    count, target = x.size // BLOCK, out.reshape(-1)
+    for first in range(0, count, 16):
+        read_blocks(x, BLOCK, first, room, t)
+        low, high = extent(t, BLOCK)
+        dust = (low > -TINY) & (high < TINY) & ((low != F(0)) | (high != F(0)))
+        if any_of(dust):
+            for i in range(BLOCK):
+                store(t, i, where(dust, F(0), load(t, i)))
+            low, high = extent(t, BLOCK)
+        sound = splat(F(0))  # NaN anywhere stays NaN
         if shifted:
-            high = low if high == low else high
             d = (high - low) / top
+            inverse = reciprocal(d)
+            for i in range(BLOCK):
+                q = down(at_most((load(t, i) - low) * inverse + F(0.5), top))
+                sound += q
+                store(codes, i, q)
         else:
-            peak = high if high > -low else (low if low != F(0) else F(0))
-            peak = _first_of(flat, at, high) if high == -low and high != F(0) else peak
-            d = peak / -zero
-        h = to_half(d)
-        if not finite or broken(h):
-            return at // x.shape[1]
-        put_half(target, to, h)
-        inverse = F(1) / d if d != F(0) else F(0)
+            d = signed_largest(t, BLOCK, low, high) / -zero
+            inverse = reciprocal(d)
+            for i in range(BLOCK):
+                q = down(at_most(load(t, i) * inverse + (zero + F(0.5)), top))
+                sound += q
+                store(codes, i, q)
+        d = halved(d)
+        bad = first_beyond(where(sound == sound, d, F(np.inf)))
+        if bad >= 0:
+            return (first + bad) * BLOCK // x.shape[1]
+        to, at = place_for(target, whole, first, count, size)
+        store_halves(to, at, size, d)
         if shifted:
-            h = to_half(low)
-            if broken(h):
-                return at // x.shape[1]
-            put_half(target, to + 2, h)
-            a = down(at_most((a - low) * inverse + F(0.5), top))
-            b = down(at_most((b - low) * inverse + F(0.5), top))
-        else:
-            a = down(at_most(a * inverse + (zero + F(0.5)), top))
-            b = down(at_most(b * inverse + (zero + F(0.5)), top))
-        if top > F(15):
-            five, six = a >= F(16), b >= F(16)
-            fifth = flags_of(five) | flags_of(six) << np.uint32(16)
-            for k in range(4):
-                target[to + head + k] = np.uint8(fifth >> np.uint32(8 * k) & np.uint32(255))
-            a, b = where(five, a - F(16), a), where(six, b - F(16), b)
-        store_bytes(target, to + size - 16, a + F(16) * b)
+            low = halved(low)
+            bad = first_beyond(low)
+            if bad >= 0:
+                return (first + bad) * BLOCK // x.shape[1]
+            store_halves(to, at + 2, size, low)
+        put_nibbles(codes, to, at, size, bytes_)
+        write_rest(target, whole, first, count, size)
     return -1
-
-
-@helper
-def _row_means(x, means):
-    """Mean square of every row, summed in order; four rows at a time hide the latency of the sums."""
-    rows, columns = x.shape
-    for first in range(0, rows, 4):
-        a, b, c, d = first, min(first + 1, rows - 1), min(first + 2, rows - 1), min(first + 3, rows - 1)
-        ta, tb, tc, td = F(0), F(0), F(0), F(0)
-        for i in range(columns):
-            ta += x[a, i] * x[a, i]
-            tb += x[b, i] * x[b, i]
-            tc += x[c, i] * x[c, i]
-            td += x[d, i] * x[d, i]
-        means[d] = td / F(columns)
-        means[c] = tc / F(columns)
-        means[b] = tb / F(columns)
-        means[a] = ta / F(columns)
 
 
 @helper
 def _weighted(x, imp, out, top, size):
     """Q4_0 and Q5_0 with importance."""
     means = np.empty(x.shape[0], F)
-    _row_means(x, means)
-    lanes_x, lanes_w, codes, values = table(BLOCK), table(BLOCK), table(BLOCK + 18), table(1)
-    room, bytes_, whole = np.empty(512, F), np.empty(512, np.uint8), np.empty(384, np.uint8)
+    row_means(x, means)
+    lanes_x, lanes_w, codes = table(BLOCK), table(BLOCK), table(BLOCK + 18)
+    room, bytes_, whole = np.empty(512, F), np.empty(1024, np.uint8), np.empty(384, np.uint8)
     zero = (top + F(1)) / F(2)
-    for first in range(0, x.size // BLOCK, 16):
-        _blocks(x, first, room, lanes_x)
-        _weigh(x, imp, means, first, room, lanes_x, lanes_w)
+    count, target = x.size // BLOCK, out.reshape(-1)
+    for first in range(0, count, 16):
+        read_blocks(x, BLOCK, first, room, lanes_x)
+        weigh_blocks(x, imp, means, first, room, lanes_x, lanes_w)
         scale, inv = symmetric(lanes_x, lanes_w, BLOCK, zero, codes)
         live = where(inv != F(0), zero, F(0))
         for i in range(BLOCK):
             store(codes, i, clipped(inv * load(lanes_x, i), -zero, zero - F(1)) + live)
-        store(values, 0, scale)
-        bad = _put(out, first, size, values, codes, bytes_, whole)
+        scale = halved(scale)
+        bad = first_beyond(scale)
         if bad >= 0:
-            return bad * BLOCK // x.shape[1]
+            return (first + bad) * BLOCK // x.shape[1]
+        to, at = place_for(target, whole, first, count, size)
+        store_halves(to, at, size, scale)
+        put_nibbles(codes, to, at, size, bytes_)
+        write_rest(target, whole, first, count, size)
     return -1
 
 
@@ -255,40 +135,26 @@ def _weighted(x, imp, out, top, size):
 def _weighted_shifted(x, imp, out, top, size):
     """Q4_1 and Q5_1 with importance."""
     means = np.empty(x.shape[0], F)
-    _row_means(x, means)
-    lanes_x, lanes_w, codes, values = table(BLOCK), table(BLOCK), table(BLOCK), table(2)
-    room, bytes_, whole = np.empty(512, F), np.empty(512, np.uint8), np.empty(384, np.uint8)
-    for first in range(0, x.size // BLOCK, 16):
-        _blocks(x, first, room, lanes_x)
-        _weigh(x, imp, means, first, room, lanes_x, lanes_w)
+    row_means(x, means)
+    lanes_x, lanes_w, codes = table(BLOCK), table(BLOCK), table(BLOCK)
+    room, bytes_, whole = np.empty(512, F), np.empty(1024, np.uint8), np.empty(384, np.uint8)
+    count, target = x.size // BLOCK, out.reshape(-1)
+    for first in range(0, count, 16):
+        read_blocks(x, BLOCK, first, room, lanes_x)
+        weigh_blocks(x, imp, means, first, room, lanes_x, lanes_w)
         scale, low, inv, origin = affine(lanes_x, lanes_w, BLOCK, top, F(-0.9), F(0.05), 36, False, codes)
         for i in range(BLOCK):
             store(codes, i, clipped(inv * (load(lanes_x, i) - origin), F(0), top))
-        store(values, 0, scale)
-        store(values, 1, low)
-        bad = _put(out, first, size, values, codes, bytes_, whole)
+        scale, low = halved(scale), halved(low)
+        bad = max(first_beyond(scale), first_beyond(low))
         if bad >= 0:
-            return bad * BLOCK // x.shape[1]
+            return (first + bad) * BLOCK // x.shape[1]
+        to, at = place_for(target, whole, first, count, size)
+        store_halves(to, at, size, scale)
+        store_halves(to, at + 2, size, low)
+        put_nibbles(codes, to, at, size, bytes_)
+        write_rest(target, whole, first, count, size)
     return -1
-
-
-@helper
-def _load(x, imp, means, first, lanes_x, lanes_w):
-    """Blocks first … first + W into lanes, weights importance · √(row's mean square + x²); the last one fills up."""
-    count, across = x.size // BLOCK, x.shape[1] // BLOCK
-    flat = x.reshape(-1)
-    for j in range(W):
-        block = min(first + j, count - 1)
-        column = (block % across) * BLOCK
-        source, weight = flat[block * BLOCK : (block + 1) * BLOCK], imp[column : column + BLOCK]
-        for i in range(BLOCK):
-            lanes_x[i, j] = source[i]
-            lanes_w[i, j] = weight[i]
-        lanes_w[BLOCK, j] = means[block // across]
-    for i in range(BLOCK):
-        for j in range(W):
-            v = lanes_x[i, j]
-            lanes_w[i, j] = lanes_w[i, j] * np.sqrt(lanes_w[BLOCK, j] + v * v)
 
 
 @kernel

@@ -6,7 +6,8 @@ Lanes behave like a float in expressions: + − · / and comparisons, with other
 all sixteen. Comparisons give a Mask, for `where`, `&`, `|` and `any_of`. Tables of lanes are float32 [n, 16],
 C-contiguous, best made by `table`; `load(t, i)` is row i. Nothing checks an index.
 
-Rounding: `rint` is to nearest, halves to even; no operation is contracted or reordered.
+Rounding: `rint` is to nearest, halves to even; no operation is contracted or reordered. Where a product and a sum shall
+be rounded once, `fused` says so.
 """
 
 from __future__ import annotations
@@ -240,6 +241,20 @@ down: Any = _unary("floor")
 
 
 @_primitive
+def fused(typing: Any, a: Any, b: Any, c: Any) -> Any:
+    """a · b + c, rounded once."""
+    if lanes not in (a, b, c) or not all(k == lanes or k == types.float32 for k in (a, b, c)):
+        return None
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = [_wide(context, builder, k, v) for k, v in zip(sig.args, args, strict=True)]
+        kind = ir.FunctionType(_FLOATS, (_FLOATS,) * 3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32"), wide)
+
+    return lanes(a, b, c), lower
+
+
+@_primitive
 def where(typing: Any, chosen: Any, a: Any, b: Any) -> Any:
     """a where chosen, else b."""
     if chosen != mask or not all(k == lanes or k == types.float32 for k in (a, b)):
@@ -297,45 +312,6 @@ def store_bytes(typing: Any, array: Any, at: Any, value: Any) -> Any:
     return types.void(array, at, value), lower
 
 
-def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
-    """16 × 16 turned: in four stages rows that lie 8, 4, 2, 1 apart swap halves of their runs of twice that length."""
-    for span in (8, 4, 2, 1):
-        first = [i if i & span == 0 else i - span + WIDTH for i in range(WIDTH)]
-        second = [i + span if i & span == 0 else i + WIDTH for i in range(WIDTH)]
-        for i in (i for i in range(WIDTH) if i & span == 0):
-            a, b = rows[i], rows[i + span]
-            rows[i] = builder.shuffle_vector(a, b, ir.Constant(_INTS, first))
-            rows[i + span] = builder.shuffle_vector(a, b, ir.Constant(_INTS, second))
-    return rows
-
-
-def _folded(sign: str) -> Any:
-    """One number of sixteen: halves laid over each other, the one that compares so wins. Of NaN nothing is said."""
-
-    def typing(context: Any, value: Any) -> Any:
-        if value != lanes:
-            return None
-
-        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            v, width = args[0], WIDTH
-            while width > 1:
-                width //= 2
-                shape = ir.VectorType(ir.IntType(32), width)
-                low, high = (
-                    builder.shuffle_vector(v, v, ir.Constant(shape, list(range(at, at + width)))) for at in (0, width)
-                )
-                v = builder.select(builder.fcmp_ordered(sign, low, high), low, high)
-            return builder.extract_element(v, ir.Constant(_INDEX, 0))
-
-        return types.float32(value), lower
-
-    return _primitive(typing)
-
-
-least_of: Any = _folded("<")  # the smallest of sixteen
-most_of: Any = _folded(">")  # the largest
-
-
 @_primitive
 def flags_of(typing: Any, chosen: Any) -> Any:
     """A mask as the bits of a number, lane 0 the lowest."""
@@ -348,29 +324,75 @@ def flags_of(typing: Any, chosen: Any) -> Any:
     return types.uint32(chosen), lower
 
 
-def _turning(dtype: Any, vector: Any, align: int) -> Any:
-    def typing(context: Any, source: Any, start: Any, stride: Any, target: Any, to: Any, across: Any) -> Any:
-        if not _is_table(source, dtype) or not _is_table(target, dtype):
-            return None
+@_primitive
+def turn(typing: Any, source: Any, start: Any, stride: Any, target: Any, to: Any, across: Any) -> Any:
+    """Sixteen runs of sixteen float32, the first at `start` of the source and each `stride` after the one before,
+    turned into sixteen runs of the target from `to` on, `across` apart.
 
-        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            a, s, b, t = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (1, 2, 4, 5))
+    In squares of 8 × 8, of which registers of eight numbers hold enough; four numbers are read at a time, so that only
+    shuffles within halves of a register are left.
+    """
+    if not _is_table(source) or not _is_table(target):
+        return None
+    four, eight = ir.VectorType(ir.FloatType(), 4), ir.VectorType(ir.FloatType(), 8)
 
-            def place(which: int, first: Any, step: Any, i: int) -> Any:
-                at = builder.add(first, builder.mul(step, ir.Constant(step.type, i)))
-                return _place(context, builder, sig.args[which], args[which], at, vector)
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        a, s, b, t = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (1, 2, 4, 5))
 
-            rows = [builder.load(place(0, a, s, i), align=align) for i in range(WIDTH)]
-            for i, row in enumerate(_transposed(builder, rows)):
-                builder.store(row, place(3, b, t, i), align=align)
-            return context.get_dummy_value()
+        def place(which: int, first: Any, step: Any, i: int, along: int, vector: Any) -> Any:
+            at = builder.add(first, builder.mul(step, ir.Constant(step.type, i)))
+            at = builder.add(at, ir.Constant(at.type, along))
+            return _place(context, builder, sig.args[which], args[which], at, vector)
 
-        return types.void(source, start, stride, target, to, across), lower
+        def mixed(a: Any, b: Any, order: tuple[int, ...]) -> Any:
+            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), 8), order))
 
-    return _primitive(typing)
+        def pairs(a: Any, b: Any, at: int) -> Any:
+            return mixed(a, b, (at, at + 8, at + 1, at + 9, at + 4, at + 12, at + 5, at + 13))
+
+        for row in (0, 8):
+            for column in range(0, WIDTH, 4):
+                rows = []
+                for i in range(4):
+                    first, second = (builder.load(place(0, a, s, row + i + k, column, four), align=4) for k in (0, 4))
+                    rows.append(mixed(first, second, (0, 1, 2, 3, 4, 5, 6, 7)))
+                for k, (u, v) in enumerate((pairs(rows[0], rows[1], m), pairs(rows[2], rows[3], m)) for m in (0, 2)):
+                    for i, order in enumerate(((0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15))):
+                        to_ = place(3, b, t, column + 2 * k + i, row, eight)
+                        builder.store(mixed(u, v, order), to_, align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, start, stride, target, to, across), lower
 
 
-# (source, start, stride, target, to, across): sixteen runs of sixteen elements, the first at `start` of the source and
-# each `stride` after the one before, turned into sixteen runs of the target from `to` on, `across` apart.
-turn: Any = _turning(types.float32, _FLOATS, 4)
-turn_bytes: Any = _turning(types.uint8, _BYTES, 1)
+@_primitive
+def turn_bytes(typing: Any, source: Any, start: Any, stride: Any, target: Any, to: Any, across: Any) -> Any:
+    """The same for bytes."""
+    if not _is_table(source, types.uint8) or not _is_table(target, types.uint8):
+        return None
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        a, s, b, t = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (1, 2, 4, 5))
+
+        def place(which: int, first: Any, step: Any, i: int) -> Any:
+            at = builder.add(first, builder.mul(step, ir.Constant(step.type, i)))
+            return _place(context, builder, sig.args[which], args[which], at, _BYTES)
+
+        rows = [builder.load(place(0, a, s, i), align=1) for i in range(WIDTH)]
+        for i, row in enumerate(_transposed(builder, rows)):
+            builder.store(row, place(3, b, t, i), align=1)
+        return context.get_dummy_value()
+
+    return types.void(source, start, stride, target, to, across), lower
+
+
+def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
+    """16 × 16 turned: in four stages rows that lie 8, 4, 2, 1 apart swap halves of their runs of twice that length."""
+    for span in (8, 4, 2, 1):
+        first = [i if i & span == 0 else i - span + WIDTH for i in range(WIDTH)]
+        second = [i + span if i & span == 0 else i + WIDTH for i in range(WIDTH)]
+        for i in (i for i in range(WIDTH) if i & span == 0):
+            a, b = rows[i], rows[i + span]
+            rows[i] = builder.shuffle_vector(a, b, ir.Constant(_INTS, first))
+            rows[i + span] = builder.shuffle_vector(a, b, ir.Constant(_INTS, second))
+    return rows

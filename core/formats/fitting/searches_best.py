@@ -17,13 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.formats.fitting import searches_best_lattice
+from core.formats.fitting import searches_best_blocks, searches_best_lattice
 from core.formats.fitting.fused import fused
-from core.formats.fitting.reference import _mean_square, _row_weights
+from core.formats.fitting.reference import _mean_square
 from core.formats.fitting.searches import nearest_code, quotient, root, single, total
-from core.formats.fitting.tries import FACTORS, LINES, REFITS
+from core.formats.fitting.tries import FACTORS, REFITS
 from core.formats.ggml.codebook import LEVELS
-from core.formats.ggml.fp4 import DOUBLED, half_e8m0
 from core.formats.ggml.layout import Fields
 
 HALF_MAX = 65504.0
@@ -184,7 +183,7 @@ class ScaledSuper:
         return {"d": d[::per, None].half(), "scales": scale.view(n, per).to(torch.int8), "codes": codes}
 
 
-# --- blocks with a scale of their own ---------------------------------------------------------------------------------
+# --- IQ4_NL -----------------------------------------------------------------------------------------------------------
 
 
 def _quick_half(d: Tensor) -> Tensor:
@@ -193,128 +192,32 @@ def _quick_half(d: Tensor) -> Tensor:
     return torch.where(d.abs() < 2.0**-14, (d + 0.75) - 0.75, t - (t - d))
 
 
-def _energy_weights(x: Tensor, imp: Tensor | None) -> Tensor:
-    """IQ4_NL's: x², or importance · √(twice the block's mean square + x²); [n, 32]."""
-    return x * x if imp is None else imp * root(_mean_square(x, 2.0)[:, None] + x * x)
+def iq4_nl(x: Tensor, imp: Tensor | None, fields: Fields, rows: int) -> Fields:
+    """Other scales are tried (tries.py), the best one is refitted."""
+    lanes = x.t()
+    w = (x * x if imp is None else imp * root(_mean_square(x, 2.0)[:, None] + x * x)).t()
+    levels = torch.tensor(LEVELS, device=x.device)
 
+    def code(step: Tensor) -> Tensor:
+        return nearest_code(lanes * quotient(1.0, step), levels)
 
-def _unweighted(x: Tensor, w: Tensor | None) -> Tensor:
-    return torch.ones_like(x) if w is None else w
-
-
-@dataclass(frozen=True)
-class ScaledBlocks:
-    """Q4_0, Q5_0, Q8_0, TQ1_0, TQ2_0, Q2_0 and IQ4_NL: other scales are tried (tries.py), the best one is refitted."""
-
-    bottom: int  # levels run from bottom to top; both 0: IQ4's
-    top: int
-    tries: str
-    refits: int = REFITS
-    weighted: bool = False  # importance counts
-
-    def __call__(self, x: Tensor, imp: Tensor | None, fields: Fields, rows: int) -> Fields:
-        uneven = not self.top
-        tries = FACTORS[self.tries]
-        lanes, w = x.t(), None
-        if uneven:
-            w = _energy_weights(x, imp).t()
-        elif self.weighted and imp is not None:
-            w, tries = _row_weights(x, imp, rows).t(), FACTORS["weighted"]
-        w = _unweighted(lanes, w)
-        levels = torch.tensor(LEVELS, device=x.device)
-
-        def code(step: Tensor) -> Tensor:
-            target = lanes * quotient(1.0, step)
-            return nearest_code(target, levels) if uneven else target.round().clamp(self.bottom, self.top)
-
-        def level(step: Tensor) -> Tensor:
-            return levels[code(step)] if uneven else code(step)
-
-        start = fields["d"].float().flatten()
-        step, best = start, _weighted(lanes, w, start * level(start))
-        for k in range(len(tries) + self.refits):
-            if k < len(tries):
-                new = _quick_half(start * single(tries[k], start))
-                usable = new.abs() <= HALF_MAX
-                new = torch.where(usable, new, start)
-            else:
-                q = level(step)
-                a, b = total(w * q * lanes), total(w * q * q)
-                new = _quick_half(a / torch.where(b > 0, b, 1.0))
-                new = torch.where((b > 0) & (new != 0) & (new.abs() <= HALF_MAX), new, step)
-            err = _weighted(lanes, w, new * level(new))
-            better = err < best
-            best, step = torch.where(better, err, best), torch.where(better, new, step)
-        codes = code(step) if uneven or self.top == 127 else code(step) - self.bottom
-        return {"d": step[:, None].half(), "codes": codes.t().to(fields["codes"].dtype)}
-
-
-@dataclass(frozen=True)
-class ShiftedBlocks:
-    """Q4_1 and Q5_1: other scales and minima are tried (tries.py), the best line is refitted by least squares."""
-
-    nmax: int
-    tries: str
-
-    def __call__(self, x: Tensor, imp: Tensor | None, fields: Fields, rows: int) -> Fields:
-        lanes = x.t()
-        w = _unweighted(lanes, None if imp is None else _row_weights(x, imp, rows).t())
-        sw, sx = total(w), total(w * lanes)
-        tries = LINES[self.tries if imp is None else "weighted"]
-
-        def code(step: Tensor, low: Tensor) -> Tensor:
-            return ((lanes - low) * quotient(1.0, step)).round().clamp(0, self.nmax)
-
-        start, start_low = fields["d"].float().flatten(), fields["m"].float().flatten()
-        step, low = start, start_low
-        best = _weighted(lanes, w, step * code(step, low) + low)
-        for k in range(len(tries) + REFITS):
-            if k < len(tries):
-                factor, moved = (single(v, start) for v in tries[k])
-                new, new_low = _quick_half(start * factor), _quick_half(start_low + moved * start)
-                usable = (new.abs() <= HALF_MAX) & (new_low.abs() <= HALF_MAX)
-                new, new_low = torch.where(usable, new, start), torch.where(usable, new_low, start_low)
-            else:
-                q = code(step, low)
-                wq = w * q
-                sq, sqq, sxq = total(wq), total(wq * q), total(wq * lanes)
-                det = sw * sqq - sq * sq
-                safe = torch.where(det > 0, det, 1.0)
-                new = _quick_half((sw * sxq - sx * sq) / safe)
-                new_low = _quick_half((sqq * sx - sq * sxq) / safe)
-                usable = (det > 0) & (new > 0) & (new <= HALF_MAX) & (new_low.abs() <= HALF_MAX)
-                new, new_low = torch.where(usable, new, step), torch.where(usable, new_low, low)
-            err = _weighted(lanes, w, new * code(new, new_low) + new_low)
-            better = err < best
-            best = torch.where(better, err, best)
-            step, low = torch.where(better, new, step), torch.where(better, new_low, low)
-        codes = code(step, low).t().to(torch.uint8)
-        return {"d": step[:, None].half(), "m": low[:, None].half(), "codes": codes}
-
-
-def mxfp4(x: Tensor, imp: Tensor | None, fields: Fields, rows: int) -> Fields:
-    """The power of two above llama.cpp's and the one below, unless its scale byte is near an end of the range."""
-    e = fields["e"].flatten().to(torch.int32)
-    inside = (e >= 3) & (e <= 252)
-    middles = torch.tensor((0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0), device=x.device)
-    sizes = torch.tensor(DOUBLED[:8], device=x.device)
-    inverse = torch.where(inside, quotient(1.0, half_e8m0(e)), 0.0)
-    size = (x.t() * inverse).abs()
-    best, move = torch.full_like(inverse, float("inf")), torch.zeros_like(e)
-    for step in (0, 1, -1):
-        unit = 2.0**step
-        q = sizes[torch.searchsorted(middles, (size / unit).contiguous())]
-        err = _weighted(size, torch.ones_like(size), unit * q)
+    start = fields["d"].float().flatten()
+    step, best = start, _weighted(lanes, w, start * levels[code(start)])
+    tries = FACTORS["IQ4_NL"]
+    for k in range(len(tries) + REFITS):
+        if k < len(tries):
+            new = _quick_half(start * single(tries[k], start))
+            new = torch.where(new.abs() <= HALF_MAX, new, start)
+        else:
+            q = levels[code(step)]
+            a, b = total(w * q * lanes), total(w * q * q)
+            new = _quick_half(a / torch.where(b > 0, b, 1.0))
+            new = torch.where((b > 0) & (new != 0) & (new.abs() <= HALF_MAX), new, step)
+        err = _weighted(lanes, w, new * levels[code(new)])
         better = err < best
-        best, move = torch.where(better, err, best), torch.where(better, step, move)
-    moved = (e + move)[:, None]
-    target = (x * quotient(1.0, half_e8m0(moved))).contiguous()
-    code = torch.searchsorted(middles, target.abs())
-    code = torch.where((target < 0) & (code > 0), code + 8, code).to(torch.uint8)
-    return {"e": moved.to(torch.uint8), "codes": torch.where(move[:, None] == 0, fields["codes"], code)}
+        best, step = torch.where(better, err, best), torch.where(better, new, step)
+    return {"d": step[:, None].half(), "codes": code(step).t().to(fields["codes"].dtype)}
 
-
-_TERNARY = ScaledBlocks(-1, 1, "TQ1_0")
 
 REFINEMENTS: dict[str, Callable[[Tensor, Tensor | None, Fields, int], Fields]] = {
     "Q2_K": AffineSuper(16, 3, 15, 1.0, False),
@@ -323,15 +226,7 @@ REFINEMENTS: dict[str, Callable[[Tensor, Tensor | None, Fields, int], Fields]] =
     "Q5_K": AffineSuper(32, 31, 63, 2.0, True),
     "Q6_K": ScaledSuper(16, 32, 128, 0.0, 8, 2),
     "IQ4_XS": ScaledSuper(32, 0, 32, 2.0, 4, 3),
-    "Q4_0": ScaledBlocks(-8, 7, "Q4_0", weighted=True),
-    "Q5_0": ScaledBlocks(-16, 15, "Q5_0", weighted=True),
-    "Q8_0": ScaledBlocks(-128, 127, "Q8_0", refits=1),
-    "IQ4_NL": ScaledBlocks(0, 0, "IQ4_NL", weighted=True),
-    "TQ1_0": _TERNARY,
-    "TQ2_0": _TERNARY,
-    "Q2_0": ScaledBlocks(-1, 2, "Q2_0"),
-    "Q4_1": ShiftedBlocks(15, "Q4_1"),
-    "Q5_1": ShiftedBlocks(31, "Q5_1"),
-    "MXFP4": mxfp4,
+    "IQ4_NL": iq4_nl,
+    **searches_best_blocks.REFINEMENTS,
     **searches_best_lattice.REFINEMENTS,
 }
