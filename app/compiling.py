@@ -16,6 +16,9 @@ from core.formats.fitting.compiled import watch
 # What takes less is not worth a line.
 PATIENCE_MS = 400
 
+# The kernel that is no format's.
+COUNTING = "what counts weights"
+
 
 class CompilingNotice(QObject):
     """Puts a note into the bar while kernels are compiled, and takes it away afterwards."""
@@ -58,8 +61,9 @@ class CompilingNotice(QObject):
 
     @Slot()
     def _show(self) -> None:
-        names = ", ".join(dict.fromkeys(self._under_way))
-        notice = Notice("note", f"Compiling the search for {names}: some seconds, once on this machine")
+        names = dict.fromkeys(self._under_way)
+        what = ", ".join(COUNTING if name == "count_into" else f"the search for {name}" for name in names)
+        notice = Notice("note", f"Compiling {what}: some seconds, once on this machine")
         self._bar.show_notice(notice)
         # Something more important may be on show.
         self._shown = notice if self._bar.notice is notice else None
