@@ -61,9 +61,11 @@ class CompilingNotice(QObject):
 
     @Slot()
     def _show(self) -> None:
-        names = dict.fromkeys(self._under_way)
-        what = ", ".join(COUNTING if name == "count_into" else f"the search for {name}" for name in names)
-        notice = Notice("note", f"Compiling {what}: some seconds, once on this machine")
+        names = list(dict.fromkeys(self._under_way))
+        formats = ", ".join(n for n in names if n != "count_into")
+        parts = [COUNTING] if "count_into" in names else []
+        parts += [f"the search for {formats}"] if formats else []
+        notice = Notice("note", f"Compiling {' and '.join(parts)}: some seconds, once on this machine")
         self._bar.show_notice(notice)
         # Something more important may be on show.
         self._shown = notice if self._bar.notice is notice else None

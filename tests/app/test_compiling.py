@@ -41,6 +41,9 @@ def test_a_note_while_compiling(qtbot, bar: NoticeBar) -> None:
     assert bar.notice.text == "Compiling the search for q4_k: some seconds, once on this machine"
     tell("q6_k", True)
     qtbot.waitUntil(lambda: "q4_k, q6_k" in bar.notice.text)
+    tell("count_into", True)
+    qtbot.waitUntil(lambda: "what counts weights and the search for q4_k, q6_k:" in bar.notice.text)
+    tell("count_into", False)
     tell("q4_k", False)
     tell("q6_k", False)
     qtbot.waitUntil(lambda: bar.notice is None)
