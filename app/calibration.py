@@ -4,7 +4,7 @@ a plan and a run use it. No Qt; the jobs are started by app/calibrator.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,9 +14,12 @@ from core.context import JobContext
 from core.errors import CalibrationError
 
 if TYPE_CHECKING:
+    import torch
+
     from core.calibration.statistics import Statistic, Statistics
     from core.calibration.text import Samples
     from core.checkpoints.base import Checkpoint
+    from core.engine.model import Plan, PlannedTensor
     from core.recipes.model import Recipe
 
 Source = Literal["", "text", "imatrix"]
@@ -145,3 +148,12 @@ def plan_options(data: CalibrationData | None, recipe: Recipe) -> dict[str, Any]
     if data.gathered is not None:
         return {"gathered": data.gathered}
     return {}
+
+
+def statistics_of(plan: Plan, planned: PlannedTensor) -> Mapping[Statistic, torch.Tensor]:
+    """What the plan knows of a tensor's inputs, for a look at some of its rows. Experts have statistics of their own,
+    and a look that is spread over all of them goes without."""
+    from core.engine.known import as_tensors
+
+    known = plan.known.tensors.get(planned.tensor.name)
+    return {} if known is None or known.stacked else as_tensors(known, "cpu")

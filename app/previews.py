@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QObject, QTimer, Slot
 
+from app.calibration import statistics_of
 from app.job_service import JobService
 from app.jobs import Failed, JobId, Outcome
 from app.session import Changes, Notice, Session, ShownError
@@ -19,9 +20,6 @@ from core.context import JobContext
 from core.errors import WorkbenchError
 
 if TYPE_CHECKING:
-    import torch
-
-    from core.calibration.statistics import Statistic
     from core.checkpoints.base import Checkpoint
     from core.engine.model import Plan, PlannedTensor
     from core.recipes.model import Strategy
@@ -87,15 +85,6 @@ def errors_task(request: ErrorRequest, ctx: JobContext) -> int:
     if found:
         ctx.partial(found)
     return count
-
-
-def statistics_of(plan: Plan, planned: PlannedTensor) -> Mapping[Statistic, torch.Tensor]:
-    """What the plan knows of a tensor's inputs, for a look at some of its rows. Experts have statistics of their own,
-    and a look that is spread over all of them goes without."""
-    from core.engine.known import as_tensors
-
-    known = plan.known.tensors.get(planned.tensor.name)
-    return {} if known is None or known.stacked else as_tensors(known, "cpu")
 
 
 def wanted(request: ErrorRequest) -> tuple[list[PlannedTensor], list[PlannedTensor]]:

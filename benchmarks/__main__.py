@@ -12,8 +12,9 @@ SHORT: dict[str, list[str]] = {
     "headers": [],
     "startup": ["--runs", "3"],
     "first_paint": ["--rounds", "3"],
+    "quality": [],
 }
-WITH_OPTIONS = ("formats", "startup", "first_paint", "opening", "window_stall")
+WITH_OPTIONS = ("formats", "startup", "first_paint", "opening", "window_stall", "quality", "published")
 
 if __name__ == "__main__":
     name, *options = sys.argv[1:] or [""]

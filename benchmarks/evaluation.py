@@ -3,10 +3,12 @@ and as we do.
 
     python -m benchmarks.evaluation [--model FOLDER] [--text FILE] [--calibration FILE] [--theirs FILE.json] [TYPE …]
 
-text         what is predicted: windows of 256 tokens, all but the first scored (default: the standard library's
-             packages)
-calibration  for the lines with +imatrix (default: the standard library's modules)
+text         what is predicted: windows of 256 tokens, all but the first scored (default: resources/demo/heldout.txt)
+calibration  for the lines with +imatrix (default: resources/demo/calibration.txt)
 theirs       figures of llama-quantize's own files on the same text, by type: {"Q4_0": {"kld", "ppl", "top1", "bytes"}}
+             (default: resources/demo/llamacpp.json)
+
+What calibrated methods add to that is quality.py's question.
 
 `exact` is llama.cpp's own search, whose file is its byte for byte where no imatrix is involved; ours is the default, a
 finer search into the same number of bytes. Both are written as GGUF, read back, and compared with the original.
@@ -33,6 +35,7 @@ from core.evaluation.text import Windows, WindowSettings, read_windows
 from core.recipes import load
 from core.targets import get_target
 
+DEMO = Path(__file__).parent.parent / "resources" / "demo"
 TYPES = tuple(
     "Q2_K Q3_K_S Q3_K_M Q3_K_L Q4_0 Q4_K_S Q4_K_M Q5_K_S Q5_K_M Q6_K Q8_0 IQ4_XS IQ4_NL IQ3_S IQ3_XXS IQ2_S".split()  # noqa: SIM905
 )
@@ -52,13 +55,13 @@ def judged(checkpoint: Checkpoint, windows: Windows, recipe: str, folder: Path, 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=Path(__file__).parent.parent / "resources" / "demo")
-    parser.add_argument("--text", type=Path)
-    parser.add_argument("--calibration", type=Path)
-    parser.add_argument("--theirs", type=Path)
+    parser.add_argument("--model", type=Path, default=DEMO)
+    parser.add_argument("--text", type=Path, default=DEMO / "heldout.txt")
+    parser.add_argument("--calibration", type=Path, default=DEMO / "calibration.txt")
+    parser.add_argument("--theirs", type=Path, default=DEMO / "llamacpp.json")
     parser.add_argument("types", nargs="*", default=TYPES)
     args = parser.parse_args(argv)
-    theirs = json.loads(args.theirs.read_text()) if args.theirs else {}
+    theirs = json.loads(args.theirs.read_text("utf-8"))
     with open_checkpoint(args.model) as checkpoint, tempfile.TemporaryDirectory() as name:
         windows = read_windows(checkpoint.folder(), WindowSettings(args.text, WINDOW, windows=WINDOWS))
         original = evaluate(checkpoint, windows).perplexity

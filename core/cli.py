@@ -143,7 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     made = command("imatrix", commands.imatrix, "gather the importance of columns, as llama-imatrix does")
     made.add_argument("checkpoint", type=Path, help="a Hugging Face folder")
     made.add_argument("--text", type=Path, metavar="FILE", help="text to run (default: Python's standard library)")
-    made.add_argument("--out", required=True, type=Path, metavar="FILE.gguf", help="importance matrix to write")
+    made.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help="to write: .gguf, or .dat for the older form"
+    )
     made.add_argument("--device", default="cpu", help="cpu (default), cuda or cuda:N")
     made.add_argument("--force", action="store_true", help="replace an existing file")
     samples(made)

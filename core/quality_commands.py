@@ -78,6 +78,7 @@ def evaluate(args: argparse.Namespace) -> Answer:
         "seconds": result.seconds,
         "tokens_per_second": result.tokens_per_second,
         "peak_rss_bytes": result.peak_rss_bytes,
+        "original_kept": result.kept,
         "unlogged": unlogged,
     }
     if result.against is not None:
@@ -199,6 +200,7 @@ def _lines(args: argparse.Namespace, windows: Windows, result: Evaluation, plan:
     ]
     if result.against is not None:
         lines += against_lines(result.against, str(args.against) if plan is None else plan.recipe.name)
+    lines += ["the original's part is that of an earlier evaluation of the same text"] if result.kept else []
     lines.append(
         f"{duration_text(result.seconds)} · {result.tokens_per_second:,.0f} tokens/s on {result.device} · "
         f"peak memory {bytes_text(result.peak_rss_bytes)}"

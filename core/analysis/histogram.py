@@ -18,6 +18,7 @@ import numpy as np
 from core.analysis.counts import Counter, Counts, MirrorCounter, Moments
 from core.analysis.error import WHOLE_WEIGHTS, ErrorSums, sample_runs
 from core.analysis.reach import Group, Reach, ReachTally, ends_of, group_at, group_width, is_shared
+from core.calibration.statistics import Statistic
 from core.context import SILENT, JobContext
 from core.errors import RecipeError, UnsupportedFormat, WorkbenchError
 from core.tensors import DTYPES
@@ -44,6 +45,8 @@ class HistogramRequest:
     """Which tensor, under which strategy. format None: only the weights themselves.
 
     label   the strategy in words ("q4_k+gptq"); goes into the result
+    stats   what is known of the tensor's inputs, for methods and formats that use it
+    known   equal for equal statistics
     """
 
     checkpoint: Checkpoint
@@ -52,6 +55,8 @@ class HistogramRequest:
     method: str = "nearest"
     params: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
+    stats: Mapping[Statistic, Tensor] = field(default_factory=dict, compare=False)
+    known: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ def group_view(request: GroupRequest, ctx: JobContext = SILENT) -> GroupView:
     first = request.row // step * step
     w = tensor.source.read(request.histogram.checkpoint, first, min(tensor.rows, first + step))
     ctx.check()
-    quantized = strategy.method.quantize(w, strategy.format, {}, strategy.params, ctx)
+    quantized = strategy.method.quantize(w, strategy.format, strategy.stats, strategy.params, ctx)
     row, grid = request.row - first, quantized.grid
     at = 0 if is_shared(grid) else row
     ends = ends_of(strategy.format, grid, w)
@@ -159,6 +164,7 @@ class _Strategy:
     params: Mapping[str, Any]
     multiple: int
     note: str
+    stats: Mapping[Statistic, Tensor]
 
     @classmethod
     def of(cls, request: HistogramRequest) -> _Strategy | None:
@@ -174,14 +180,15 @@ class _Strategy:
         if misfit:
             raise RecipeError(f"{wanted.name} does not fit: {misfit}")
         method, params, note = get_method(request.method), request.params, ""
-        if method.needs:
+        if not method.needs <= request.stats.keys():
             note = f"{method.name} needs calibration: shown rounded to nearest"
             method, params = get_method("nearest"), {}
-        return cls(wanted, method, params, wanted.row_multiple((tensor.rows, tensor.columns)), note)
+        multiple = wanted.row_multiple((tensor.rows, tensor.columns))
+        return cls(wanted, method, params, multiple, note, request.stats)
 
     def apply(self, w: Tensor, ctx: JobContext) -> tuple[Tensor, Grid]:
         """ŵ float32 and the grid of these rows, by themselves."""
-        quantized = self.method.quantize(w, self.format, {}, self.params, ctx)
+        quantized = self.method.quantize(w, self.format, self.stats, self.params, ctx)
         return quantized.dequantize(), quantized.grid
 
 
@@ -298,7 +305,7 @@ def _by_slices(
         from core.methods.nearest import as_fitted
 
         w = tensor.source.read(request.checkpoint, 0, tensor.rows)
-        grid = as_fitted(chosen, strategy.params).fit(w)
+        grid = as_fitted(chosen, strategy.params).fit(w, strategy.stats.get(Statistic.IMPORTANCE))
         ctx.check()
         if is_shared(grid):
             reach.look(chosen, grid, w[:1])

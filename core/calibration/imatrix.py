@@ -51,12 +51,14 @@ def read_imatrix(path: Path) -> Statistics:
 
 
 def write_imatrix(path: Path, statistics: Statistics, chunk_size: int) -> int:
-    """Writes the GGUF form, which appears only when complete; returns its bytes.
+    """Writes the GGUF form, or the older one where the path ends in .dat. The file appears only when complete; returns
+    its bytes.
 
     chunk_size  tokens in a sample
     raises      CalibrationError when there is no importance, OSError
     """
-    data = _gguf_bytes(statistics, chunk_size)
+    older = path.suffix.lower() == ".dat"
+    data = _dat_bytes(statistics, chunk_size) if older else _gguf_bytes(statistics, chunk_size)
     partial = path.with_name(f".{path.name}.partial")
     try:
         with open(partial, "wb") as file:
@@ -161,20 +163,42 @@ def _entry(sums: np.ndarray, counts: np.ndarray) -> TensorStatistics:
     return TensorStatistics({Statistic.IMPORTANCE: importance}, whole, stacked=True)
 
 
+def _importance(statistics: Statistics) -> list[tuple[str, TensorStatistics, np.ndarray]]:
+    """By name, what an importance matrix can hold. raises CalibrationError: there is nothing"""
+    found = [
+        (name, known, known.values[Statistic.IMPORTANCE])
+        for name, known in sorted(statistics.tensors.items())
+        if Statistic.IMPORTANCE in known.values
+    ]
+    if not found:
+        raise CalibrationError("nothing was gathered that an importance matrix could hold")
+    return found
+
+
+def _dat_bytes(statistics: Statistics, chunk_size: int) -> bytes:
+    found = _importance(statistics)
+    parts = [_I32.pack(len(found))]
+
+    def text(words: str) -> bytes:
+        data = words.encode()
+        return _I32.pack(len(data)) + data
+
+    for name, known, importance in found:
+        # Calls are what this form counts: one for each sample, as llama.cpp turns tokens into them.
+        calls = max(1, -(-max(known.counts) // max(1, chunk_size)))
+        values = (importance.astype("float64") * calls).astype("<f4")
+        parts += [text(name), _I32.pack(calls), _I32.pack(values.size), values.tobytes()]
+    return b"".join([*parts, _I32.pack(statistics.provenance.chunks), text(statistics.provenance.dataset)])
+
+
 def _gguf_bytes(statistics: Statistics, chunk_size: int) -> bytes:
     import numpy as np
 
     arrays: list[tuple[str, np.ndarray]] = []
-    for name in sorted(statistics.tensors):
-        known = statistics.tensors[name]
-        importance = known.values.get(Statistic.IMPORTANCE)
-        if importance is None:
-            continue
+    for name, known, importance in _importance(statistics):
         counts = np.array(known.counts, np.float32)
         matrix = np.atleast_2d(importance).astype(np.float64) * counts[:, None].astype(np.float64)
         arrays += [(name + SUMS, matrix.astype("<f4")), (name + COUNTS, counts[:, None].astype("<f4"))]
-    if not arrays:
-        raise CalibrationError("nothing was gathered that an importance matrix could hold")
     where = statistics.provenance
     pairs: Mapping[str, Value] = {
         "general.type": Value.of(ValueType.STRING, "imatrix"),

@@ -48,6 +48,8 @@ def planned(checkpoint, name: str, strategy: str, **params) -> PlannedTensor:
 class Plans:
     """As much of a session as the state asks for."""
 
+    plan = None
+
     def __init__(self, checkpoint, *tensors: PlannedTensor, outline: Outline | None = None) -> None:
         self.checkpoint = checkpoint
         self.by_name = {t.tensor.name: t for t in tensors}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from app.calibration import statistics_of
 from app.panels.histogram.picture import Picture, csv_of, percent, picture_of, short
 from core.analysis.histogram import GroupRequest, GroupView, HistogramRequest, HistogramResult, histogram
 from core.context import JobContext
@@ -350,18 +351,27 @@ def _request(session: Session, tensor: OutputTensor) -> HistogramRequest:
     strategy = planned.strategy
     if not planned.quantized:
         return HistogramRequest(session.checkpoint, tensor, planned.format, label=planned.format.name)
+    plan = session.plan
     return HistogramRequest(
-        session.checkpoint, tensor, planned.format, strategy.method, dict(strategy.params), str(strategy)
+        session.checkpoint,
+        tensor,
+        planned.format,
+        strategy.method,
+        dict(strategy.params),
+        str(strategy),
+        statistics_of(plan, planned) if plan is not None else {},
+        plan.known.identity if plan is not None else "",
     )
 
 
 def _same(a: HistogramRequest, b: HistogramRequest) -> bool:
-    return a.checkpoint is b.checkpoint and (a.tensor, a.format, a.method, a.params, a.label) == (
+    return a.checkpoint is b.checkpoint and (a.tensor, a.format, a.method, a.params, a.label, a.known) == (
         b.tensor,
         b.format,
         b.method,
         b.params,
         b.label,
+        b.known,
     )
 
 

@@ -415,6 +415,23 @@ def test_a_method_that_needs_calibration_is_shown_as_nearest(monkeypatch: pytest
     assert result.error.sqnr_db == ask(LARGE, "q8_0").error.sqnr_db
 
 
+@pytest.mark.parametrize("w", [LARGE, gaussian(40, 512)], ids=["in slices", "at once"])
+def test_what_is_known_of_inputs_is_used(w: torch.Tensor):
+    """As the run uses it: the picture's errors are those of the format's own fit with importance."""
+    from core.methods.base import Statistic
+
+    importance = torch.rand(512, generator=torch.Generator().manual_seed(3)) ** 4
+    told = ask(w, "q4_k", stats={Statistic.IMPORTANCE: importance})
+    fmt = get_format("q4_k")
+    made = fmt.quantize(w, importance, fmt.default_effort).dequantize()
+    assert told.error.e2 == pytest.approx(float((w - made).double().square().sum()), rel=1e-6)
+    assert told.error.e2 > 1.01 * ask(w, "q4_k").error.e2  # what matters more costs the rest
+    group = group_view(GroupRequest(HistogramRequest(Memory(w), request_of(w, None).tensor, fmt, stats={
+        Statistic.IMPORTANCE: importance}), 7, 300))  # fmt: skip
+    part = slice(group.group.start, group.group.stop)
+    np.testing.assert_array_equal(group.dequantized, made[7, part].numpy())
+
+
 # --- reach ----------------------------------------------------------------------------------------------------------
 
 

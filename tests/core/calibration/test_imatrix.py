@@ -167,3 +167,42 @@ def test_other_ggufs_are_refused(tmp_path: Path) -> None:
         read_imatrix(foreign(tmp_path / "o.gguf", {"a": np.ones((2, 4))}, {"a": np.ones((1, 1))}))
     with pytest.raises(CalibrationError, match="holds no importance"):
         read_imatrix(foreign(tmp_path / "p.gguf", {}, {}))
+
+
+def test_the_older_form_is_written_as_llama_cpp_has_it(tmp_path: Path) -> None:
+    """Taken apart by hand after llama.cpp's own, and read back: of two experts no token reached one."""
+    rng = np.random.default_rng(1)
+    plain, stacked = rng.random(64, np.float32), np.stack([rng.random(32, np.float32), np.ones(32, np.float32)])
+    tensors = {
+        "blk.0.attn_q.weight": TensorStatistics({Statistic.IMPORTANCE: plain}, (70,)),
+        "blk.0.ffn_up_exps.weight": TensorStatistics({Statistic.IMPORTANCE: stacked}, (41, 0), stacked=True),
+    }
+    path = tmp_path / "older.dat"
+    write_imatrix(path, Statistics(Provenance("", "text é", 2, 3, "x"), tensors), 24)
+    data, at = path.read_bytes(), 0
+
+    def number() -> int:
+        nonlocal at
+        at += 4
+        return int(struct.unpack_from("<i", data, at - 4)[0])
+
+    def taken(count: int) -> bytes:
+        nonlocal at
+        at += count
+        return data[at - count : at]
+
+    found = {}
+    for _ in range(number()):
+        name = taken(number()).decode()
+        calls, count = number(), number()
+        found[name] = (calls, np.frombuffer(taken(4 * count), "<f4") / calls)
+    assert number() == 3
+    assert taken(number()).decode() == "text é"
+    assert at == len(data)
+    assert [calls for calls, _ in found.values()] == [3, 2]  # 70 and 41 tokens in samples of 24
+    np.testing.assert_allclose(found["blk.0.attn_q.weight"][1], plain, rtol=1e-6)
+    np.testing.assert_allclose(found["blk.0.ffn_up_exps.weight"][1], stacked.reshape(-1), rtol=1e-6)
+    again = read_imatrix(path)
+    assert (again.provenance.dataset, again.provenance.chunks) == ("text é", 3)
+    parted = require_columns("e", again.tensors["blk.0.ffn_up_exps.weight"], 32, 2)
+    np.testing.assert_allclose(parted.values[Statistic.IMPORTANCE], stacked, rtol=1e-6)

@@ -14,6 +14,7 @@ from core.cli import main
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     monkeypatch.setenv("QUANTBENCH_EXPERIMENTS", str(tmp_path / "log.db"))
+    monkeypatch.setenv("QUANTBENCH_ORIGINALS", str(tmp_path / "originals"))
 
     def call(*args: object, status: int = 0) -> Any:
         capsys.readouterr()
@@ -40,17 +41,22 @@ def test_a_day_of_experiments(cli: Any, demo: Path, tmp_path: Path) -> None:
     same = ("perplexity", "kld_mean", "kld_max", "top1_agreement")
     assert {k: recipe["against"][k] for k in same} == {k: written["against"][k] for k in same}
     assert recipe["perplexity"] == written["perplexity"]
+    assert [x["original_kept"] for x in (written, recipe)] == [False, False]  # layer errors need a walk
+    third = cli("evaluate", demo, "--recipe", "Q4_K_M", *small, "--json")
+    assert third["original_kept"]
+    assert {k: third["against"][k] for k in same} == {k: written["against"][k] for k in same}
     assert len(recipe["against"]["layers"]) == 4 * 7
     cli("generate", out, "--prompt", "import ", "--tokens", 5, "--json")
     rows = cli("experiments", "--json")["experiments"]
-    assert [r["kind"] for r in rows] == ["generation", "evaluation", "evaluation", "quantization"]
+    assert [r["kind"] for r in rows] == ["generation", "evaluation", "evaluation", "evaluation", "quantization"]
+    del rows[1]
     assert rows[0]["output_tokens"] == 5
     assert rows[1]["recipe"] == "Q4_K_M"
     assert rows[2]["out"] == str(out)
     assert rows[1]["kld"] == rows[2]["kld"] == written["against"]["kld_mean"]
     assert rows[3]["bytes"] == out.stat().st_size
     assert all(r["device"] == "cpu" and r["seconds"] > 0 and r["peak_bytes"] > 2**24 for r in rows)
-    assert cli("experiments", "--csv").out.count("\n") == 5
+    assert cli("experiments", "--csv").out.count("\n") == 6
     assert "Q4_K_M" in cli("experiments").out
     lines = cli("evaluate", demo, "--against", out, *small, "--score", "half").out
     assert "second half scored" in lines
