@@ -181,10 +181,19 @@ class LlamaCpp(Checkpoint):
 @contextmanager
 def own_caches() -> Iterator[None]:
     """Nothing of earlier runs is used, and nothing of this one is left."""
+    variables = ("QUANTBENCH_CALIBRATION", "QUANTBENCH_ORIGINALS")
+    before = {variable: os.environ.get(variable) for variable in variables}
     with tempfile.TemporaryDirectory(prefix="quantbench-quality-") as name:
-        for variable in ("QUANTBENCH_CALIBRATION", "QUANTBENCH_ORIGINALS"):
-            os.environ[variable] = str(Path(name) / variable.lower())
-        yield
+        try:
+            for variable in variables:
+                os.environ[variable] = str(Path(name) / variable.lower())
+            yield
+        finally:
+            for variable, value in before.items():
+                if value is None:
+                    os.environ.pop(variable, None)
+                else:
+                    os.environ[variable] = value
 
 
 def methods_table(found: Sequence[Judged]) -> list[str]:
@@ -278,7 +287,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"original: perplexity {original.value:.4f} ± {original.error:.4f} on {original.tokens:,} tokens\n",
             flush=True,
         )
-        found = [bench.judge(row) for row in rows() if args.only.lower() in row.format]
+        found = []
+        for row in rows():
+            if args.only.lower() in row.format:
+                found.append(bench.judge(row))
+                d = found[-1].distance
+                print(f"… {row.format}, {row.method}: KLD {d.kld_mean:.5f} in {found[-1].seconds:.0f} s", flush=True)
+        print()
         print("\n".join([*methods_table(found), "", *claims(found)]), flush=True)
         if args.full:
             print("\nWhole files, llama.cpp's and ours")

@@ -46,7 +46,7 @@ class HistogramRequest:
 
     label   the strategy in words ("q4_k+gptq"); goes into the result
     stats   what is known of the tensor's inputs, for methods and formats that use it
-    known   equal for equal statistics
+    known   equal for equal statistics, "" where there is neither these nor a text that a run will gather them from
     """
 
     checkpoint: Checkpoint
@@ -181,7 +181,8 @@ class _Strategy:
             raise RecipeError(f"{wanted.name} does not fit: {misfit}")
         method, params, note = get_method(request.method), request.params, ""
         if not method.needs <= request.stats.keys():
-            note = f"{method.name} needs calibration: shown rounded to nearest"
+            why = "needs calibration" if not request.known else "chooses while samples go through the model"
+            note = f"{method.name} {why}: shown rounded to nearest"
             method, params = get_method("nearest"), {}
         multiple = wanted.row_multiple((tensor.rows, tensor.columns))
         return cls(wanted, method, params, multiple, note, request.stats)

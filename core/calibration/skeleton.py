@@ -8,16 +8,12 @@ the checkpoint, in float32, through the same renaming and merging that transform
 from __future__ import annotations
 
 import copy
-import importlib
-import logging
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from core.calibration.library import require_transformers
 from core.calibration.purpose import CALIBRATION, Purpose
-from core.calibration.text import require_transformers
 from core.checkpoints.base import Checkpoint
 from core.checkpoints.huggingface import CONFIG
 from core.errors import CalibrationError, MissingExtra
@@ -387,36 +383,3 @@ def _is_meta(model: Any, name: str) -> bool:
     if found is None:
         found = module._buffers.get(leaf)
     return found is not None and found.device.type == "meta"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """transformers says nothing meanwhile, and nothing needs gradients."""
-    import torch
-
-    words = require_transformers().logging
-    _import_models()
-    before = words.get_verbosity()
-    words.set_verbosity_error()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        words.set_verbosity(before)
-
-
-def _import_models() -> None:
-    """Imports the part of transformers that has its models. That imports each quantizing library that is installed,
-    torchao among them, which we run nothing with: what it says of its kernels for other machines while it is imported
-    is no news to our user."""
-    if "transformers.modeling_utils" in sys.modules:
-        return
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        importlib.import_module("transformers.modeling_utils")
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)

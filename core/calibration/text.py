@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.calibration.library import hushed, require_transformers
 from core.calibration.purpose import CALIBRATION, Purpose
 from core.checkpoints.base import Checkpoint
-from core.errors import CalibrationError, MissingExtra
+from core.errors import CalibrationError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,7 +139,10 @@ def tokenizer_of(folder: Path, purpose: Purpose = CALIBRATION) -> Any:
     """The folder's tokenizer. raises CalibrationError: there is none; MissingExtra"""
     transformers = require_transformers(purpose)
     try:
-        found = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        with hushed():
+            found = transformers.AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # whatever a foreign file makes a foreign library raise
         said = " ".join(str(error).split())[:160]
         raise CalibrationError(
@@ -158,14 +162,3 @@ def beginning_of(tokenizer: Any) -> list[int]:
     if bare and bare[0] in given:
         return list(given[: given.index(bare[0])])
     return []
-
-
-def require_transformers(purpose: Purpose = CALIBRATION) -> Any:
-    """The library that runs models. Raises MissingExtra."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtra(
-            f"{purpose.word} needs the package transformers", f'pip install "quantbench[{purpose.extra}]"'
-        ) from error
-    return transformers

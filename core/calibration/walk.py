@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.calibration.gathering import KEPT_TOKENS, Gatherer, Key, Split, Watched
+from core.calibration.library import quiet
 from core.calibration.purpose import CALIBRATION, Purpose
-from core.calibration.skeleton import Piece, Replace, Skeleton, quiet
+from core.calibration.skeleton import Piece, Replace, Skeleton
 from core.calibration.statistics import Statistic, TensorStatistics, stack, together
 from core.calibration.text import Samples
 from core.checkpoints.base import Checkpoint

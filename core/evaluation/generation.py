@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import core
+from core.calibration.library import quiet, require_transformers
 from core.calibration.purpose import Purpose
-from core.calibration.skeleton import Skeleton, quiet
-from core.calibration.text import require_transformers, tokenizer_of
+from core.calibration.skeleton import Skeleton
+from core.calibration.text import tokenizer_of
 from core.checkpoints.base import Checkpoint
 from core.checkpoints.gguf import Gguf
 from core.context import SILENT, JobContext

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.calibration.text import require_transformers
+from core.calibration.library import quiet, require_transformers
 from core.checkpoints import open_checkpoint
 from core.checkpoints.base import Checkpoint
 from core.checkpoints.dialects import unread_quantization
@@ -98,8 +98,6 @@ def _from_pairs(gguf: Gguf, folder: Path) -> dict[str, Any]:
         raise EvaluationError("stretches its positions, and its key-values do not say how", hint, gguf.path)
     if importlib.util.find_spec("gguf") is None:  # transformers reads with it
         raise MissingExtra("a GGUF without its folder needs the package gguf", 'pip install "quantbench[evaluation]"')
-    from core.calibration.skeleton import quiet
-
     where = {"gguf_file": gguf.path.name, "local_files_only": True}
     try:
         with quiet():
@@ -121,8 +119,6 @@ def _from_pairs(gguf: Gguf, folder: Path) -> dict[str, Any]:
 def _shapes(folder: Path, where: Path) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the parameters of the model in a folder, tied ones once."""
     import torch
-
-    from core.calibration.skeleton import quiet
 
     transformers = require_transformers(EVALUATION)
     try:

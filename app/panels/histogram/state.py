@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from app.session import Session
     from core.analysis.counts import Counts
     from core.analysis.reach import Group
+    from core.engine.model import Plan
     from core.targets.base import OutputTensor
 
 PERCENTILES = (0.1, 1.0, 99.0, 99.9)
@@ -360,8 +361,13 @@ def _request(session: Session, tensor: OutputTensor) -> HistogramRequest:
         dict(strategy.params),
         str(strategy),
         statistics_of(plan, planned) if plan is not None else {},
-        plan.known.identity if plan is not None else "",
+        _known(plan) if plan is not None else "",
     )
+
+
+def _known(plan: Plan) -> str:
+    gathered_on_the_way = plan.calibration.identity if plan.calibration is not None else ""
+    return plan.known.identity or gathered_on_the_way
 
 
 def _same(a: HistogramRequest, b: HistogramRequest) -> bool:

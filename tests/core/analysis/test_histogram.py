@@ -413,6 +413,8 @@ def test_a_method_that_needs_calibration_is_shown_as_nearest(monkeypatch: pytest
     result = ask(LARGE, "q8_0", method="needy")
     assert result.notes == ("needy needs calibration: shown rounded to nearest",)
     assert result.error.sqnr_db == ask(LARGE, "q8_0").error.sqnr_db
+    later = ask(LARGE, "q8_0", method="needy", known="a text")
+    assert later.notes == ("needy chooses while samples go through the model: shown rounded to nearest",)
 
 
 @pytest.mark.parametrize("w", [LARGE, gaussian(40, 512)], ids=["in slices", "at once"])
