@@ -87,7 +87,7 @@ def test_losses_by_role_and_layer() -> None:
     for layer, value in ((1, 0.02), (0, 0.01)):
         assert state.add(TensorReport(f"blk.{layer}.attn_q.weight", "q4_k", 1, 1, 0.0, output_error=value))
     assert [p.value for p in state.series["q"]] == [0.01, 0.02]
-    assert state.title == "Largest output error 2.00% in blk.1.attn_q.weight"
+    assert state.title == "Largest output error 2 % in blk.1.attn_q.weight"
     assert state.values().splitlines()[1] == "blk.0.attn_q.weight,q,0,0.01"
     assert ticks(0.0012, 0.3) == pytest.approx([0.001, 0.01, 0.1, 1.0])
     assert ticks(0.1, 0.1) == pytest.approx([0.1, 1.0])

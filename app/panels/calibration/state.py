@@ -60,7 +60,7 @@ class LossState:
         if not self.points:
             return ""
         worst = max(self.points.values(), key=lambda p: p.value)
-        return f"Largest output error {worst.value:.2%} in {worst.name}"
+        return f"Largest output error {100 * worst.value:.2g} % in {worst.name}"
 
     def values(self) -> str:
         """CSV."""
