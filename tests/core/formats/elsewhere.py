@@ -57,6 +57,7 @@ class Elsewhere(torch.Tensor):
         def real(value: Any) -> Any:
             if isinstance(value, Elsewhere):
                 return value.inner
+            assert not isinstance(value, torch.Tensor) or value.device.type != "meta", f"{func}: a value was lost"
             if isinstance(value, torch.Tensor) and value.dim() and not moves:
                 raise AssertionError(f"{func}: a tensor of the CPU, {tuple(value.shape)}, among others of a GPU")
             return value
@@ -87,6 +88,8 @@ class Pretend(TorchFunctionMode):
         if func is torch.where and any(isinstance(a, Elsewhere) for a in args):
             # Torch would make a tensor of a plain number where it takes the others to lie.
             args = tuple(torch.tensor(a) if isinstance(a, bool | int | float) else a for a in args)
+        if func is torch.Tensor.__setitem__ and isinstance(args[2], bool | int | float):
+            args = (args[0], args[1], torch.tensor(args[2], dtype=args[0].dtype))
         return func(*args, **kwargs)
 
 
