@@ -216,6 +216,10 @@ class Plot(pg.GraphicsLayoutWidget):
             line.setPen(pen(self.theme, "muted", Qt.PenStyle.SolidLine))
         for strip in self._strips:
             strip.restyle(self.theme)
+        self.restyled()
+
+    def restyled(self) -> None:
+        """For subclasses: the theme changed. A slot that is overridden would be called when Qt has deleted the plot."""
 
     def close(self) -> bool:
         """As of any widget. pyqtgraph's own takes the scene apart, and crashes the second time."""

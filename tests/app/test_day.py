@@ -88,9 +88,9 @@ def test_a_day(window, qtbot, dialogs, demo: Path, settled, gate: Gate, tmp_path
     name = "blk.1.ffn_up.weight"
     table.select_lines(window.commands.tensors.model.lines_of([name]))
     actions["show-histogram"].trigger()
+    qtbot.waitUntil(lambda: session.selection == (name,))  # which is handed on when keys and clicks pause
     histogram = window.panel("histogram")
     qtbot.waitUntil(lambda: histogram.state.result is not None and not histogram.state.result.pending, timeout=120_000)
-    assert session.selection == (name,)
     assert histogram.state.result.name == name
     assert histogram.state.result.dequantized is not None
 

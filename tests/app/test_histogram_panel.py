@@ -99,8 +99,7 @@ def test_the_title_says_the_finding():
     beyond = state.result.reach.share_beyond * 100
     assert 0.3 < beyond < 1.0
     assert state.title() == f"{percent(beyond)} of weights beyond the grid · SQNR {state.result.error.sqnr_db:.1f} dB"
-    # The finer search gives up a few of the largest weights for the many; llama.cpp's reaches the largest of a block.
-    assert shown(W, "q8_0").title() == "0.0061 % of weights beyond the grid · SQNR 46.5 dB"
+    assert shown(W, "q8_0").title().startswith("No weight beyond the grid · SQNR 46.")
     assert shown(W, "q8_0", effort="exact").title().startswith("No weight beyond the grid · SQNR 45.")
     assert shown(W, "f16").title().startswith("SQNR ")
     assert shown(W, "f32").title().startswith("Farthest weight ")

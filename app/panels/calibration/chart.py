@@ -14,7 +14,7 @@ from app.plotting.colors import oklch
 from app.plotting.exporting import Exporter
 from app.theme import Theme
 
-LEFT, BOTTOM, TOP, RIGHT = 68, 24, 22, 12
+LEFT, BOTTOM, TOP, RIGHT = 68, 40, 22, 12
 MARK = 6.0
 EMPTY = "While a calibrated run goes on, the output error of each tensor appears here, layer by layer."
 # Hues of the roles in OKLCH: those of Okabe and Ito, as far apart as they go.
@@ -92,8 +92,8 @@ class LossChart(QWidget):
         painter.setPen(colors.hairline)
         painter.drawLine(area.bottomLeft(), area.bottomRight())
         painter.setPen(colors.muted)
-        words = QRectF(4, self.height() - BOTTOM + 4, LEFT - 12, 16)
-        painter.drawText(words, int(Qt.AlignmentFlag.AlignRight), "layer")
+        words = QRectF(area.left(), area.bottom() + 20, area.width(), 16)
+        painter.drawText(words, int(Qt.AlignmentFlag.AlignHCenter), "layer")
 
     def _legend(self, painter: QPainter, roles: list[str]) -> None:
         metrics, x = self.fontMetrics(), float(LEFT)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyqtgraph as pg
-from PySide6.QtCore import QPointF, QRectF, Signal, Slot
+from PySide6.QtCore import QPointF, QRectF, Signal
 from PySide6.QtGui import QColor
 
 from app.panels.experiments.state import ExperimentsState, name_of
@@ -103,9 +103,7 @@ class FrontPlot(Plot):
             strip.item.addItem(label, ignoreBounds=True)
             self._names.append(label)
 
-    @Slot()
-    def _restyle(self) -> None:
-        super()._restyle()
+    def restyled(self) -> None:
         if hasattr(self, "_names"):
             self._draw()
 
