@@ -49,6 +49,8 @@ def test_no_float32_copy_of_a_large_tensor(root) -> None:
     start = next(iter(rows.values()))[0]
     wide = 4 * ROWS * COLUMNS
     for name, (_, after, stored) in rows.items():
-        assert after - start < stored + wide / 3, f"{name}: {(after - start) / 1e6:.0f} MB for {stored / 1e6:.0f} MB"
+        assert after - start < stored + wide * 2 / 3, (
+            f"{name}: {(after - start) / 1e6:.0f} MB for {stored / 1e6:.0f} MB"
+        )
     # Room for the results was really taken, so the measure measures.
     assert after - start > stored / 2
