@@ -3,6 +3,10 @@ the interpreter lock, and kept on disk so that only the first start pays.
 
 The kept code lives in a folder named after the sources of all lanes: numba looks at the file of a kernel alone, and
 would go on using one whose helpers in another file have changed.
+
+Every function has a name of its own. Compiled code calls its parts by name, and kernels that were compiled in different
+processes and are loaded into one share the part that was loaded first. numba tells functions of one name apart by a
+number that counts from 1 in every process, so two closures of one name could be mistaken for each other.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from typing import Any
 _decorating = threading.Lock()
 # Told of every kernel that is being compiled: watch.
 _observers: list[Callable[[str, bool], None]] = []
+# (module, name) of what `named` has named.
+_names: set[tuple[str, str]] = set()
 
 
 @cache
@@ -34,11 +40,12 @@ def _folder() -> Path | None:
     import platformdirs
 
     here = Path(__file__).parent
+    core = here.parents[1]
     digest = hashlib.sha256(numba.__version__.encode())
     # Kernels, and where their constants come from.
     constants = [here / "compiled.py", here / "tries.py", here.parent / "checks.py"]
     constants += [here.parent / "ggml" / name for name in ("codebook.py", "fp4.py", "neighbours.py")]
-    for source in [*sorted(here.glob("lanes_*.py")), *constants]:
+    for source in [*sorted(core.rglob("lanes_*.py")), *sorted(core.rglob("*_kernel.py")), *constants]:
         digest.update(source.read_bytes())
     base = os.environ.get("QUANTBENCH_KERNELS") or platformdirs.user_cache_dir("quantbench", appauthor=False)
     folder = Path(base) / "kernels" / digest.hexdigest()[:16]
@@ -83,11 +90,37 @@ def _listen() -> None:
     event.register("numba:compile", Listener())
 
 
+def named(name: str) -> Callable[[Any], Any]:
+    """For functions that are made inside others: gives each one the name that `helper` asks for.
+
+    raises  ValueError where another one of this module has that name
+    """
+
+    def give(function: Any) -> Any:
+        where = (function.__module__, name)
+        if where in _names:
+            raise ValueError(f"{name} of {function.__module__} exists: compiled code would mix the two up")
+        _names.add(where)
+        function.__qualname__ = name
+        return function
+
+    return give
+
+
+def _require_own_name(function: Any) -> None:
+    if "<locals>" in function.__qualname__:
+        raise ValueError(f"{function.__qualname__} needs a name of its own: @named")
+
+
 def helper(function: Any) -> Any:
     """Compiled as a part of the kernels that call it, for them alone: what Python would need to call it is left out,
-    which takes a tenth of the time."""
+    which takes a tenth of the time.
+
+    raises  ValueError for a function made inside another without `named`
+    """
     import numba
 
+    _require_own_name(function)
     compiled: Any = numba.njit  # its signature leaves these two out
     return compiled(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
 
@@ -97,6 +130,7 @@ def inlined(function: Any) -> Any:
     rows of scratch apart, and does not vectorise."""
     import numba
 
+    _require_own_name(function)
     return numba.njit(nogil=True, error_model="numpy", inline="always")(function)
 
 
@@ -104,6 +138,7 @@ def kernel(function: Any) -> Any:
     """Compiled at the first call, loaded from disk afterwards."""
     import numba
 
+    _require_own_name(function)
     _listen()
     function._kernel = True
     folder = _folder()

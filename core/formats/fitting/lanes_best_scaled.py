@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.formats.fitting.compiled import helper, kernel
+from core.formats.fitting.compiled import helper, kernel, named
 from core.formats.fitting.lanes_bits import half_at
 from core.formats.fitting.lanes_blocks import (
     BLOCK,
@@ -259,11 +259,12 @@ def _put_tq1_0(codes, step, to, at, bytes_):
             to[at + j * 54 + 48 + k] = bytes_[(48 + k) * 16 + j]
 
 
-def _plain(n, size, extreme, search, put):
-    """The work of a kernel without importance. extreme: the level of the value with the largest magnitude where it is
-    below 0, else of that magnitude."""
+def _plain(name, n, size, extreme, search, put):
+    """The work of kernel `name` without importance. extreme: the level of the value with the largest magnitude where it
+    is below 0, else of that magnitude."""
 
     @helper
+    @named(f"_plain_{name}")
     def plain(x, out):
         t, codes = table(n), table(n)
         room, bytes_, whole = np.empty(16 * n, F), np.empty(1024, np.uint8), np.empty(16 * size, np.uint8)
@@ -287,10 +288,11 @@ def _plain(n, size, extreme, search, put):
     return plain
 
 
-def _weighted(size, bottom, top, put):
-    """The work of a kernel with importance."""
+def _weighted(name, size, bottom, top, put):
+    """The work of kernel `name` with importance."""
 
     @helper
+    @named(f"_weighted_{name}")
     def weighted(x, imp, out):
         means = np.empty(x.shape[0], F)
         row_means(x, means)
@@ -313,12 +315,14 @@ def _weighted(size, bottom, top, put):
     return weighted
 
 
-_plain_q4_0, _weighted_q4_0 = _plain(32, 18, F(-8), _search_q4_0, _put_q4_0), _weighted(18, F(-8), F(7), _put_q4_0)
-_plain_q5_0, _weighted_q5_0 = _plain(32, 22, F(-16), _search_q5_0, _put_q5_0), _weighted(22, F(-16), F(15), _put_q5_0)
-_plain_q8_0 = _plain(32, 34, F(127), _search_q8_0, _put_q8_0)
-_plain_q2_0 = _plain(64, 18, F(1), _search_q2_0, _put_q2_0)
-_plain_tq1_0 = _plain(256, 54, F(1), _search_ternary, _put_tq1_0)
-_plain_tq2_0 = _plain(256, 66, F(1), _search_ternary, _put_tq2_0)
+_plain_q4_0 = _plain("q4_0", 32, 18, F(-8), _search_q4_0, _put_q4_0)
+_plain_q5_0 = _plain("q5_0", 32, 22, F(-16), _search_q5_0, _put_q5_0)
+_plain_q8_0 = _plain("q8_0", 32, 34, F(127), _search_q8_0, _put_q8_0)
+_plain_q2_0 = _plain("q2_0", 64, 18, F(1), _search_q2_0, _put_q2_0)
+_plain_tq1_0 = _plain("tq1_0", 256, 54, F(1), _search_ternary, _put_tq1_0)
+_plain_tq2_0 = _plain("tq2_0", 256, 66, F(1), _search_ternary, _put_tq2_0)
+_weighted_q4_0 = _weighted("q4_0", 18, F(-8), F(7), _put_q4_0)
+_weighted_q5_0 = _weighted("q5_0", 22, F(-16), F(15), _put_q5_0)
 
 
 @kernel

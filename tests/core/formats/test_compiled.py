@@ -1,11 +1,16 @@
-"""Kernels: who is told that one is being compiled."""
+"""Kernels: who is told that one is being compiled, and kernels of different processes in one."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from core.formats.fitting.compiled import helper, kernel, watch
+from core.formats.fitting.compiled import helper, kernel, named, watch
 
 pytest.importorskip("numba")
 
@@ -35,3 +40,45 @@ def test_observers_hear_of_kernels_and_not_of_their_helpers() -> None:
     end()
     assert made(x.astype(np.float64)) == 6
     assert len(heard) == 2
+
+
+# Quantizes 256 zeros with each kernel named on the command line, and prints the bytes, a frame of 96 untouched ones
+# behind them included.
+_PROBE = """
+import sys
+import numpy as np
+from core.formats.fitting import lanes_best_scaled
+for name, size in (word.split(":") for word in sys.argv[1:]):
+    room = np.full(int(size) + 96, 0xEE, np.uint8)
+    getattr(lanes_best_scaled, name)(np.zeros((1, 256), np.float32), None, room[: int(size)].reshape(1, -1))
+    print(room.tobytes().hex())
+"""
+
+
+def test_kernels_of_different_processes_are_not_mixed_up(tmp_path: Path) -> None:
+    """Compiled code finds its parts by name. Two of one name, each the first of its process, were taken for each other
+    when a third process loaded both: it wrote one type's blocks into the other's, and beyond their end."""
+    env = {**os.environ, "QUANTBENCH_KERNELS": str(tmp_path)}
+
+    def probed(*kernels: str) -> list[str]:
+        command = [sys.executable, "-c", _PROBE, *kernels]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split()
+
+    q4, ternary = probed("q4_0:144"), probed("tq2_0:66")
+    frame = "ee" * 96
+    assert q4 == [("0080" + "88" * 16) * 8 + frame]
+    assert ternary == ["55" * 64 + "0000" + frame]
+    assert probed("q4_0:144", "tq2_0:66") == q4 + ternary
+    assert probed("tq2_0:66", "q4_0:144") == ternary + q4
+
+
+def test_functions_made_inside_others_need_names_of_their_own() -> None:
+    def nameless(v):
+        return v
+
+    for decorate in (helper, kernel):
+        with pytest.raises(ValueError, match="needs a name of its own"):
+            decorate(nameless)
+    assert helper(named("_only_here")(nameless)).py_func.__qualname__ == "_only_here"
+    with pytest.raises(ValueError, match="_only_here of .* exists"):
+        named("_only_here")(nameless)
