@@ -109,12 +109,13 @@ def error_of(w: Tensor, w_hat: Tensor, hessian: Tensor) -> float:
 
 def ours(w: Tensor, hessian: Tensor, format_name: str, params: dict[str, str], parts: Parts) -> Callable[[], Tensor]:
     """Quantizes; what is returned gives the dequantized weights, which nobody's time needs."""
-    from core.methods.gptq import Gptq, Job, with_range
+    from core.methods.gptq import Gptq, Job
+    from core.methods.options import effort_of, with_range
 
     method, fmt, known = get_method("gptq"), get_format(format_name), {Statistic.HESSIAN: hessian}
     method.forget()
-    given = {p.key: p.default for p in Gptq.parameters} | params
-    effort = fmt.default_effort if given["effort"] == "auto" else given["effort"]
+    given = Gptq().given(params)
+    effort = effort_of(fmt, given["effort"])
     job = Job.of(with_range(fmt, given["range"]), w.shape[1], given["act_order"], False, effort, given["lazy_cols"])
     parts.done("")
     job.factor(hessian, DAMP, w.device)  # kept, and found again below

@@ -303,7 +303,7 @@ def _by_slices(
     if strategy.multiple:
         return max(1, step // strategy.multiple) * strategy.multiple, lambda w: strategy.apply(w, ctx)
     if strategy.method.name == "nearest":
-        from core.methods.nearest import as_fitted
+        from core.methods.options import as_fitted
 
         w = tensor.source.read(request.checkpoint, 0, tensor.rows)
         grid = as_fitted(chosen, strategy.params).fit(w, strategy.stats.get(Statistic.IMPORTANCE))

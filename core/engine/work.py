@@ -314,7 +314,7 @@ class _Task:
         small = planned.tensor.numel <= PIECE_WEIGHTS
         if small or self.work.device != "cpu" or planned.strategy.method != "nearest":
             return None
-        from core.methods.nearest import as_fitted
+        from core.methods.options import as_fitted
 
         w = planned.tensor.source.read(self.checkpoint, self.unit.start, self.unit.stop)
         fmt = as_fitted(planned.format, dict(planned.strategy.params))

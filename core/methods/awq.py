@@ -20,7 +20,7 @@ from core.calibration.statistics import Statistic
 from core.context import SILENT, JobContext
 from core.formats.base import EXACT, Format, Quantized
 from core.methods.base import Consumer, Method, Scaling
-from core.methods.scaling import evened, output_error, over_inputs
+from core.methods.scaling import evened, only_rounds, output_error, over_inputs
 from core.parameters import Parameter
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Awq(Method):
     )
 
     def misfit(self, format: Format) -> str | None:
-        return "rounding is all there is to it" if format.family == "dense" else None
+        return only_rounds(format)
 
     def scaling(
         self,
@@ -69,14 +69,15 @@ class Awq(Method):
         import torch
 
         ones = torch.ones_like(consumers[0].w[0])
-        if not params.get("scale", True):
+        given = self.given(params)
+        if not given["scale"]:
             return Scaling(ones)
-        x = over_inputs(consumers, tied, lambda c: _size_of_inputs(c, params.get("importance", MEAN)))
+        x = over_inputs(consumers, tied, lambda c: _size_of_inputs(c, given["importance"]))
         w = evened(_size_of_weights(consumers), tied)
         live = x > 0
         if not bool(live.any()):
             return Scaling(ones)
-        ratios, duo = int(params.get("ratios", 20)), params.get("duo", True)
+        ratios, duo = int(given["ratios"]), given["duo"]
         unscaled = sum(self._error(c, ones) for c in consumers)
         best, scales = unscaled, ones
         for n in range(ratios):
@@ -104,7 +105,7 @@ class Awq(Method):
         ctx.check()
         importance, effort = stats[Statistic.IMPORTANCE], format.efforts[-1]
         whole = format.quantize(w, importance, effort)
-        if not params.get("clip", True):
+        if not self.given(params)["clip"]:
             return whole
         w = w.float()
         clipped = _clipped(w, format, stats, ctx)

@@ -57,6 +57,10 @@ class Method(ABC):
         """What a strategy with this method may set: the method's own, then what the container is told about inputs."""
         return (*self.parameters, INPUTS)
 
+    def given(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """A value for each of the method's own parameters: what is set, else the default."""
+        return {p.key: params.get(p.key, p.default) for p in self.parameters}
+
     def misfit(self, format: Format) -> str | None:
         """Why the method makes no sense on this format, or None."""
         return None

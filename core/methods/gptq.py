@@ -31,11 +31,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from core.context import SILENT, JobContext
 from core.errors import CalibrationError
-from core.formats.base import BEST, EXACT, Format, Grid, Quantized
-from core.formats.uniform import RANGES, Uniform
+from core.formats.base import EXACT, Format, Grid, Quantized
 from core.methods.base import Method, Statistic
 from core.methods.hessian import FACTORS, Factor, factored, undone
-from core.methods.nearest import AUTO, as_fitted
+from core.methods.options import AUTO, DAMP, EFFORT_OF_GRIDS, RANGE_SEARCHED, effort_of, no_such_effort, with_range
 from core.parameters import Parameter
 
 if TYPE_CHECKING:
@@ -52,9 +51,7 @@ class Gptq(Method):
     )
     needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HESSIAN})
     parameters: ClassVar[tuple[Parameter, ...]] = (
-        Parameter(
-            "damp", "float", 0.01, "Damping", "Share of the Hessian's mean diagonal that is added to it.", 0.0, 1.0
-        ),
+        DAMP,
         Parameter(
             "act_order",
             "choice",
@@ -68,29 +65,12 @@ class Gptq(Method):
             "lazy_cols", "int", 128, "Columns per panel", "A matter of speed; the result is the same but for rounding.",
             8, 4096,
         ),
-        Parameter(
-            "effort",
-            "choice",
-            AUTO,
-            "Effort",
-            "Of the grids: exact: llama.cpp's own search; best: a finer one; auto: the better one by KLD.",
-            choices=(AUTO, EXACT, BEST),
-        ),
-        Parameter(
-            "range",
-            "choice",
-            "rmse",
-            "Range",
-            "Of integer formats: minmax: all weights; percentile: all but the outermost; rmse: lowest error, searched.",
-            choices=RANGES,
-        ),
+        EFFORT_OF_GRIDS,
+        RANGE_SEARCHED,
     )  # fmt: skip
 
     def unsuited(self, format: Format, params: Mapping[str, Any]) -> str | None:
-        effort = params.get("effort", AUTO)
-        if effort != AUTO and effort not in format.efforts:
-            return f"no effort {effort} here, only {' and '.join(format.efforts)}"
-        return None
+        return no_such_effort(format, params)
 
     def doubt(self, format: Format, params: Mapping[str, Any]) -> str | None:
         if params.get("effort", AUTO) != EXACT or params.get("act_order", COLUMNS) == COLUMNS:
@@ -113,10 +93,10 @@ class Gptq(Method):
     ) -> Quantized:
         if w.numel() == 0:
             return format.quantize(w)
-        given = {p.key: params.get(p.key, p.default) for p in self.parameters}
+        given = self.given(params)
         hessian, columns = required(stats, w.shape[1]), w.shape[1]
         fitted = with_range(format, given["range"])
-        effort = format.default_effort if given["effort"] == AUTO else given["effort"]
+        effort = effort_of(format, given["effort"])
         job = Job.of(fitted, columns, given["act_order"], given["static_groups"], effort, given["lazy_cols"])
         factor = job.factor(hessian, given["damp"], w.device)
         if factor is None:
@@ -137,12 +117,6 @@ def required(stats: Mapping[Statistic, Tensor], columns: int) -> Tensor:
         size = " × ".join(map(str, hessian.shape))
         raise CalibrationError(f"has a Hessian of {size} for {columns} columns", "gather it again")
     return hessian
-
-
-def with_range(format: Format, range: str) -> Format:
-    """The format with this way of choosing the range, or its own where it has no such choice."""
-    known = isinstance(format, Uniform) and range in format.ranges
-    return as_fitted(format, {"range": range}) if known else format
 
 
 @dataclass(frozen=True)

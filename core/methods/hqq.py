@@ -111,7 +111,7 @@ class Hqq(Method):
 
         if w.numel() == 0:
             return format.quantize(w)
-        given = {p.key: params.get(p.key, p.default) for p in self.parameters}
+        given = self.given(params)
         grid = format.fit(w)
         levels = levels_of(format)
         step, offset = lines_of(format, grid)

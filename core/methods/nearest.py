@@ -12,29 +12,18 @@ mean. In a recipe: int4-g128(range=rmse), int8(range=percentile, percentile=99.9
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from core.context import SILENT, JobContext
-from core.formats.base import BEST, EXACT, Format, Quantized
+from core.formats.base import Format, Quantized
 from core.formats.llm_int8 import LlmInt8
-from core.formats.uniform import MINMAX, RANGES, Uniform
+from core.formats.uniform import MINMAX, Uniform
 from core.methods.base import Method, Statistic
+from core.methods.options import AUTO, EFFORT, PERCENTILE, RANGE, as_fitted, effort_of, no_such_effort
 from core.parameters import Parameter
 
 if TYPE_CHECKING:
     import torch
-
-AUTO = "auto"
-PERCENTILE = 99.9
-
-
-def as_fitted(format: Format, params: Mapping[str, Any]) -> Format:
-    """The format with its range found as the method's parameters say. Same name, same bytes of storage."""
-    chosen = params.get("range", MINMAX)
-    if chosen == MINMAX or not isinstance(format, Uniform):
-        return format
-    return replace(format, range=chosen, percentile=params.get("percentile", PERCENTILE))
 
 
 class Nearest(Method):
@@ -45,22 +34,8 @@ class Nearest(Method):
     )
 
     parameters: ClassVar[tuple[Parameter, ...]] = (
-        Parameter(
-            "effort",
-            "choice",
-            AUTO,
-            "Effort",
-            "exact: llama.cpp's own bytes; best: lower error, same size, more time; auto: the better one by KLD.",
-            choices=(AUTO, EXACT, BEST),
-        ),
-        Parameter(
-            "range",
-            "choice",
-            MINMAX,
-            "Range",
-            "Of integer formats: minmax: all weights; percentile: all but the outermost; rmse: lowest error, searched.",
-            choices=RANGES,
-        ),
+        EFFORT,
+        RANGE,
         Parameter(
             "percentile",
             "float",
@@ -73,9 +48,9 @@ class Nearest(Method):
     )
 
     def unsuited(self, format: Format, params: Mapping[str, Any]) -> str | None:
-        effort, chosen = params.get("effort", AUTO), params.get("range", MINMAX)
-        if effort != AUTO and effort not in format.efforts:
-            return f"no effort {effort} here, only {' and '.join(format.efforts)}"
+        chosen, unknown = params.get("range", MINMAX), no_such_effort(format, params)
+        if unknown:
+            return unknown
         if chosen != "percentile" and params.get("percentile", PERCENTILE) != PERCENTILE:
             return "percentile goes with range=percentile"
         if chosen == MINMAX:
@@ -93,8 +68,7 @@ class Nearest(Method):
         ctx: JobContext = SILENT,
     ) -> Quantized:
         ctx.check()
-        effort = params.get("effort", AUTO)
-        effort = format.default_effort if effort == AUTO else effort
+        effort = effort_of(format, params.get("effort", AUTO))
         fitted, remark = as_fitted(format, params), ""
         absmax = stats.get(Statistic.ABSMAX)
         if absmax is not None and isinstance(fitted, LlmInt8):

@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from core.context import SILENT, JobContext
 from core.errors import CalibrationError
-from core.formats.base import BEST, EXACT, Format, Grid, Quantized
-from core.formats.uniform import RANGES
+from core.formats.base import Format, Grid, Quantized
 from core.methods.base import Method, Statistic
-from core.methods.gptq import COLUMNS, Job, required, solve, with_range
-from core.methods.nearest import AUTO
+from core.methods.gptq import COLUMNS, Job, required, solve
+from core.methods.options import DAMP, EFFORT_OF_GRIDS, RANGE_SEARCHED, effort_of, no_such_effort, with_range
 from core.parameters import Parameter
 
 if TYPE_CHECKING:
@@ -50,9 +49,7 @@ class Obq(Method):
     )
     needs: ClassVar[frozenset[Statistic]] = frozenset({Statistic.HESSIAN})
     parameters: ClassVar[tuple[Parameter, ...]] = (
-        Parameter(
-            "damp", "float", 0.01, "Damping", "Share of the Hessian's mean diagonal that is added to it.", 0.0, 1.0
-        ),
+        DAMP,
         Parameter(
             "search",
             "choice",
@@ -61,22 +58,8 @@ class Obq(Method):
             "paper: the least costly weight first; best: GPTQ's order too, both polished, and the best for every row.",
             choices=(PAPER, BETTER),
         ),
-        Parameter(
-            "effort",
-            "choice",
-            AUTO,
-            "Effort",
-            "Of the grids: exact: llama.cpp's own search; best: a finer one; auto: the better one by KLD.",
-            choices=(AUTO, EXACT, BEST),
-        ),
-        Parameter(
-            "range",
-            "choice",
-            "rmse",
-            "Range",
-            "Of integer formats: minmax: all weights; percentile: all but the outermost; rmse: lowest error, searched.",
-            choices=RANGES,
-        ),
+        EFFORT_OF_GRIDS,
+        RANGE_SEARCHED,
     )
 
     def misfit(self, format: Format) -> str | None:
@@ -86,10 +69,7 @@ class Obq(Method):
         return None if ladder_of(format, 256) is not None else "needs a code of its own for every weight"
 
     def unsuited(self, format: Format, params: Mapping[str, Any]) -> str | None:
-        effort = params.get("effort", AUTO)
-        if effort != AUTO and effort not in format.efforts:
-            return f"no effort {effort} here, only {' and '.join(format.efforts)}"
-        return None
+        return no_such_effort(format, params)
 
     def too_large(self, columns: int) -> str | None:
         if columns <= MOST_COLUMNS:
@@ -117,9 +97,9 @@ class Obq(Method):
             return format.quantize(w)
         if ladder_of(format, columns) is None:
             raise CalibrationError(f"obq does not take {format.name} with {columns} columns", "take gptq")
-        given = {p.key: params.get(p.key, p.default) for p in self.parameters}
+        given = self.given(params)
         fitted = with_range(format, given["range"])
-        effort = format.default_effort if given["effort"] == AUTO else given["effort"]
+        effort = effort_of(format, given["effort"])
         hessian = required(stats, columns)
         job = Job.of(fitted, columns, COLUMNS, True, effort, columns)
         factor, inverse = job.factor(hessian, given["damp"], w.device), inverted(hessian.to(w.device), given["damp"])

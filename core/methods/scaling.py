@@ -1,4 +1,5 @@
-"""What methods that scale inputs share: means over inputs that must have one scale, and the error of outputs."""
+"""What methods that scale inputs share: formats they have nothing to do on, means over inputs that must have one scale,
+and the error of outputs."""
 
 from __future__ import annotations
 
@@ -6,10 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from core.calibration.statistics import Statistic
+from core.formats.base import Format
 from core.methods.base import Consumer
 
 if TYPE_CHECKING:
     import torch
+
+
+def only_rounds(format: Format) -> str | None:
+    """Why scales of the inputs make no difference to this format, or None."""
+    return "rounding is all there is to it" if format.family == "dense" else None
 
 
 def over_inputs(

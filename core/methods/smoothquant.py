@@ -20,7 +20,7 @@ from core.context import SILENT, JobContext
 from core.formats.base import Format, Quantized
 from core.methods.base import Consumer, Method, Scaling
 from core.methods.nearest import Nearest
-from core.methods.scaling import evened, over_inputs
+from core.methods.scaling import evened, only_rounds, over_inputs
 from core.parameters import Parameter
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class SmoothQuant(Method):
     )
 
     def misfit(self, format: Format) -> str | None:
-        return "rounding is all there is to it" if format.family == "dense" else None
+        return only_rounds(format)
 
     def scaling(
         self,
@@ -63,7 +63,7 @@ class SmoothQuant(Method):
         import torch
 
         ctx.check()
-        alpha = params.get("alpha", ALPHA)
+        alpha = self.given(params)["alpha"]
         x = over_inputs(consumers, tied, lambda c: c.stats[Statistic.ABSMAX], largest=True)
         w = evened(torch.stack([c.w.abs().amax(0) for c in consumers]).amax(0), tied, largest=True)
         scales = x.clamp(min=_LEAST).pow(alpha) / torch.where(w > 0, w.clamp(min=_LEAST).pow(1 - alpha), 1.0)
