@@ -80,5 +80,5 @@ def test_functions_made_inside_others_need_names_of_their_own() -> None:
         with pytest.raises(ValueError, match="needs a name of its own"):
             decorate(nameless)
     assert helper(named("_only_here")(nameless)).py_func.__qualname__ == "_only_here"
-    with pytest.raises(ValueError, match="_only_here of .* exists"):
+    with pytest.raises(ValueError, match=r"_only_here of .* exists"):
         named("_only_here")(nameless)
