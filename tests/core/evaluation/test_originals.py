@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from core.calibration import walk
+from core.calibration import states, walk
 from core.checkpoints import open_checkpoint
 from core.errors import Cancelled
 from core.evaluation import originals, perplexity
@@ -166,7 +166,7 @@ def test_states_beyond_the_limit_lie_in_files_until_the_end(
 
     in_memory = judged(a, b, windows, layers=True, ctx=Watch(look))
     assert set().union(*seen) == set()
-    monkeypatch.setattr(walk, "SPILL_BYTES", 1000)
+    monkeypatch.setattr(states, "SPILL_BYTES", 1000)
     on_disk = judged(a, b, windows, layers=True, ctx=Watch(look))
     assert seen[-1] == {"hidden-0.f32", "hidden-1.f32"}
     assert figures(on_disk) == figures(in_memory)
