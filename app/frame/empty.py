@@ -73,6 +73,7 @@ class EmptyPage(QWidget):
             item = self._recent.takeAt(0)
             widget = item.widget() if item is not None else None
             if widget is not None:
+                widget.hide()
                 widget.deleteLater()
         if not paths:
             return

@@ -103,6 +103,7 @@ class NoticeBar(QFrame):
         self._toggle()
         for button in self._extra:
             self._line.removeWidget(button)
+            button.hide()
             button.deleteLater()
         self._extra = [self._offer(self._actions[a]) for a in notice.actions if a in self._actions]
         self._retint()

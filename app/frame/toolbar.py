@@ -136,6 +136,7 @@ class Toolbar(QFrame):
         layout.setContentsMargins(8, 6, 8, 6)
         layout.setSpacing(4)
         layout.addWidget(self.open_button)
+        self.captions: list[QLabel] = []  # of the choices
         for label, drop in (("Preset", self.preset), ("Target", self.target), ("Device", self.device)):
             layout.addSpacing(8)
             word = QLabel(label, self)
@@ -143,6 +144,7 @@ class Toolbar(QFrame):
             word.setBuddy(drop)
             word.setToolTip(about(label))
             layout.addWidget(word)
+            self.captions.append(word)
             layout.addWidget(drop)
             if drop is self.preset:
                 layout.addWidget(self.method)

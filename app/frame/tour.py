@@ -147,7 +147,7 @@ class _Outline(QWidget):
         """An empty area hides it."""
         self.setVisible(not area.isEmpty())
         if not area.isEmpty():
-            self.setGeometry(area.adjusted(-2, -2, 2, 2).intersected(self.window().rect()))
+            self.setGeometry(area.adjusted(-4, -4, 4, 4).intersected(self.window().rect()))
             self.raise_()
 
     def paintEvent(self, event: QPaintEvent) -> None:
@@ -175,7 +175,7 @@ def tour_of(window: MainWindow) -> Tour:
         Step(
             "Choose",
             "A preset and a target for all, Ctrl+E for what is selected. The size is exact before anything is written.",
-            (bar.preset, bar.method, bar.target, bar.device),
+            (*bar.captions, bar.preset, bar.method, bar.target, bar.device),
         ),
         Step(
             "Write",

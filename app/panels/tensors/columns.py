@@ -24,13 +24,13 @@ class Column:
 
 
 COLUMNS = (
-    Column("name", "tensor", "Name in the output; blocks can be folded", 150),
+    Column("name", "tensor", "Name in the output; blocks can be folded", 168),
     Column("role", "role", "", 76),
     Column("shape", "shape", "", 84, number=True),
     Column("dtype", "dtype", "In the checkpoint", 52),
     Column("strategy", "strategy", "Double-click, F2 or Enter to change it", 104),
-    Column("bpw", "bpw", "", 54, number=True),
-    Column("size", "size", "In the output; bars on one scale", 74, number=True),
+    Column("bpw", "bpw", "", 50, number=True),
+    Column("size", "size", "In the output; bars on one scale", 66, number=True),
     Column(
         "sqnr",
         "SQNR, dB",
@@ -38,6 +38,6 @@ COLUMNS = (
         76,
         number=True,
     ),
-    Column("rule", "rule", "The one that won here", 72),
+    Column("rule", "rule", "The one that won here", 66),
 )
 PLACE = {c.id: i for i, c in enumerate(COLUMNS)}

@@ -22,8 +22,11 @@ from app.theme import Theme, figures
 INDENT = 14
 PAD = 6
 FOLD = 14
-# Width of the numbers beside bars; the bar takes the rest.
-NUMBER = 47
+# The longest number beside a bar, and what is left free between them; the bar takes the rest.
+_LONGEST = {"size": "0,000.0", "sqnr": "000.0"}
+GAP = 6
+# In less room than this, in pixels, bars would tell nothing.
+SHORTEST = 16
 # Bars of SQNR run from 0 to this: beyond it nobody sees a difference.
 SQNR_FULL_DB = 60.0
 _LEFT = int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
@@ -48,6 +51,7 @@ class LinePainter:
         self._metrics = QFontMetrics(self.font)
         self._bold_metrics = QFontMetrics(self._bold)
         self._small_metrics = QFontMetrics(self._small)
+        self._numbers = {column: self._metrics.horizontalAdvance(text) + GAP for column, text in _LONGEST.items()}
         self._texts: dict[tuple[str, int, bool], str] = {}
         self._short: dict[tuple[str, int, bool], str] = {}
         self._pixmaps: dict[object, QPixmap] = {}
@@ -177,8 +181,11 @@ class LinePainter:
             painter.drawText(x, top, room, self.row, _RIGHT, text)
         if entry < 0:
             return
+        longest = room - self._numbers[column]
+        if longest < SHORTEST:
+            return
         share, hollow = _share(model, entry, column)
-        width = round((room - self._theme.px(NUMBER)) * share)
+        width = round(longest * share)
         if width < 1:
             return
         color = colors.disabled if column == "size" else colors.original
