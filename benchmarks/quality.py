@@ -1,13 +1,14 @@
 """What calibrated methods are worth: perplexity, KLD and top-1 agreement of the demo model on held-out text, in one
 run, beside llama.cpp's own quantizer with an importance matrix.
 
-    python -m benchmarks.quality [--full] [--windows N] [--samples N] [--only WORD]
+    python -m benchmarks.quality [--full] [--efforts] [--windows N] [--samples N] [--only WORD]
 
 First table: rows of one size stand together; head and embedding are left alone, so that nothing but the decoder's
 matrices differs. llama.cpp's rows are ggml_quantize_chunk on the same tensors, with the same importance that ours is
 given. Second table, with --full: whole files in 16 types. llama.cpp's figures there come with the model
 (resources/demo/llamacpp.json), from its files with an importance matrix, and are compared with our files of the same
-types per tensor: nearest with importance, and GPTQ.
+types per tensor: nearest with importance, and GPTQ. Third, with --efforts, and alone: llama.cpp's own search (`exact`)
+beside the finer one (`best`) in every type that has both.
 
 Text: resources/demo/heldout.txt, windows of 256 tokens, all but the first scored. Calibration: other files, in
 resources/demo/calibration.txt. KLD in nats per token. ±: standard errors over tokens of one row; two rows are read from
@@ -88,6 +89,22 @@ def rows() -> tuple[Row, ...]:
             Row(name, "nearest, importance", name, IMPORTANCE),
             Row(name, "GPTQ", f"{name}+gptq", WALK),
         ]
+    return tuple(found)
+
+
+def effort_rows() -> tuple[Row, ...]:
+    """Of the table of efforts."""
+    from core.formats import get_format
+    from core.formats.ggml.format import NEED_IMPORTANCE, UNWEIGHTED, WRITTEN
+
+    found: list[Row] = []
+    for name in (w for w in WRITTEN if "best" in get_format(w.lower()).efforts):
+        for given in (NOTHING, IMPORTANCE):
+            if (given and name in UNWEIGHTED) or (not given and name in NEED_IMPORTANCE):
+                continue
+            for effort in ("exact", "best"):
+                recipe = f"{name.lower()}(effort={effort})"
+                found.append(Row(name.lower(), effort + (", importance" if given else ""), recipe, given))
     return tuple(found)
 
 
@@ -245,6 +262,28 @@ def claims(found: Sequence[Judged]) -> list[str]:
     return lines
 
 
+def efforts_table(found: Sequence[Judged]) -> list[str]:
+    """Pairs of rows, and how much lower the second one's KLD is."""
+    titles = ("format", "method", ">KLD exact", ">best", ">difference, %", ">99 % exact", ">best", ">top-1 exact", ">best")
+    lines = []
+    for exact, best in zip(found[::2], found[1::2], strict=True):
+        a, b = exact.distance, best.distance
+        lines.append(
+            (
+                exact.row.format,
+                exact.row.method.replace("exact, ", "").replace("exact", ""),
+                f"{a.kld_mean:.5f} ± {a.kld_error:.5f}",
+                f"{b.kld_mean:.5f} ± {b.kld_error:.5f}",
+                f"{100 * (b.kld_mean / a.kld_mean - 1):+.1f}",
+                f"{a.kld_p99:.4f}",
+                f"{b.kld_p99:.4f}",
+                f"{100 * a.top1_agreement:.2f}",
+                f"{100 * b.top1_agreement:.2f}",
+            )
+        )
+    return list(table(titles, lines))
+
+
 def files_table(bench: Bench, only: str) -> Iterator[str]:
     """Line by line: whole files of llama.cpp's mixtures, theirs and ours."""
     theirs = json.loads((DEMO / "llamacpp.json").read_text("utf-8"))
@@ -267,6 +306,7 @@ def files_table(bench: Bench, only: str) -> Iterator[str]:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
     parser.add_argument("--full", action="store_true", help="whole files in 16 types, too, and twice the calibration")
+    parser.add_argument("--efforts", action="store_true", help="only exact beside best, in every type that has both")
     parser.add_argument(
         "--windows", type=int, default=48, metavar="N", help="of the text (48, as llamacpp.json has it)"
     )
@@ -288,13 +328,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             flush=True,
         )
         found = []
-        for row in rows():
+        for row in effort_rows() if args.efforts else rows():
             if args.only.lower() in row.format:
                 found.append(bench.judge(row))
                 d = found[-1].distance
                 print(f"… {row.format}, {row.method}: KLD {d.kld_mean:.5f} in {found[-1].seconds:.0f} s", flush=True)
         print()
-        print("\n".join([*methods_table(found), "", *claims(found)]), flush=True)
+        if args.efforts:
+            print("\n".join(efforts_table(found)))
+        else:
+            print("\n".join([*methods_table(found), "", *claims(found)]), flush=True)
         if args.full:
             print("\nWhole files, llama.cpp's and ours")
             for line in files_table(bench, args.only):
