@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from PySide6.QtCore import QUrl
 from PySide6.QtGui import QDesktopServices
 
-from app.edits import Document, SetPreset, SetRecipe, SetTarget
+from app.edits import SetPreset, SetRecipe, SetTarget
 from app.frame.reach import focus_panel, plot_in_front
-from app.jobs import Done, Failed, JobId, Outcome
-from app.kept_runs import KeptRun, discard_rest
-from app.quantizing import PageRequest, Reopened, errors_of, page_task
+from app.quantizing import errors_of
+from app.report_page import ReportPage
 from app.session import Notice, Session
+from app.stopped_runs import StoppedRuns
 from core.atomic import write_whole
 from core.errors import WorkbenchError, one_line
 from core.recipes.model import KEEP, Strategy
@@ -36,9 +36,13 @@ class Commands:
     def __init__(self, window: MainWindow) -> None:
         self._window = window
         self.session: Session = window.session
-        self.stopped_runs: list[KeptRun] = []  # that can go on; the first is offered
+        self.stopped: StoppedRuns = StoppedRuns(window)
+        self.report_page: ReportPage = ReportPage(window)
+        # The window passes on to these what quantizer and jobs say.
+        self.took_stop, self.took_rest = self.stopped.took_stop, self.stopped.took_rest
+        self.took_kept, self.took_reopened = self.stopped.took_kept, self.stopped.took_reopened
+        self.took_page = self.report_page.took_page
         self._last_out: Path | None = None
-        self._page: JobId | None = None  # a report that is being written
 
     def dispatch(self, action: Action) -> None:
         """Runs an action. Whatever goes wrong ends in the notice bar, with its traceback behind the disclosure."""
@@ -91,15 +95,12 @@ class Commands:
     # File
 
     def open_file(self) -> None:
-        settings = self._window.settings
-        path = self._window.dialogs.open_file(self._window, settings.get("files/open_folder"))
+        path = self._ask_checkpoint(False)
         if path is not None:
-            # The config.json of a folder stands for the folder.
-            self.open_path(path.parent if path.name == "config.json" else path)
+            self.open_path(path)
 
     def open_folder(self) -> None:
-        settings = self._window.settings
-        path = self._window.dialogs.open_folder(self._window, settings.get("files/open_folder"))
+        path = self._ask_checkpoint(True)
         if path is not None:
             self.open_path(path)
 
@@ -172,7 +173,7 @@ class Commands:
 
     def add_rule(self) -> None:
         self.show_panel("rules")
-        self._rules().add()
+        self._window.panel("rules").add()  # type: ignore[attr-defined]
 
     def set_preset(self, name: str) -> None:
         """Another preset or format; assignments by hand stay in front of it."""
@@ -238,7 +239,7 @@ class Commands:
 
     def go_to(self, id: str) -> None:
         """Brings a panel to the front and gives it the keyboard."""
-        self._window.show_panel(id)
+        self.show_panel(id)
         focus_panel(self._window.panel(id))
 
     def show_panel(self, id: str) -> None:
@@ -275,7 +276,7 @@ class Commands:
         self._window.planner.output_folder = str(out.parent)
         # Replacing was agreed to in the dialog; a folder is never replaced without a word.
         force = not plan.folder and out.is_file()
-        self._no_more(out)
+        self.stopped.no_more(out)
         job = self._window.quantizer.start(out, resume=can_resume(out), force=force)
         if job is not None:
             self.show_panel("jobs")
@@ -320,103 +321,15 @@ class Commands:
         for info in self._window.jobs.running()[:1]:
             self._window.quantizer.stop(info.id, discard=False)
 
-    @property
-    def stopped_run(self) -> KeptRun | None:
-        """The run that Resume and Discard are about."""
-        return self.stopped_runs[0] if self.stopped_runs else None
-
-    def took_rest(self, run: KeptRun) -> None:
-        """What a run left, and that it can go on, is said by whoever calls."""
-        self._no_more(run.out)
-        self.stopped_runs.insert(0, run)
-
-    def took_stop(self, run: KeptRun) -> None:
-        self.took_rest(run)
-        self._offer(f"{run.out.name} was stopped; what is done is kept")
-
-    def took_kept(self, runs: list[KeptRun]) -> None:
-        """Runs that earlier windows left. One that began here meanwhile is not offered."""
-        known = {info.out for info in self._window.jobs.jobs()} | {run.out for run in self.stopped_runs}
-        new = [run for run in runs if run.out not in known]
-        self.stopped_runs += new
-        if new and self.stopped_runs[0] is new[0]:
-            self._offer_next()
-
-    def took_reopened(self, reopened: Reopened) -> None:
-        """A run of an earlier window goes on: its checkpoint and recipe come back, unless another is open."""
-        request = reopened.request
-        if self.session.checkpoint is None:
-            choice = request.kept.calibration
-            self.session.open(request.checkpoint, self, reopened.totals)
-            self.session.begin(Document(request.plan.recipe, request.plan.target.name, choice))
-            self.session.set_device(request.device, self)
-
-    def resume_run(self) -> None:
-        run = self.stopped_run
-        if run is not None:
-            self._no_more(run.out)
-            self._window.quantizer.again(run)
-            self._window.notices.dismiss()
-            self.show_panel("jobs")
-            self._offer_next()
-
-    def discard_run(self) -> None:
-        run = self.stopped_run
-        if run is not None:
-            self._no_more(run.out)
-            discard_rest(run.out)
-            self._window.notices.dismiss()
-            self._offer_next()
-
-    def _no_more(self, out: Path) -> None:
-        self.stopped_runs = [run for run in self.stopped_runs if run.out != out]
-
-    def _offer_next(self) -> None:
-        run = self.stopped_run
-        if run is not None:
-            more = f" ({len(self.stopped_runs) - 1} more like it)" if len(self.stopped_runs) > 1 else ""
-            self._offer(" ".join(f"{run.out.name} stopped {run.progress}".split()) + f" and can go on{more}")
-
-    def _offer(self, text: str) -> None:
-        self.session.notify(Notice("warning", text, actions=("resume-run", "discard-run")))
-        self._window.refresh_actions()
-
     def took_report(self, report: Report) -> None:
         self._last_out = report.out
 
     # Judging
 
     @property
-    def has_report(self) -> bool:
-        return self._window.quantizer.last is not None
-
-    @property
     def has_comparison(self) -> bool:
         panel = self._window.made_panel("compare")
         return panel is not None and bool(panel.state.order)  # type: ignore[attr-defined]
-
-    def save_report(self) -> None:
-        """Asks where to and writes the page behind the window."""
-        last = self._window.quantizer.last
-        if last is None:
-            return
-        plan, report = last
-        suggested = report.out.with_name(f"{report.out.stem or report.out.name}-report.html")
-        path = self._window.dialogs.save_file(self._window, "Save report", suggested, "Page (*.html)")
-        if path is not None:
-            request = PageRequest(plan, report, path)
-            self._page = self._window.jobs.submit(
-                page_task, request, title=f"Report {path.name}", lane="preview", key="report"
-            )
-
-    def took_page(self, job: JobId, outcome: Outcome) -> None:
-        if job != self._page:
-            return
-        self._page = None
-        if isinstance(outcome, Done):
-            self.session.notify(Notice("done", f"Report saved as {outcome.result}"))
-        elif isinstance(outcome, Failed):
-            self.session.notify(Notice("error", outcome.line, outcome.details))
 
     def compare_with(self) -> None:
         """Asks for another checkpoint and compares the open one with it."""
@@ -446,6 +359,7 @@ class Commands:
         self._window.panel("compare").compare_with(str(path))  # type: ignore[attr-defined]
 
     def _ask_checkpoint(self, folder: bool) -> Path | None:
+        """A file or a folder that the user chose; the config.json of a folder stands for the folder."""
         dialogs, start = self._window.dialogs, self._window.settings.get("files/open_folder")
         path = (dialogs.open_folder if folder else dialogs.open_file)(self._window, start)
         return path.parent if path is not None and path.name == "config.json" else path
@@ -473,6 +387,3 @@ class Commands:
         self.session.notify(
             Notice("note", f"Quantbench {__version__}: quantize a model, and see in every tensor what it costs")
         )
-
-    def _rules(self) -> Any:
-        return self._window.panel("rules")

@@ -183,23 +183,6 @@ def gathered_first(request: RunRequest, ctx: JobContext) -> Plan:
     return make_plan(request.checkpoint, plan.recipe, plan.target, ctx, gathered=found.gathered)
 
 
-@dataclass(frozen=True)
-class PageRequest:
-    """A report to write: of which run, where to."""
-
-    plan: Plan
-    report: Report
-    path: Path
-
-
-def page_task(request: PageRequest, ctx: JobContext) -> Path:
-    """Writes the report of a finished run as a page; returns where it is."""
-    from core.report import write_report
-
-    write_report(request.path, request.plan, request.report)
-    return request.path
-
-
 class Quantizer(QObject):
     """Starts runs of the session's plan.
 

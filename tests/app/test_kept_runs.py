@@ -142,10 +142,10 @@ def test_paused_at_closing_and_resumed_by_the_next_window(
     assert not in_use(journal_path(out))
 
     second = start()
-    assert second.commands.stopped_run is None
+    assert second.commands.stopped.first is None
     second.quantizer.look_for_kept()
-    qtbot.waitUntil(lambda: second.commands.stopped_run is not None, timeout=10_000)
-    kept = second.commands.stopped_run
+    qtbot.waitUntil(lambda: second.commands.stopped.first is not None, timeout=10_000)
+    kept = second.commands.stopped.first
     assert (kept.out, kept.recipe, kept.target) == (out, recipe, "gguf")
     assert 0 < kept.permille < 1000
     assert second.notices.notice.actions == ("resume-run", "discard-run")
@@ -186,9 +186,9 @@ def test_a_kept_run_is_discarded_by_the_next_window(
     qtbot.waitUntil(lambda: not opened.isVisible(), timeout=20_000)
     second = start()
     second.quantizer.look_for_kept()
-    qtbot.waitUntil(lambda: second.commands.stopped_run is not None, timeout=10_000)
+    qtbot.waitUntil(lambda: second.commands.stopped.first is not None, timeout=10_000)
     second.actions_by_id["discard-run"].trigger()
-    assert second.commands.stopped_run is None
+    assert second.commands.stopped.first is None
     assert not [p for p in tmp_path.iterdir() if "i.gguf" in p.name]
     assert not list(runs_folder.iterdir())
     start.end(second)
@@ -209,7 +209,7 @@ def test_a_run_that_waits_for_its_turn_is_paused_too(
     assert dialogs.close_lists[0] == ("Quantize first.gguf", "Quantize second.gguf")
     second = start()
     second.quantizer.look_for_kept()
-    qtbot.waitUntil(lambda: len(second.commands.stopped_runs) == 2, timeout=10_000)
+    qtbot.waitUntil(lambda: len(second.commands.stopped.runs) == 2, timeout=10_000)
     assert "(1 more like it)" in second.notices.text.text()
     written = []
     second.quantizer.finished.connect(lambda report: written.append(report.out.name))
@@ -227,13 +227,13 @@ def test_a_checkpoint_that_is_gone_is_said_and_the_run_stays(run: KeptRun, qtbot
     keep(run)
     window = start()
     window.quantizer.look_for_kept()
-    qtbot.waitUntil(lambda: window.commands.stopped_run is not None, timeout=10_000)
+    qtbot.waitUntil(lambda: window.commands.stopped.first is not None, timeout=10_000)
     window.actions_by_id["resume-run"].trigger()
     qtbot.waitUntil(lambda: window.notices.notice is not None, timeout=10_000)
     assert window.notices.notice.severity == "error"
     assert "model" in window.notices.text.text()
     assert window.notices.notice.actions == ("resume-run", "discard-run")
-    assert window.commands.stopped_run == kept_runs()[0]
+    assert window.commands.stopped.first == kept_runs()[0]
     start.end(window)
 
 

@@ -187,7 +187,7 @@ def test_cancel_keeps_the_rest_and_resume_finishes_it(opened, gate, qtbot, tmp_p
     qtbot.waitUntil(lambda: opened.actions_by_id["cancel"].isEnabled(), timeout=5000)
     opened.actions_by_id["cancel"].trigger()
     gate.open.set()
-    qtbot.waitUntil(lambda: opened.commands.stopped_run is not None, timeout=20_000)
+    qtbot.waitUntil(lambda: opened.commands.stopped.first is not None, timeout=20_000)
     assert not out.exists()
     left = [p for p in tmp_path.iterdir() if "c.gguf" in p.name]
     assert left, "nothing kept to resume"
@@ -204,7 +204,7 @@ def test_cancel_and_discard_leave_nothing(opened, gate, qtbot, tmp_path: Path) -
     assert gate.reached.wait(20)
     opened.commands.cancel_job()
     gate.open.set()
-    qtbot.waitUntil(lambda: opened.commands.stopped_run is not None, timeout=20_000)
+    qtbot.waitUntil(lambda: opened.commands.stopped.first is not None, timeout=20_000)
     opened.actions_by_id["discard-run"].trigger()
     assert not [p for p in tmp_path.iterdir() if "d.gguf" in p.name]
     assert opened.notices.notice is None
