@@ -264,7 +264,17 @@ def claims(found: Sequence[Judged]) -> list[str]:
 
 def efforts_table(found: Sequence[Judged]) -> list[str]:
     """Pairs of rows, and how much lower the second one's KLD is."""
-    titles = ("format", "method", ">KLD exact", ">best", ">difference, %", ">99 % exact", ">best", ">top-1 exact", ">best")
+    titles = (
+        "format",
+        "method",
+        ">KLD exact",
+        ">best",
+        ">difference, %",
+        ">99 % exact",
+        ">best",
+        ">top-1 exact",
+        ">best",
+    )
     lines = []
     for exact, best in zip(found[::2], found[1::2], strict=True):
         a, b = exact.distance, best.distance
