@@ -308,10 +308,10 @@ def test_draws_what_is_odd(bench, qtbot):
     assert "Column 77 is all zeros" in panel.title.text()
     assert panel.model.rowCount() == 4
     assert panel.model.data(panel.model.index(0, 0)) == "1,033"
-    assert panel._dead.xvals == [77.0]
-    assert len(panel._marks.points()) == 4
-    assert panel._lines[0].isVisible()
-    assert not panel._lines[1].isVisible()
+    assert panel.bars.dead.xvals == [77.0]
+    assert len(panel.map.marks.points()) == 4
+    assert panel.bars.lines[0].isVisible()
+    assert not panel.bars.lines[1].isVisible()
     image = panel.grab().toImage()
     colors = {image.pixelColor(x, y).name() for x in range(image.width()) for y in range(0, image.height(), 3)}
     assert panel._theme.colors.residual.name() in colors
@@ -322,20 +322,20 @@ def test_nan_is_marked(bench, qtbot):
     select(bench, qtbot, "model.layers.0.mlp.up_proj.weight")
     panel = bench.panel
     assert panel.title.text() == "1 weight is NaN or infinite: row 700, column 40"
-    assert panel._bad.xvals == [40.0]
-    assert [(p.pos().x(), p.pos().y()) for p in panel._marks.points()] == [(40, 700)]
+    assert panel.bars.bad.xvals == [40.0]
+    assert [(p.pos().x(), p.pos().y()) for p in panel.map.marks.points()] == [(40, 700)]
 
 
 def test_dragging_the_line_moves_the_list(bench, qtbot):
     select(bench, qtbot, SPIKE)
     panel = bench.panel
-    panel._lines[0].setPos(1.2)
-    panel._dragged(panel._lines[0])
+    panel.bars.lines[0].setPos(1.2)
+    panel.bars.drag(panel.bars.lines[0])
     assert panel.model.rowCount() == 1
     assert panel.limit.text() == "1.2"
     panel.log.click()
-    panel._lines[0].setPos(math.log10(0.8))
-    panel._dragged(panel._lines[0])
+    panel.bars.lines[0].setPos(math.log10(0.8))
+    panel.bars.drag(panel.bars.lines[0])
     assert panel.state.threshold == pytest.approx(0.8, rel=0.01)
     assert panel.model.rowCount() == 3
     panel.limit.setText("0.9")
@@ -356,13 +356,13 @@ def test_the_list_leads_to_its_line_and_the_map_to_exact_weights(bench, qtbot):
     assert low < 1033 < high
     assert high - low < 100
     panel.plot.show_range(1029.5, 1036.5)
-    panel._map.item.vb.setYRange(307.5, 314.5, padding=0)
+    panel.map.box.setYRange(307.5, 314.5, padding=0)
     qtbot.waitUntil(lambda: panel._shown is not None and panel._shown.signed is not None, timeout=10_000)
-    qtbot.waitUntil(lambda: panel._texts.written > 0, timeout=5_000)
+    qtbot.waitUntil(lambda: panel.map.texts.written > 0, timeout=5_000)
     assert panel._shown.signed.max() == np.float32(1.9)
     panel.home.click()
     assert panel.plot.at_home
-    qtbot.waitUntil(lambda: panel._map.item.vb.viewRange()[1][1] > 500)
+    qtbot.waitUntil(lambda: panel.map.box.viewRange()[1][1] > 500)
 
 
 def test_every_axis_and_quantity_draws(bench, qtbot):

@@ -1,5 +1,5 @@
-"""The outliers panel: bars per column, row or input channel with a threshold to drag, the map of |W| on the same axis,
-and the list of what lies beyond. What is shown is decided in state.py and heat.py."""
+"""The outliers panel: bars per column, row or input channel with a threshold to drag (bars.py), the map of |W| on the
+same axis (weightmap.py), and the list of what lies beyond. What is shown is decided in state.py and heat.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from PySide6.QtCore import QModelIndex, QRectF, Qt, Slot
-from PySide6.QtGui import QColor, QResizeEvent
+from PySide6.QtCore import QModelIndex, Qt, Slot
+from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import (
     QComboBox,
     QHBoxLayout,
@@ -33,13 +33,15 @@ from app.panels.outliers.state import AXES, QUANTITIES, OutlierState
 from app.panels.outliers.table import LineModel
 from app.panels.preview import Asked, PreviewPanel
 from app.plotting.making import Making
-from app.plotting.maps import ColorScale, Scale, shaded
+from app.plotting.maps import ColorScale
 from app.plotting.words import short
 from app.session import Notice, Session
 from app.theme import current
 from core.analysis.outliers import OutlierResult, Region, outliers, region
 
 if TYPE_CHECKING:
+    from app.panels.outliers.bars import Bars
+    from app.panels.outliers.weightmap import WeightMap
     from app.plotting.plot import Plot
 
 # Lines of the axis to either side of one that was chosen in the list.
@@ -57,7 +59,9 @@ class OutliersPanel(PreviewPanel):
         super().__init__(session, jobs)
         self._theme = current()
         self.state, self.heat = OutlierState(), Heat()
-        self.plot: Plot | None = None
+        self.plot: Plot | None = None  # with it: its two strips
+        self.bars: Bars
+        self.map: WeightMap
         self.making = Making(self._plot_steps)
         self._framed: tuple[str, str] = ("", "")
         self._shown: HeatView | None = None
@@ -167,43 +171,18 @@ class OutliersPanel(PreviewPanel):
         return self.plot
 
     def _plot_steps(self) -> Iterator[None]:
-        import pyqtgraph as pg
-
-        from app.plotting.cells import CellTexts
+        from app.panels.outliers.bars import Bars
+        from app.panels.outliers.weightmap import WeightMap
         from app.plotting.plot import Plot
 
         plot = Plot("column", self.state.csv, "outliers")
         plot.setMinimumHeight(120)
         yield
-        self._bars = plot.strip("largest |w|", 5, lanes=1)
+        self.bars = Bars(plot)
+        self.bars.dragged.connect(self._set_limit)
         yield
-        self._map = plot.strip("row", 4)
+        self.map = WeightMap(plot, self.scale)
         yield
-        self._high = self._bars.fill("original")
-        self._low = self._bars.fill("original")
-        self._beyond = self._bars.fill("residual", 1.0)
-        self._dead = self._bars.ticks("caution", 0)
-        self._bad = self._bars.ticks("failure", 0)
-        self._lines = [pg.InfiniteLine(angle=0, movable=True) for _ in range(2)]
-        for line in self._lines:
-            line.setZValue(25)
-            line.setCursor(Qt.CursorShape.SizeVerCursor)
-            line.hide()
-            line.sigDragged.connect(self._dragged)
-            self._bars.item.addItem(line, ignoreBounds=True)
-        box = self._map.item.vb
-        box.invertY(True)
-        box.setMouseEnabled(x=True, y=True)
-        self._image = pg.ImageItem(axisOrder="row-major")
-        self._image.setZValue(1)
-        self._texts = CellTexts()
-        self._texts.setZValue(2)
-        self._marks = pg.ScatterPlotItem(pxMode=True)
-        self._marks.setZValue(20)
-        for item in (self._image, self._texts, self._marks):
-            self._map.item.addItem(item, ignoreBounds=True)
-        self._map.item.showGrid(x=False, y=False)
-        box.sigYRangeChanged.connect(self._map_moved)
         plot.hovered.connect(self._hovered)
         plot.exports.failed.connect(self._tell)
         plot.range_changed.connect(self._draw)
@@ -272,14 +251,11 @@ class OutliersPanel(PreviewPanel):
         self._framed = (state.result.name, state.axis)
         plot.name = f"{state.result.name}-outliers"
         self.heat.turned = state.axis == "rows"
+        self.map.frame(state.result, self.heat.turned, state.x_label)
         low, high = state.home()
         plot.set_home(low, high, (low, high), go=go)
-        across = state.result.columns if self.heat.turned else state.result.rows
-        self._map.item.vb.setLimits(yMin=-0.5, yMax=max(1, across) - 0.5, minYRange=2)
         for strip in plot.strips:
             strip.item.vb.setLimits(minXRange=min(4, max(1, state.length)))
-        self._map.axis.setLabel("column" if self.heat.turned else "row")
-        self._map.item.getAxis("bottom").setLabel(state.x_label)
         if go:
             self._rows_home()
         self._redraw()
@@ -311,82 +287,23 @@ class OutliersPanel(PreviewPanel):
     def _draw(self, low: float, high: float) -> None:
         if self.state.result is None or self.plot is None:
             return
-        self._draw_bars(low, high)
+        self.bars.show(self.state, low, high, self._theme)
         self._draw_map()
 
-    def _draw_bars(self, low: float, high: float) -> None:
-        state = self.state
-        profile = state.profile(low, high, max(16, int(self._bars.item.vb.width())))
-        floor = profile.base if profile.logarithmic else 0.0
-        for item, heights in ((self._high, profile.high), (self._low, profile.low), (self._beyond, profile.beyond)):
-            item.setFillLevel(floor)
-            item.setData(x=profile.edges, y=heights)
-        self._low.setVisible(state.quantity == "range" and not state.on_inputs)
-        self._bars.axis.setLabel(state.y_label)
-        self._bars.set_heights(profile.base, profile.top, profile.logarithmic)
-        self._dead.setXVals(state.dead())
-        self._bad.setXVals(state.bad())
-        limit = state.threshold
-        mirrored = state.quantity == "range" and not state.on_inputs
-        at = math.log10(limit) if profile.logarithmic and limit > 0 else limit
-        from app.plotting.strip import pen
-
-        for line, sign in zip(self._lines, (1, -1), strict=True):
-            visible = state.has_threshold and math.isfinite(limit) and (sign > 0 or mirrored)
-            line.setVisible(visible)
-            line.setPen(pen(self._theme, "text", Qt.PenStyle.DashLine))
-            line.setHoverPen(pen(self._theme, "accent", Qt.PenStyle.SolidLine))
-            if visible and not line.moving:
-                line.setPos(sign * at)
-        self._bars.item.update()
-
     def _draw_map(self) -> None:
-        result, heat = self.state.result, self.heat
+        result, heat, request = self.state.result, self.heat, self.state.request
         assert result is not None
-        assert self.plot is not None
-        box = self._map.item.vb
-        (x0, x1), (y0, y1) = box.viewRange()
-        view = (max(x0, -0.5), x1, max(y0, -0.5), y1)
-        cells = max(1, int(box.width())), max(1, int(box.height()))
-        request = self.state.request
+        view, cells = self.map.view, self.map.cells
         if result.exact and request is not None:
             closer = heat.closer(request, result, view, cells)
             if closer is not None:
                 self.submit_side("region", Asked(region, closer, f"Part of {result.name}"), self._take_region)
-        shown = self._shown = heat.picture(result, view, cells)
-        if shown is None:
-            self._image.clear()
+        self._shown = heat.picture(result, view, cells)
+        if self._shown is None:
+            self.map.clear()
             return
-        scale = Scale(shown.low, shown.high, shown.logarithmic)
-        self._image.setImage(shaded(shown.values, scale), autoLevels=False)
-        rect = QRectF(shown.left, shown.top, shown.width, shown.height)
-        self._image.setRect(rect)
-        self._texts.show_values(shown.signed, scale.place(shown.values) > 0.55, rect)
-        word = "log scale" if shown.logarithmic else ""
-        self.scale.show_scale(short(shown.low), f"{short(shown.high)} {word}".strip())
-        self.scale.setToolTip("The largest |w| of each cell of the map")
-        self._draw_marks()
-
-    def _draw_marks(self) -> None:
-        import pyqtgraph as pg
-
-        result, turned = self.state.result, self.heat.turned
-        assert result is not None
-
-        def place(row: int, column: int) -> tuple[float, float]:
-            return (row, column) if turned else (column, row)
-
-        ring = pg.mkPen(QColor(self._theme.colors.residual), width=2)
-        cross = pg.mkPen(QColor(self._theme.colors.failure), width=2)
-        clear = pg.mkBrush(None)
-        spots = [
-            {"pos": place(s.row, s.column), "symbol": "o", "size": 11, "pen": ring, "brush": clear}
-            for s in self.state.spots()
-        ]
-        spots += [
-            {"pos": place(s.row, s.column), "symbol": "x", "size": 11, "pen": cross, "brush": clear} for s in result.bad
-        ]
-        self._marks.setData(spots)
+        self.map.show(self._shown)
+        self.map.mark(self.state.spots(), result.bad, self._theme)
 
     def _take_region(self, value: Any) -> None:
         self.heat.region = cast(Region, value)
@@ -424,10 +341,7 @@ class OutliersPanel(PreviewPanel):
         self._write()
         self._redraw()
 
-    def _dragged(self, line: Any) -> None:
-        at = abs(float(line.value()))
-        self._set_limit(10 ** float(line.value()) if self._bars.axis.logarithmic else at)
-
+    @Slot(float)
     def _set_limit(self, value: float) -> None:
         self.state.set_threshold(value)
         self._write()
@@ -451,17 +365,8 @@ class OutliersPanel(PreviewPanel):
 
     @Slot()
     def _rows_home(self) -> None:
-        result = self.state.result
-        if result is not None and self.plot is not None:
-            across = result.columns if self.heat.turned else result.rows
-            self._map.set_heights(-0.5, max(1, across) - 0.5, False)
-
-    def _map_moved(self, *_: object) -> None:
-        (low, high) = self._map.item.vb.viewRange()[1]
-        self._map.axis.base = low
-        self._map.keep(low, high)
-        if self.plot is not None:
-            self.plot.redraw_soon()
+        if self.state.result is not None and self.plot is not None:
+            self.map.go_home()
 
     @Slot(object)
     def _hovered(self, x: float | None) -> None:
