@@ -1,10 +1,11 @@
-"""Labels that the panels share: one that shortens its text to its width, and the hairline between things."""
+"""Labels that the panels share: one that shortens its text to its width, the heading of a picture, what an empty panel
+says, and the hairline between things."""
 
 from __future__ import annotations
 
 from PySide6.QtCore import QSize, Qt, Slot
 from PySide6.QtGui import QAction, QFont, QGuiApplication, QPainter, QPaintEvent
-from PySide6.QtWidgets import QFrame, QLabel, QSizePolicy, QStyle, QToolButton, QWidget
+from PySide6.QtWidgets import QFrame, QLabel, QSizePolicy, QStyle, QToolButton, QVBoxLayout, QWidget
 
 from app.theme import GRID, ICON
 
@@ -59,6 +60,31 @@ class ElidedLabel(QLabel):
             self.foregroundRole(),
         )
         painter.end()
+
+
+class Heading(QWidget):
+    """title: what is found, in bold; subtitle: what it is about, under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.title = ElidedLabel()
+        embolden(self.title)
+        self.subtitle = ElidedLabel("muted", Qt.TextElideMode.ElideMiddle)
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(4)
+        column.addWidget(self.title)
+        column.addWidget(self.subtitle)
+
+
+def empty_label(text: str, aside: int = 24, above: int = 24) -> QLabel:
+    """What an empty panel says, in its middle; pixels that stay free at its sides, and above and below."""
+    label = QLabel(text)
+    label.setWordWrap(True)
+    label.setProperty("kind", "muted")
+    label.setAlignment(Qt.AlignmentFlag.AlignCenter)
+    label.setContentsMargins(aside, above, aside, above)
+    return label
 
 
 def embolden(label: QWidget) -> None:

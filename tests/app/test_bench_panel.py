@@ -179,14 +179,14 @@ def test_another_selection_never_shows_the_rows_of_the_one_before(panel, qtbot):
     for name in names:
         session.select((name,))
         assert panel.state.request.tensors[0].name == name
-        assert name in panel.subtitle.text()
+        assert name in panel.heading.subtitle.text()
         qtbot.wait(10)
     qtbot.waitUntil(lambda: finished(panel), timeout=60_000)
     alone = bench(panel.state.request)
     assert {r.label: r.sums for r in alone} == {r.label: r.sums for r in panel.model.rows}
     session.select(tuple(names))
     qtbot.waitUntil(lambda: finished(panel), timeout=60_000)
-    assert panel.subtitle.text().startswith("3 tensors → gguf")
+    assert panel.heading.subtitle.text().startswith("3 tensors → gguf")
     session.select(("output_norm.weight",))
     assert panel._stack.currentIndex() == 0
     assert "None of the selected" in panel.empty.text()

@@ -142,10 +142,10 @@ def test_rows_appear_are_chosen_copied_and_exported(panel, qtbot, log: Log, tmp_
     panel.open_url = lambda url: seen.append(url.toLocalFile())
     panel.reveal()
     assert seen == []  # the model is gone
-    panel.words.setText("q4")
+    panel.filter.words.setText("q4")
     assert panel.model.rowCount() == 2
     assert len(panel.plot._state.points) == 2
-    panel.words.setText("nothing like it")
+    panel.filter.words.setText("nothing like it")
     assert panel.model.rowCount() == 0
     assert panel.title.text().startswith("Evaluations appear here")
     panel.close()

@@ -201,12 +201,12 @@ def test_filtering_in_the_panel(bench):
     panel = bench.panel
     panel.log("note", "alpha")
     panel.log("error", "beta")
-    panel.least.setCurrentIndex(2)
+    panel.filter.choice.setCurrentIndex(2)
     assert panel.model.rowCount() == 1
-    panel.words.setText("nothing like this")
+    panel.filter.words.setText("nothing like this")
     assert panel.model.rowCount() == 0
-    panel.words.clear()
-    panel.least.setCurrentIndex(0)
+    panel.filter.words.clear()
+    panel.filter.choice.setCurrentIndex(0)
     assert panel.model.rowCount() == 2
     panel.clear()
     assert panel.model.rowCount() == 0

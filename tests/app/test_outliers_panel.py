@@ -305,7 +305,7 @@ def test_empty_panel_says_what_to_do(bench, qtbot):
 def test_draws_what_is_odd(bench, qtbot):
     select(bench, qtbot, SPIKE)
     panel = bench.panel
-    assert "Column 77 is all zeros" in panel.title.text()
+    assert "Column 77 is all zeros" in panel.heading.title.text()
     assert panel.model.rowCount() == 4
     assert panel.model.data(panel.model.index(0, 0)) == "1,033"
     assert panel.bars.dead.xvals == [77.0]
@@ -321,7 +321,7 @@ def test_draws_what_is_odd(bench, qtbot):
 def test_nan_is_marked(bench, qtbot):
     select(bench, qtbot, "model.layers.0.mlp.up_proj.weight")
     panel = bench.panel
-    assert panel.title.text() == "1 weight is NaN or infinite: row 700, column 40"
+    assert panel.heading.title.text() == "1 weight is NaN or infinite: row 700, column 40"
     assert panel.bars.bad.xvals == [40.0]
     assert [(p.pos().x(), p.pos().y()) for p in panel.map.marks.points()] == [(40, 700)]
 
@@ -388,7 +388,7 @@ def test_another_tensor_while_one_is_on_its_way(bench, qtbot):
             assert panel.state.result is None or panel.state.result.name == name
             qtbot.wait(5)
     qtbot.waitUntil(lambda: ready(panel, names[-1]), timeout=20_000)
-    assert names[-1] in panel.subtitle.text()
+    assert names[-1] in panel.heading.subtitle.text()
     assert panel.plot.isVisible()
 
 
@@ -399,8 +399,8 @@ def test_a_slow_tensor_takes_the_old_picture_away(bench, qtbot):
     panel.state.result = None
     panel.blank()
     assert not panel.plot.isVisible()
-    assert "another" in panel.subtitle.text()
-    assert panel.title.text() == ""
+    assert "another" in panel.heading.subtitle.text()
+    assert panel.heading.title.text() == ""
 
 
 def test_closing_the_checkpoint_empties_the_panel(bench, qtbot):

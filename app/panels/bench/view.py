@@ -12,7 +12,6 @@ from PySide6.QtWidgets import (
     QCompleter,
     QHBoxLayout,
     QHeaderView,
-    QLabel,
     QLineEdit,
     QStackedLayout,
     QTableView,
@@ -25,7 +24,7 @@ from app.cells import dress
 from app.edits import AssignStrategy
 from app.glossary import about
 from app.job_service import JobService
-from app.labels import ElidedLabel, embolden, hairline
+from app.labels import ElidedLabel, Heading, empty_label, hairline
 from app.panels.bench.chart import BenchChart
 from app.panels.bench.state import BenchState
 from app.panels.preview import Asked, PreviewPanel
@@ -125,14 +124,8 @@ class BenchPanel(PreviewPanel):
         self.watch()
 
     def _build(self) -> None:
-        self.empty = QLabel(self.state.empty)
-        self.empty.setWordWrap(True)
-        self.empty.setProperty("kind", "muted")
-        self.empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self.empty.setContentsMargins(24, 24, 24, 24)
-        self.title = ElidedLabel()
-        embolden(self.title)
-        self.subtitle = ElidedLabel("muted", Qt.TextElideMode.ElideMiddle)
+        self.empty = empty_label(self.state.empty)
+        self.heading = Heading()
         self.chart = BenchChart(self.state.csv)
         self.chart.exports.failed.connect(self._tell)
         self.chart.pointed.connect(self._point_at)
@@ -170,8 +163,7 @@ class BenchPanel(PreviewPanel):
         column = QVBoxLayout(full)
         column.setContentsMargins(12, 8, 12, 8)
         column.setSpacing(4)
-        column.addWidget(self.title)
-        column.addWidget(self.subtitle)
+        column.addWidget(self.heading)
         column.addLayout(self.both, 1)
         column.addWidget(self.note)
         column.addWidget(hairline())
@@ -242,8 +234,8 @@ class BenchPanel(PreviewPanel):
             self._stack.setCurrentIndex(0)
             return
         self._stack.setCurrentIndex(1)
-        self.title.setText(state.title())
-        self.subtitle.setText(state.failure or state.subtitle())
+        self.heading.title.setText(state.title())
+        self.heading.subtitle.setText(state.failure or state.subtitle())
         self.model.refresh()
         self.table.setColumnHidden(5, not state.weighted)
         self._mark()

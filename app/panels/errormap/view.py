@@ -12,7 +12,6 @@ from PySide6.QtWidgets import (
     QFrame,
     QHBoxLayout,
     QHeaderView,
-    QLabel,
     QMenu,
     QScrollArea,
     QSplitter,
@@ -27,7 +26,7 @@ from app.cells import dress
 from app.edits import AssignStrategy
 from app.glossary import about
 from app.job_service import JobService
-from app.labels import ElidedLabel, embolden
+from app.labels import ElidedLabel, embolden, empty_label
 from app.panels.errormap.canvas import MapCanvas
 from app.panels.errormap.layout import METRICS, Metric, map_task
 from app.panels.errormap.state import ErrorMapState, Worst
@@ -118,11 +117,7 @@ class ErrorMapPanel(PreviewPanel):
         self.watch()
 
     def _build(self) -> None:
-        self.empty = QLabel(self.state.empty)
-        self.empty.setWordWrap(True)
-        self.empty.setProperty("kind", "muted")
-        self.empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self.empty.setContentsMargins(24, 24, 24, 24)
+        self.empty = empty_label(self.state.empty)
         self.title = ElidedLabel("", Qt.TextElideMode.ElideMiddle)
         embolden(self.title)
         self.read_off = ElidedLabel("muted")

@@ -20,12 +20,9 @@ from PySide6.QtCore import (
 from PySide6.QtGui import QAction, QDesktopServices, QGuiApplication, QKeySequence, QShowEvent
 from PySide6.QtWidgets import (
     QAbstractItemView,
-    QComboBox,
     QFileDialog,
-    QHBoxLayout,
     QHeaderView,
     QLabel,
-    QLineEdit,
     QSplitter,
     QStackedLayout,
     QTableView,
@@ -35,9 +32,10 @@ from PySide6.QtWidgets import (
 
 from app.buttons import flat_button
 from app.cells import dress
+from app.filterline import FilterLine
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, JobInfo, Outcome
-from app.labels import embolden, hairline
+from app.labels import embolden, empty_label, hairline
 from app.panels.experiments.state import COLUMNS, ICONS, KINDS, ExperimentsState, tooltip
 from app.session import Notice, Session
 from app.theme import ICON, Theme, current
@@ -152,18 +150,15 @@ class ExperimentsPanel(QWidget):
     # Building
 
     def _build(self) -> None:
-        self.empty = QLabel(EMPTY)
-        self.empty.setProperty("kind", "muted")
-        self.empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self.empty.setWordWrap(True)
+        self.empty = empty_label(EMPTY, 48, 8)
         self.empty.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.empty.setContentsMargins(48, 8, 48, 8)
         self._build_table()
         left = QWidget()
         column = QVBoxLayout(left)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(0)
-        column.addLayout(self._bar())
+        self.filter = self._bar()
+        column.addWidget(self.filter)
         column.addWidget(hairline())
         column.addWidget(self.table, 1)
         self.split = QSplitter(Qt.Orientation.Horizontal)
@@ -213,32 +208,17 @@ class ExperimentsPanel(QWidget):
         self.table.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
         self.table.doubleClicked.connect(lambda _: self.reveal())
 
-    def _bar(self) -> QHBoxLayout:
-        self.words = QLineEdit()
-        self.words.setPlaceholderText("Filter runs")
-        self.words.setClearButtonEnabled(True)
-        self.words.setMaximumWidth(280)
-        self.words.textChanged.connect(self._filter)
-        self.words.setToolTip("Only runs that hold all of these words: model, recipe, device")
-        self.words.setAccessibleName("Filter runs")
-        self.kinds = QComboBox()
-        self.kinds.setToolTip("Only runs of this kind")
-        self.kinds.setAccessibleName("Kind of run")
-        self.kinds.addItems([title for title, _ in KINDS])
-        self.kinds.currentIndexChanged.connect(self._filter)
-        bar = QHBoxLayout()
-        bar.setContentsMargins(12, 4, 12, 4)
-        bar.setSpacing(8)
-        bar.addWidget(self.words, 1)
-        bar.addWidget(self.kinds)
-        bar.addStretch(1)
+    def _bar(self) -> FilterLine:
+        bar = FilterLine("Filter runs", "Only runs that hold all of these words: model, recipe, device")
+        bar.offer([title for title, _ in KINDS], "Kind of run", "Only runs of this kind")
+        bar.changed.connect(self._filter)
         for icon, hint, handler in (
             ("arrow-clockwise", "Read the log again", self.refresh),
             ("copy", "Copy the selected rows, or all that are shown", self.copy),
             ("folder", "Reveal the selected run's output in its folder", self.reveal),
             ("file-arrow-down", "Export the rows shown as CSV", self.export),
         ):
-            bar.addWidget(flat_button(self._theme, icon, hint, handler=handler))
+            bar.add(flat_button(self._theme, icon, hint, handler=handler))
         return bar
 
     def _plot(self) -> QWidget:
@@ -300,8 +280,8 @@ class ExperimentsPanel(QWidget):
 
     @Slot()
     def _filter(self) -> None:
-        kind = KINDS[self.kinds.currentIndex()][1]
-        self.model.reset(lambda: self.state.filter(self.words.text(), kind))
+        kind = KINDS[self.filter.choice.currentIndex()][1]
+        self.model.reset(lambda: self.state.filter(self.filter.words.text(), kind))
         self._show()
 
     # Selected rows

@@ -23,7 +23,7 @@ from PySide6.QtWidgets import (
 from app.glossary import about
 from app.job_service import JobService
 from app.jobs import JobId, JobInfo, Outcome, Progress
-from app.labels import ElidedLabel, hairline
+from app.labels import ElidedLabel, empty_label, hairline
 from app.panels.jobs.state import STAGES, JobRow, JobsState
 from app.session import Session
 from app.theme import ICON, Theme, current
@@ -64,10 +64,7 @@ class JobsPanel(QWidget):
         self._show_or_empty()
 
     def _build(self) -> None:
-        empty = QLabel(EMPTY)
-        empty.setProperty("kind", "muted")
-        empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        empty.setWordWrap(True)
+        empty = empty_label(EMPTY, 0, 0)
         inner = QWidget()
         self._list = QVBoxLayout(inner)
         self._list.setContentsMargins(12, 4, 12, 8)

@@ -8,11 +8,7 @@ from PySide6.QtCore import QAbstractTableModel, QItemSelection, QModelIndex, QPe
 from PySide6.QtGui import QAction, QGuiApplication, QKeySequence
 from PySide6.QtWidgets import (
     QAbstractItemView,
-    QComboBox,
-    QHBoxLayout,
     QHeaderView,
-    QLabel,
-    QLineEdit,
     QPlainTextEdit,
     QStackedLayout,
     QTableView,
@@ -22,9 +18,10 @@ from PySide6.QtWidgets import (
 
 from app.buttons import flat_button
 from app.cells import dress
+from app.filterline import FilterLine
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, JobInfo, Outcome, Stopped
-from app.labels import hairline
+from app.labels import empty_label, hairline
 from app.panels.log.state import LEVELS, Entry, Level, LogState
 from app.session import Changes, Notice, Session
 from app.theme import ICON, Theme, current
@@ -104,10 +101,7 @@ class LogPanel(QWidget):
             self._changed(Changes(checkpoint=True, plan=True, problems=True), None)
 
     def _build(self) -> None:
-        empty = QLabel(EMPTY)
-        empty.setProperty("kind", "muted")
-        empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        empty.setWordWrap(True)
+        empty = empty_label(EMPTY, 0, 0)
         self.table = QTableView()
         self.table.setModel(self.model)
         self.table.setShowGrid(False)
@@ -138,7 +132,8 @@ class LogPanel(QWidget):
         column = QVBoxLayout(full)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(0)
-        column.addLayout(self._bar())
+        self.filter = self._bar()
+        column.addWidget(self.filter)
         column.addWidget(hairline())
         column.addWidget(self.table, 1)
         column.addWidget(self.details)
@@ -146,30 +141,15 @@ class LogPanel(QWidget):
         self._stack.addWidget(empty)
         self._stack.addWidget(full)
 
-    def _bar(self) -> QHBoxLayout:
-        self.words = QLineEdit()
-        self.words.setPlaceholderText("Filter lines")
-        self.words.setClearButtonEnabled(True)
-        self.words.setMaximumWidth(280)
-        self.words.textChanged.connect(self._filter)
-        self.words.setToolTip("Only lines that hold all of these words")
-        self.words.setAccessibleName("Filter lines")
-        self.least = QComboBox()
-        self.least.setToolTip("Only lines of at least this weight")
-        self.least.setAccessibleName("Least weight")
-        self.least.addItems([title for title, _ in _LEAST])
-        self.least.currentIndexChanged.connect(self._filter)
-        bar = QHBoxLayout()
-        bar.setContentsMargins(12, 4, 12, 4)
-        bar.setSpacing(8)
-        bar.addWidget(self.words, 1)
-        bar.addWidget(self.least)
-        bar.addStretch(1)
+    def _bar(self) -> FilterLine:
+        bar = FilterLine("Filter lines", "Only lines that hold all of these words")
+        bar.offer([title for title, _ in _LEAST], "Least weight", "Only lines of at least this weight")
+        bar.changed.connect(self._filter)
         for icon, hint, handler in (
             ("copy", "Copy the selected lines, or all that are shown", self.copy),
             ("trash", "Clear the log", self.clear),
         ):
-            bar.addWidget(flat_button(self._theme, icon, hint, handler=handler))
+            bar.add(flat_button(self._theme, icon, hint, handler=handler))
         return bar
 
     def log(self, level: Level, text: str, details: str = "") -> None:
@@ -222,7 +202,7 @@ class LogPanel(QWidget):
 
     @Slot()
     def _filter(self) -> None:
-        self.state.filter(self.words.text(), _LEAST[self.least.currentIndex()][1])
+        self.state.filter(self.filter.words.text(), _LEAST[self.filter.choice.currentIndex()][1])
         self._refresh()
 
     @Slot()

@@ -26,7 +26,7 @@ from PySide6.QtWidgets import (
 from app.buttons import flat_button
 from app.cells import dress
 from app.job_service import JobService
-from app.labels import ElidedLabel, embolden, hairline
+from app.labels import ElidedLabel, Heading, empty_label, hairline
 from app.panels.outliers import findings
 from app.panels.outliers.heat import Heat, HeatView
 from app.panels.outliers.state import AXES, QUANTITIES, OutlierState
@@ -72,14 +72,8 @@ class OutliersPanel(PreviewPanel):
     # --- building -----------------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        self.empty = QLabel(self.state.empty)
-        self.empty.setWordWrap(True)
-        self.empty.setProperty("kind", "muted")
-        self.empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self.empty.setContentsMargins(24, 24, 24, 24)
-        self.title = ElidedLabel()
-        embolden(self.title)
-        self.subtitle = ElidedLabel("muted", Qt.TextElideMode.ElideMiddle)
+        self.empty = empty_label(self.state.empty)
+        self.heading = Heading()
         self.notes = QLabel()
         self.notes.setProperty("kind", "muted")
         self.notes.setWordWrap(True)
@@ -119,8 +113,8 @@ class OutliersPanel(PreviewPanel):
         column = QVBoxLayout(full)
         column.setContentsMargins(12, 8, 12, 8)
         column.setSpacing(4)
-        for widget in (self.title, self.subtitle, self.notes):
-            column.addWidget(widget)
+        column.addWidget(self.heading)
+        column.addWidget(self.notes)
         column.addWidget(self.split, 1)
         column.addWidget(hairline())
         column.addLayout(self._controls())
@@ -210,7 +204,7 @@ class OutliersPanel(PreviewPanel):
         self.state.fail(line)
 
     def show_progress(self, permille: int) -> None:
-        self.subtitle.setText(f"{findings.subtitle(self.state)} · {permille / 10:.0f} %")
+        self.heading.subtitle.setText(f"{findings.subtitle(self.state)} · {permille / 10:.0f} %")
 
     @Slot()
     def blank(self) -> None:
@@ -218,9 +212,9 @@ class OutliersPanel(PreviewPanel):
             self.plot.hide()
             self.scale.show_scale("", "")
             self.model.show([], self.state.x_label)
-            for label in (self.title, self.numbers, self.notes):
+            for label in (self.heading.title, self.numbers, self.notes):
                 label.setText("")
-            self.subtitle.setText(findings.subtitle(self.state))
+            self.heading.subtitle.setText(findings.subtitle(self.state))
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
@@ -262,8 +256,8 @@ class OutliersPanel(PreviewPanel):
 
     def _write(self) -> None:
         state = self.state
-        self.title.setText(state.title())
-        self.subtitle.setText(findings.subtitle(state))
+        self.heading.title.setText(state.title())
+        self.heading.subtitle.setText(findings.subtitle(state))
         self.notes.setText(findings.notes(state))
         self.notes.setVisible(bool(findings.notes(state)))
         self.numbers.setText(findings.statistics(state))
