@@ -195,10 +195,6 @@ class Session(QObject):
         planned = self._planned.get(name)
         return self._errors.get((name, planned.strategy)) if planned is not None else None
 
-    def known_error(self, name: str, strategy: Strategy) -> ShownError | None:
-        """The error of a tensor under any strategy that was looked at."""
-        return self._errors.get((name, strategy))
-
     @property
     def planned_tensors(self) -> Mapping[str, PlannedTensor]:
         """The latest plan by output name."""

@@ -10,7 +10,6 @@ LAYER = "model.layers.0."
 SPIKE = f"{LAYER}mlp.down_proj.weight"  # and a dead column, and three loud channels
 NAN = f"{LAYER}mlp.up_proj.weight"
 HUMPS = f"{LAYER}mlp.gate_proj.weight"
-TAILS = f"{LAYER}self_attn.q_proj.weight"
 
 
 def write_oddities(folder: Path) -> Path:

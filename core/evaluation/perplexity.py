@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -257,10 +257,3 @@ def _predict(
                 ) from error
             said.progress((n + 1) * max(1, len(walks)), windows.count, "predictions")
     return counts
-
-
-def without_layers(result: Evaluation) -> Evaluation:
-    """The same without its long lists."""
-    if result.against is None:
-        return result
-    return replace(result, against=replace(result.against, blocks=(), layers=()))

@@ -196,7 +196,7 @@ class Objection:
     hint: str = ""
 
 
-COMPARED, SAME_BYTES, SPECIFIED = "loaded and compared", "same bytes as its own quantizer", "by specification"
+COMPARED, SPECIFIED = "loaded and compared", "by specification"
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +205,7 @@ class Verified:
 
     runtime  whose reader ("llama.cpp")
     formats  patterns of format names for which this was done ("int*", "nf4*")
-    how      COMPARED: it loaded our files, and its weights or logits were those of ours; SAME_BYTES: its own quantizer
-             gives the blocks that we write, but it was not run on a model of them; SPECIFIED: only the published
+    how      COMPARED: it loaded our files, and its weights or logits were those of ours; SPECIFIED: only the published
              layout, or another package's decoder, was followed
     where    what shows it: a test file, or a command
     """

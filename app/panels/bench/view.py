@@ -38,7 +38,6 @@ from core.errors import WorkbenchError
 BESIDE = 900
 HEADS = ("strategy", "size", "bpw", "SQNR, dB", "relative MSE", "weighted", "time, s")
 HELP = {1: "Exact, of these tensors in the target's container", 6: "About, on one core"}
-FRONT = Qt.ItemDataRole.UserRole
 
 
 class _Rows(QAbstractTableModel):

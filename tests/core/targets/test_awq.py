@@ -1,5 +1,5 @@
 """AWQ folders: decoded by compressed-tensors' converter and by our own reader; what config.json says, and what the
-container refuses. How the clients themselves load such folders is in docs/interop/awq.md."""
+container refuses. How the clients themselves load such folders is in docs/interop.md."""
 
 from __future__ import annotations
 
