@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.pictures.oddities import write_oddities
-from app.pictures.scenes import SCENES, Stage
+from app.pictures.scenes import SCENES
+from app.pictures.stage import Stage
 
 THEMES = ("light", "dark")
 SIZES = ("1280x800", "2560x1440")
