@@ -24,7 +24,7 @@ from app.theme import current
 HOVER_MS = 25
 RANGE_MS = 40
 # Axes of all strips are this wide, so that their plots stand flush.
-AXIS_WIDTH = 52
+AXIS_WIDTH = 58
 # Below this height axes lose their words.
 COMPACT = 260
 
@@ -90,7 +90,7 @@ class Plot(pg.GraphicsLayoutWidget):
         item = pg.PlotItem(viewBox=_View(self.go_home), axisItems={"left": axis, "bottom": ValueAxis()})
         item.hideButtons()
         item.setMenuEnabled(False)
-        axis.setWidth(AXIS_WIDTH)
+        axis.setWidth(self.theme.px(AXIS_WIDTH))
         axis.setLabel(label)
         item.getAxis("bottom").setLabel(self._x_label)
         item.showGrid(x=True, y=True, alpha=0.35)
@@ -215,6 +215,7 @@ class Plot(pg.GraphicsLayoutWidget):
         for line in self._lines:
             line.setPen(pen(self.theme, "muted", Qt.PenStyle.SolidLine))
         for strip in self._strips:
+            strip.axis.setWidth(self.theme.px(AXIS_WIDTH))
             strip.restyle(self.theme)
         self.restyled()
 

@@ -209,9 +209,8 @@ WRITTEN = (
 UNWEIGHTED = ("Q8_0", "TQ1_0", "TQ2_0", "MXFP4", "Q1_0", "Q2_0")
 # Of all types, those that llama.cpp's own search refuses without importance.
 NEED_IMPORTANCE = ("IQ2_XXS", "IQ2_XS", "IQ1_S")
-# Of the types with a finer search, those whose models stray further with it (IQ4; KLD, docs/benchmarks.md): it lowers
-# the error of the weights, weighted by their squares, which is not the same. How far models stray with the finer search
-# of the lattices has not been measured; until then theirs is llama.cpp's too.
+# Of the types with a finer search, those whose models do not come closer with it, or stray further (KLD,
+# docs/benchmarks.md): it lowers the error of the weights, weighted by their squares, which is not the same.
 CLOSER_EXACT = (
     *("IQ4_NL", "IQ4_XS"),
     *("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
