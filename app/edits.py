@@ -77,7 +77,7 @@ class AssignStrategy(Edit):
         return f"Assign {self.strategy} to {_tensors(self.names)}"
 
     def apply(self, document: Document) -> Document:
-        rules = _without_names(document.recipe.rules, frozenset(self.names))
+        rules = _without_names(document.recipe.rules, self.names)
         if self.strategy is not None and self.names:
             rules = _with_names(rules, self.names, self.strategy)
         return _with_rules(document, rules)
@@ -284,7 +284,10 @@ def leading_by_hand(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     return rules[:count]
 
 
-def _without_names(rules: tuple[Rule, ...], names: frozenset[str]) -> tuple[Rule, ...]:
+def _without_names(rules: tuple[Rule, ...], named: tuple[str, ...]) -> tuple[Rule, ...]:
+    if not any(is_by_hand(rule) for rule in rules):
+        return rules  # 50,000 names make no set for nothing
+    names = frozenset(named)
     kept: list[Rule] = []
     for rule in rules:
         if not is_by_hand(rule) or names.isdisjoint(rule.match.names):

@@ -2,6 +2,8 @@
 signals. Rates and ETA come from core.engine.progress; what a task does is the task's business.
 
 Events are gathered and delivered in short turns, so that a job with 50,000 results never holds the event loop.
+Progress, and the results of jobs that have many, come at the beat of a timer that runs only while there is something to
+tell: being woken beside a Python task costs the window more than what is told.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class JobService(QObject):
     queued = Signal(object)  # JobInfo
     started = Signal(object)  # JobId
     progressed = Signal(object)  # Progress
-    partial = Signal(object, object)  # JobId, value
+    partial = Signal(object, object)  # JobId, value; of a job submitted with `together`: JobId, tuple of values
     paused = Signal(object, bool)  # JobId, paused
     finished = Signal(object, object)  # JobId, Outcome
     _wake = Signal()
@@ -59,6 +61,8 @@ class JobService(QObject):
         self._events: deque[Event] = deque()
         self._awake = threading.Event()  # set while a delivery is on its way
         self._advanced: dict[JobId, Advanced] = {}
+        self._parts: dict[JobId, deque[Any]] = {}  # of jobs whose results come together, until the next beat
+        self._beating = False  # the ticker runs, or is about to
         self._meters: dict[JobId, Meter] = {}
         self._last: dict[JobId, Progress] = {}
         self._infos: dict[JobId, JobInfo] = {}
@@ -93,9 +97,14 @@ class JobService(QObject):
         out: Path | None = None,
         unit: Unit = "bytes",
         waited_for: bool = True,
+        together: bool = False,
     ) -> JobId:
-        """Queues `task(request, ctx)`. Its signals come from the event loop, never from inside this call."""
+        """Queues `task(request, ctx)`. Its signals come from the event loop, never from inside this call.
+
+        together  partial results are many: `partial` hands them over as tuples, some 20 times a second
+        """
         more: dict[str, Any] = {"lane": lane, "key": key, "device": device, "out": out, "unit": unit}
+        more["together"] = together
         job = self._runner.submit(task, request, title=title, waited_for=waited_for, **more)
         self._alive.add(job)
         if lane == "heavy":
@@ -126,6 +135,10 @@ class JobService(QObject):
     def running(self) -> tuple[JobInfo, ...]:
         """Heavy jobs that wait, run or are paused."""
         return self._runner.unfinished("heavy")
+
+    def previews(self) -> tuple[JobInfo, ...]:
+        """Preview jobs that wait or run."""
+        return self._runner.unfinished("preview")
 
     @property
     def settled(self) -> bool:
@@ -158,15 +171,33 @@ class JobService(QObject):
             return  # a job that would not stop in time; this object may be gone already
         if isinstance(event, Advanced):
             self._advanced[event.id] = event  # the ticker looks at the latest only
+            self._beat()
             return
+        if isinstance(event, Part) and event.id in self._parts:
+            self._parts[event.id].append(event.value)
+            self._beat()
+            return
+        if isinstance(event, Queued) and event.info.together:
+            self._parts[event.info.id] = deque()
         self._events.append(event)
+        self._call()
+
+    def _call(self) -> None:
         if not self._awake.is_set():
             self._awake.set()
             self._wake.emit()
 
+    def _beat(self) -> None:
+        """From any thread: there is something to tell at the next beat."""
+        if not self._beating:
+            self._beating = True
+            self._call()
+
     @Slot()
     def _deliver(self) -> None:
         self._awake.clear()
+        if self._beating and not self._ticker.isActive():
+            self._ticker.start()
         deadline = time.perf_counter() + TURN_SECONDS
         while self._events:
             self._handle(self._events.popleft())
@@ -185,7 +216,6 @@ class JobService(QObject):
             self._meters[event.id] = Meter()
             if event.id in self._held:
                 self._meters[event.id].pause()
-            self._ticker.start()
             self.started.emit(event.id)
         elif isinstance(event, Part):
             if event.id not in self._stale:
@@ -195,6 +225,8 @@ class JobService(QObject):
             self.paused.emit(event.id, event.paused)
         elif isinstance(event, Finished):
             self._advance(event.id)
+            self._hand_over(event.id)
+            self._parts.pop(event.id, None)
             self._meters.pop(event.id, None)
             self._advanced.pop(event.id, None)
             self._held.discard(event.id)
@@ -206,8 +238,6 @@ class JobService(QObject):
             self._heavy.discard(event.id)
             if heavy:
                 self._outcomes[event.id] = outcome
-            if not self._meters:
-                self._ticker.stop()
             self.finished.emit(event.id, outcome)
 
     def _hold(self, id: JobId, paused: bool) -> None:
@@ -221,13 +251,29 @@ class JobService(QObject):
 
     @Slot()
     def _tick(self) -> None:
-        for job in list(self._meters):
-            self._advance(job)
+        # Taken back before looking: what is posted from here on asks for another beat.
+        self._beating = False
+        told = [told for job in list(self._meters) for told in (self._advance(job), self._hand_over(job))]
+        if any(told):
+            self._beating = True
+        elif not self._beating:
+            self._ticker.stop()
 
-    def _advance(self, id: JobId) -> None:
+    def _hand_over(self, id: JobId) -> bool:
+        """Tells results that came together; whether there were any."""
+        waiting = self._parts.get(id)
+        if not waiting:
+            return False
+        values = tuple(waiting.popleft() for _ in range(len(waiting)))
+        if id not in self._stale:
+            self.partial.emit(id, values)
+        return True
+
+    def _advance(self, id: JobId) -> bool:
+        """Tells how far a job is; whether there was something to tell."""
         event, meter = self._advanced.pop(id, None), self._meters.get(id)
         if event is None or meter is None:
-            return
+            return False
         speed = meter.update(event.done, event.total)
         progress = Progress(
             id, event.done, event.total, event.note, speed.rate, speed.eta_seconds, speed.elapsed, self._memory()
@@ -235,6 +281,7 @@ class JobService(QObject):
         if id in self._infos:
             self._last[id] = progress
         self.progressed.emit(progress)
+        return True
 
     def _memory(self) -> int:
         """Resident bytes of this process, looked up once a second."""

@@ -35,7 +35,8 @@ Task = Callable[[Any, JobContext], Any]
 
 @dataclass(frozen=True, slots=True)
 class JobInfo:
-    """What a job is. out: the path it writes, or None; created: seconds since the epoch; unit: of its progress."""
+    """What a job is. out: the path it writes, or None; created: seconds since the epoch; unit: of its progress;
+    together: its partial results are many, and handed over as tuples."""
 
     id: JobId
     title: str
@@ -45,6 +46,7 @@ class JobInfo:
     out: Path | None
     created: float
     unit: Unit = "bytes"
+    together: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,13 +222,14 @@ class Runner:
         out: Path | None = None,
         unit: Unit = "bytes",
         waited_for: bool = True,
+        together: bool = False,
     ) -> JobId:
         """Queues a job. Preview jobs with the same key replace each other; heavy ones wait for their turn. After
         `shutdown`, a job is stopped before it starts.
 
         waited_for  False for a preview (of a key) that stands back as a heavy job does
         """
-        info = JobInfo(next(self._ids), title, lane, key, device, out, time.time(), unit)
+        info = JobInfo(next(self._ids), title, lane, key, device, out, time.time(), unit, together)
         job = _Job(info, task, request, self._post)
         track = "heavy" if lane == "heavy" else f"preview {key or info.id}"
         with self._lock:

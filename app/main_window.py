@@ -6,15 +6,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PySide6.QtCore import QEvent, Qt, QTimer, Slot
+from PySide6.QtCore import QEvent, Qt, Slot
 from PySide6.QtGui import QAction, QCloseEvent, QDragEnterEvent, QDropEvent, QKeySequence, QShowEvent
 from PySide6.QtWidgets import (
     QMainWindow,
-    QMenu,
     QProgressBar,
     QSplitter,
     QStackedWidget,
-    QTabWidget,
     QVBoxLayout,
     QWidget,
 )
@@ -28,16 +26,18 @@ from app.edits import Document
 from app.evaluating import Evaluator
 from app.frame.closing import Closing
 from app.frame.empty import EmptyPage
-from app.frame.memory import local_paths, remember, restore, restore_panel, stored_panels
+from app.frame.memory import local_paths, remember, restore
 from app.frame.method import MethodPopover
 from app.frame.notices import NoticeBar
 from app.frame.palette import CommandPalette
+from app.frame.places import PanelPlaces
 from app.frame.problems import ProblemsPopover
+from app.frame.recent import RecentMenu
 from app.frame.toolbar import Offer, Toolbar
 from app.frame.tour import tour_of
 from app.job_service import JobService
-from app.jobs import JobId, Outcome, Progress
-from app.panels import PANELS, PanelRecord
+from app.jobs import JobId, JobInfo, Outcome, Progress
+from app.leftovers import Leftovers
 from app.planner import Planner
 from app.previews import ErrorPreviews
 from app.quantizing import Quantizer
@@ -64,6 +64,8 @@ class MainWindow(QMainWindow):
         self.dialogs: Dialogs = dialogs if dialogs is not None else NativeDialogs()
         self.session = Session(self)
         self.jobs = jobs if jobs is not None else JobService(self)
+        self.leftovers = Leftovers(self.jobs, self)
+        self.session.left.connect(self.leftovers.keep)
         self.planner = Planner(self.session, self.jobs, self.settings.get("files/output_folder"))
         self.calibrator = Calibrator(self.session, self.jobs)
         self.quantizer = Quantizer(self.session, self.jobs)
@@ -71,7 +73,6 @@ class MainWindow(QMainWindow):
         self.commands = Commands(self)
         self.actions_by_id = make_actions(self.commands, theme, self)
         self.devices: tuple[Offer, ...] = (Offer("cpu", "CPU"),)
-        self._panels: dict[str, QWidget] = {}
         self.ready = False  # all that is loaded after the window was on screen is there
         self.stuck: tuple[str, ...] = ()  # jobs that would not stop when the window closed
         theme.set_mode(self.settings.get("theme/mode"))
@@ -111,8 +112,7 @@ class MainWindow(QMainWindow):
         self.setAcceptDrops(True)
         self.resize(*START_SIZE)
         self.setMinimumSize(960, 560)
-        self.recent_menu = QMenu("Open recent", self)
-        self.recent_menu.aboutToShow.connect(self._fill_recent)
+        self.recent_menu = RecentMenu(self)
         self.toolbar = Toolbar(
             self.theme, self.session, self.actions_by_id, self.recent_menu, lambda: self.devices, self
         )
@@ -129,16 +129,9 @@ class MainWindow(QMainWindow):
         self.compiling = CompilingNotice(self.notices)
         self.columns = QSplitter(Qt.Orientation.Horizontal, self)
         self.rows = QSplitter(Qt.Orientation.Vertical, self)
-        self.inspector = self._tabs()
-        self.bottom = self._tabs()
-        for record in PANELS:
-            if record.area == "main":
-                self.columns.addWidget(self._make_panel(record))
-            else:
-                tabs = self.inspector if record.area == "inspector" else self.bottom
-                # Plots and lists come after the window is on screen.
-                tabs.addTab(QWidget(), self.theme.icon(record.icon), record.title)
-                tabs.setTabToolTip(tabs.count() - 1, record.help)
+        self._places = PanelPlaces(self, self._panel_made)
+        self.inspector, self.bottom = self._places.inspector, self._places.bottom
+        self.columns.addWidget(self._places.main)
         self.columns.addWidget(self.inspector)
         self.columns.setStretchFactor(0, 3)
         self.columns.setStretchFactor(1, 2)
@@ -166,12 +159,6 @@ class MainWindow(QMainWindow):
         layout.addWidget(self.pages, 1)
         self.setCentralWidget(center)
         self._build_menus()
-
-    def _tabs(self) -> QTabWidget:
-        tabs = QTabWidget(self)
-        tabs.setDocumentMode(True)
-        tabs.currentChanged.connect(lambda _: self._fill_tab(tabs))
-        return tabs
 
     def _build_menus(self) -> None:
         for title in MENUS:
@@ -219,72 +206,36 @@ class MainWindow(QMainWindow):
 
     def panel(self, id: str) -> QWidget:
         """A panel by its record's id, made now if it was not yet."""
-        if id not in self._panels:
-            record = next(r for r in PANELS if r.id == id)
-            tabs = self.inspector if record.area == "inspector" else self.bottom
-            ids = [r.id for r in PANELS if r.area == record.area]
-            self._put(tabs, ids.index(id), record)
-        return self._panels[id]
+        return self._places.panel(id)
 
     def made_panel(self, id: str) -> QWidget | None:
         """A panel that is there already."""
-        return self._panels.get(id)
+        return self._places.made.get(id)
+
+    def made_panels(self) -> tuple[QWidget, ...]:
+        return tuple(self._places.made.values())
 
     def show_panel(self, id: str) -> None:
         """Brings a panel to the front."""
-        panel = self.panel(id)
-        for tabs in (self.inspector, self.bottom):
-            if tabs.indexOf(panel) >= 0:
-                tabs.setCurrentWidget(panel)
+        self._places.show(id)
         if id == "tensors":
             self.commands.tensors.table.setFocus()
 
-    def made_panels(self) -> tuple[QWidget, ...]:
-        return tuple(self._panels.values())
+    def load_panels(self) -> None:
+        """Makes every panel that is not there yet; they follow the session from then on."""
+        self._places.load()
 
-    def _make_panel(self, record: PanelRecord) -> QWidget:
-        panel = record.factory(self.session, self.jobs)
-        panel.setObjectName(f"panel-{record.id}")
-        panel.setAccessibleName(record.title)
-        self._panels[record.id] = panel
-        if record.area != "main":
-            restore_panel(panel, stored_panels(self).get(record.id))
-        return panel
-
-    def _put(self, tabs: QTabWidget, index: int, record: PanelRecord) -> None:
-        """Replaces a tab's placeholder by the panel."""
-        current = tabs.currentIndex()
-        panel = self._make_panel(record)
-        tabs.blockSignals(True)
-        placeholder = tabs.widget(index)
-        tabs.removeTab(index)
-        tabs.insertTab(index, panel, self.theme.icon(record.icon), record.title)
-        tabs.setTabToolTip(index, record.help)
-        tabs.setCurrentIndex(current)
-        tabs.blockSignals(False)
-        if placeholder is not None:
-            placeholder.deleteLater()
-        if record.id == "rules":
+    def _panel_made(self, id: str, panel: QWidget) -> None:
+        """What a panel asks of the window."""
+        if id == "rules":
             panel.files_asked.connect(self._rules_asked)  # type: ignore[attr-defined]
-        elif record.id == "compare":
+        elif id == "compare":
             panel.path_asked.connect(self.commands.choose_for_compare)  # type: ignore[attr-defined]
             panel.listed_changed.connect(self.refresh_actions)  # type: ignore[attr-defined]
             panel.save_asked.connect(self.actions_by_id["save-comparison"].trigger)  # type: ignore[attr-defined]
-        elif record.id == "calibration":
+        elif id == "calibration":
             panel.files_asked.connect(self._calibration_asked)  # type: ignore[attr-defined]
             panel.gather_asked.connect(self.actions_by_id["gather"].trigger)  # type: ignore[attr-defined]
-
-    def _fill_tab(self, tabs: QTabWidget) -> None:
-        area = "inspector" if tabs is self.inspector else "bottom"
-        records = [r for r in PANELS if r.area == area]
-        index = tabs.currentIndex()
-        if self.isVisible() and 0 <= index < len(records):
-            self.panel(records[index].id)
-
-    def load_panels(self) -> None:
-        """Makes every panel that is not there yet; they follow the session from then on."""
-        for record in PANELS:
-            self.panel(record.id)
 
     def _rules_asked(self, what: str) -> None:
         self.actions_by_id["open-recipe" if what == "open" else "save-recipe"].trigger()
@@ -294,7 +245,7 @@ class MainWindow(QMainWindow):
 
     @Slot()
     def _calibration_changed(self) -> None:
-        panel = self._panels.get("calibration")
+        panel = self.made_panel("calibration")
         if panel is not None:
             panel.show_busy(self.calibrator.loading, self.calibrator.gathering is not None)  # type: ignore[attr-defined]
         self.refresh_actions()
@@ -355,8 +306,9 @@ class MainWindow(QMainWindow):
             self.progress.setValue(progress.permille)
             self.progress.show()
 
-    def _jobs_changed(self, info: object) -> None:
-        self.refresh_actions()
+    def _jobs_changed(self, info: JobInfo) -> None:
+        if info.lane == "heavy":
+            self.refresh_actions()
 
     def _job_finished(self, job: JobId, outcome: Outcome) -> None:
         if not self.jobs.running():
@@ -390,22 +342,6 @@ class MainWindow(QMainWindow):
         popover.open_under(self.toolbar.method)
         return popover
 
-    def _fill_recent(self) -> None:
-        self.recent_menu.clear()
-        paths = self.settings.get("files/recent")
-        for path in paths:
-            action = self.recent_menu.addAction(path.replace("&", "&&"))
-            action.triggered.connect(lambda _=False, p=path: self.commands.open_path(p))
-        if not paths:
-            self.recent_menu.addAction("Nothing opened yet").setEnabled(False)
-            return
-        self.recent_menu.addSeparator()
-        self.recent_menu.addAction("Forget these", self._forget_recent)
-
-    def _forget_recent(self) -> None:
-        self.settings.forget_recent()
-        self.empty.show_recent(())
-
     @Slot(str)
     def _open_from_page(self, path: str) -> None:
         if path:
@@ -431,8 +367,7 @@ class MainWindow(QMainWindow):
         super().showEvent(event)
         if self.tour.at < 0 and not self.settings.get("view/tour_seen"):
             self.tour.begin()
-        for tabs in (self.inspector, self.bottom):
-            QTimer.singleShot(20, self, lambda t=tabs: self._fill_tab(t))
+        self._places.fill_soon()
 
     def closeEvent(self, event: QCloseEvent) -> None:
         if not self.closing.may_close():

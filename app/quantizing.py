@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from PySide6.QtCore import QObject, QTimer, Signal, Slot
 
@@ -267,12 +267,17 @@ class Quantizer(QObject):
     def _started(self, task: Task, request: object, run: KeptRun) -> JobId:
         self._stopped.pop(run.out, None)
         title = f"Quantize {run.out.name}"
-        job = self._jobs.submit(task, request, title=title, device=run.device, out=run.out)
+        job = self._jobs.submit(task, request, title=title, device=run.device, out=run.out, together=True)
         self._runs[job] = run
         return job
 
-    def _partial(self, job: JobId, value: object) -> None:
-        if isinstance(value, Reopened) and job in self._runs:
+    def _partial(self, job: JobId, values: object) -> None:
+        if job in self._runs:
+            for value in cast(tuple[object, ...], values):
+                self._take(job, value)
+
+    def _take(self, job: JobId, value: object) -> None:
+        if isinstance(value, Reopened):
             self._requests[job] = value.request
             self.reopened.emit(value)
             return

@@ -79,9 +79,11 @@ class _Entry:
 
 class Session(QObject):
     """changed(Changes, initiator) follows every change; initiator is what was passed to the call, so that a view can
-    leave out what it did itself. selection holds names of output tensors, in the container's order."""
+    leave out what it did itself. selection holds names of output tensors, in the container's order. left(thing): a
+    large record or container that is no longer used, before it is dropped (leftovers.py)."""
 
     changed = Signal(object, object)
+    left = Signal(object)
     selection_changed = Signal(object)  # tuple[str, ...]
     noticed = Signal(object)  # Notice
 
@@ -211,6 +213,7 @@ class Session(QObject):
         """
         from app.edits import is_by_hand
 
+        self.let_go(self._outline)
         self._checkpoint = checkpoint
         rules = tuple(rule for rule in self.recipe.rules if not is_by_hand(rule))
         recipe = Recipe(self.recipe.name, rules, self.recipe.comment)
@@ -249,6 +252,7 @@ class Session(QObject):
 
     def close(self) -> Changes:
         """Back to the empty window."""
+        self.let_go(self._outline)
         self._checkpoint = None
         self._forget()
         self._undo.clear()
@@ -336,6 +340,7 @@ class Session(QObject):
         if plan is not None and outline:
             # Where the statistics come from is the plan's word; the tensors are the same with and without.
             self._outline = plan.outline if plan.outline.statistics is None else replace(plan.outline, statistics=None)
+        self.let_go(self._plan, self._planned)
         self._plan, self._planned, self._plan_error = plan, by_name, error
         self._planned_with = calibration
         self._plan_totals = PlanTotals.of(plan) if plan is not None and totals is None else totals
@@ -391,7 +396,14 @@ class Session(QObject):
             initiator,
         )
 
+    def let_go(self, *things: object) -> None:
+        """Large things that nobody here needs any more."""
+        for thing in things:
+            if thing:
+                self.left.emit(thing)
+
     def _forget(self) -> None:
+        self.let_go(self._plan, self._planned)
         self._outline, self._plan, self._planned, self._plan_error = None, None, {}, ""
         self._problems, self._report, self._plan_totals = (), None, None
         self._totals = None

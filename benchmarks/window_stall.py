@@ -1,21 +1,20 @@
-"""How long the window ever stops answering: a timer every 5 ms beside a checkpoint of 50,000 tensors that is opened,
-filtered, sorted, assigned, scrolled, quantized and compared. Prints for each phase
+"""How much of the window's own time each action takes, and how long it ever stops answering beside a job, with a
+checkpoint of 50,000 tensors. Two tables:
 
-    longest, p99   between two ticks, with all that other threads and programs took meanwhile
-    own            the most processor time that the window's own thread took between two ticks: what it did in one go
-    sum            its processor time over the whole phase: what the action cost the window, until its outcome was shown
+    actions   processor time of the window's thread from the action until its outcome is shown and every job that it
+              began is done (previews of errors go on): median and worst of the repetitions, and the most in one go,
+              from one wait for events to the next. Nothing ticks meanwhile: a timer every 5 ms costs 0.1 ms each time
+    job       with a timer every 5 ms. longest, p99: between two ticks, with all that other threads and programs took;
+              own: the most processor time that the window's thread took between two ticks; sum: over the whole phase
 
-    python -m benchmarks.window_stall [--layers 5555] [--keep FOLDER] [--run SECONDS] [--profile]
+    python -m benchmarks.window_stall [--layers 5555] [--keep FOLDER] [--repeat 3] [--run SECONDS] [--profile]
 """
 
 from __future__ import annotations
 
 import argparse
-import cProfile
-import io
 import json
 import os
-import pstats
 import struct
 import sys
 import tempfile
@@ -26,11 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from app.main_window import MainWindow
+    from benchmarks.loop_watch import Watch
 
-TICK_MS = 5
-START, BETWEEN = "libraries and plots", "between the actions"
-# What an action shows is on the screen this long after it is settled; what comes later refines it.
-SHOWN_SECONDS = 0.03
+ERRORS = "errors"  # the key of the jobs that preview errors
 HIDDEN = 32
 PARTS = {
     "self_attn.q_proj": 2,
@@ -91,92 +88,11 @@ def write_checkpoint(folder: Path, layers: int) -> None:
             left -= count
 
 
-class Watch:
-    """Gaps between the ticks of a timer, by phase; runs the event loop until something is so."""
-
-    def __init__(self, profile: bool = False) -> None:
-        from PySide6.QtCore import QEventLoop, Qt, QTimer
-
-        self.gaps: dict[str, list[float]] = {}
-        self.own: dict[str, float] = {}
-        self.sum: dict[str, float] = {}
-        self.worst: dict[str, str] = {}
-        self.phase = START
-        self._profile = cProfile.Profile(time.thread_time) if profile else None
-        self._done: Callable[[], bool] = lambda: True
-        self._loop = QEventLoop()
-        self._last = time.perf_counter()
-        self._last_own = time.thread_time()
-        self._timer = QTimer()
-        self._timer.setTimerType(Qt.TimerType.PreciseTimer)
-        self._timer.setInterval(TICK_MS)
-        self._timer.timeout.connect(self._tick)
-        self._timer.start()
-        if self._profile is not None:
-            self._profile.enable()
-
-    def begin(self, phase: str) -> None:
-        self._tick()
-        self.phase = phase
-
-    def wait(self, done: Callable[[], bool], seconds: float = 900.0) -> bool:
-        """Runs the event loop until done() is true; False when that took too long."""
-        deadline = time.monotonic() + seconds
-        self._done = lambda: done() or time.monotonic() > deadline
-        self._loop.exec()
-        self._done = lambda: True
-        return time.monotonic() <= deadline
-
-    def rest(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        self.wait(lambda: time.monotonic() > deadline)
-
-    def _tick(self) -> None:
-        now, own = time.perf_counter(), 1000 * (time.thread_time() - self._last_own)
-        phase = self.phase
-        self.gaps.setdefault(phase, []).append(1000 * (now - self._last))
-        self.sum[phase] = self.sum.get(phase, 0.0) + own
-        if own > self.own.get(phase, 0.0):
-            self.own[phase] = own
-            if self._profile is not None and own > 10:
-                self.worst[phase] = self._described()
-        if self._profile is not None:
-            self._profile.disable()
-            self._profile.clear()
-            self._profile.enable()
-        self._last, self._last_own = time.perf_counter(), time.thread_time()
-        if self._done():
-            self._loop.quit()
-
-    def _described(self) -> str:
-        """What was called since the last tick, the longest first."""
-        assert self._profile is not None
-        self._profile.disable()
-        text = io.StringIO()
-        pstats.Stats(self._profile, stream=text).sort_stats("cumulative").print_stats(28)
-        lines = [line for line in text.getvalue().splitlines() if line.strip()]
-        start = next((i for i, line in enumerate(lines) if "ncalls" in line), 0)
-        return "\n".join(lines[start:])
-
-    def report(self) -> float:
-        """Prints all phases, returns the longest gap in milliseconds."""
-        print(f"{'phase':<34}{'longest, ms':>12}{'p99, ms':>10}{'own, ms':>10}{'sum, ms':>10}{'ticks':>8}")
-        for phase, gaps in self.gaps.items():
-            ordered = sorted(gaps)
-            p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
-            print(
-                f"{phase:<34}{ordered[-1]:>12.1f}{p99:>10.1f}{self.own.get(phase, 0):>10.1f}"
-                f"{self.sum[phase]:>10.0f}{len(ordered):>8}"
-            )
-        for phase, text in self.worst.items():
-            print(f"\n{phase}, {self.own[phase]:.0f} ms in one go:\n{text}")
-        return max(max(g) for phase, g in self.gaps.items() if phase != START)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.window_stall", description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=5555, help="nine tensors each")
     parser.add_argument("--keep", type=Path, help="folder for the checkpoint, reused when it is there")
+    parser.add_argument("--repeat", type=int, default=3, help="how often each action is done")
     parser.add_argument("--run", type=float, default=0.0, metavar="SECONDS", help="stop the run after so long")
     parser.add_argument("--profile", action="store_true", help="say what was called in the longest gap of each phase")
     args = parser.parse_args(argv)
@@ -186,18 +102,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "model.safetensors").exists():
             write_checkpoint(folder, args.layers)
-        return _drive(folder, Path(scratch), args.run, args.profile)
+        return _drive(folder, Path(scratch), args.repeat, args.run, args.profile)
 
 
-def _drive(folder: Path, scratch: Path, run_seconds: float, profile: bool) -> int:
-    from PySide6.QtCore import QSettings, Qt
+def _drive(folder: Path, scratch: Path, repeat: int, run_seconds: float, profile: bool) -> int:
+    from PySide6.QtCore import QSettings
 
-    from app.edits import AssignStrategy
     from app.main import Timing, finish_loading, make_application
     from app.main_window import MainWindow
     from app.settings import Settings
     from app.theme import Theme
-    from core.recipes.model import Strategy
+    from benchmarks.loop_watch import Watch
 
     os.environ["QUANTBENCH_EXPERIMENTS"] = str(scratch / "experiments.db")
     app = make_application()
@@ -211,129 +126,180 @@ def _drive(folder: Path, scratch: Path, run_seconds: float, profile: bool) -> in
     finish_loading(window, Timing())
     watch = Watch(profile)
     watch.wait(lambda: window.ready)
-    rest = watch.rest
-    session, panel = window.session, window.commands.tensors
-
-    def wait(done: Callable[[], bool]) -> None:
-        if not watch.wait(done):
-            raise SystemExit(f"window_stall: {watch.phase} did not end: {window.notices.text.text()}")
-
-    def settled() -> bool:
-        return not window.planner.busy and not panel.busy and session.planned
-
-    def act(phase: str, action: Callable[[], object], seconds: float = 0.3) -> None:
-        watch.begin(phase)
-        action()
-        wait(settled)
-        rest(SHOWN_SECONDS)
-        watch.begin(BETWEEN)
-        rest(seconds)
-
-    def choose_all() -> None:
-        panel.table.selectAll()
-        wait(lambda: len(session.selection) == len(session.plan.tensors))
-
     watch.begin("nothing at all, one second")
-    rest(1.0)
-    act("open and plan", lambda: window.commands.open_path(folder))
-    print(f"{len(session.plan.tensors):,} tensors, {session.plan.nbytes:,} bytes")
-    watch.begin("error previews")
-    rest(2.0)
-    for text in ("attn", "re:blk\\.(1|2)\\d+\\.ffn", "q.weight", "layers 77", ""):
-        act(f"filter {text or 'cleared'!r}", lambda t=text: panel.bar.edit.setText(t), 0.2)
-    header = panel.table.horizontalHeader()
-    descending = Qt.SortOrder.DescendingOrder
-    for section in (6, 7, 0):
-        act(f"sort by column {section}", lambda s=section: header.setSortIndicator(s, descending))
-    act("flat", panel.bar.group_button.toggle)
-    act("grouped", panel.bar.group_button.toggle)
-    for bottom, inspector in (("rules", "histogram"), ("errormap", "info"), ("errormap", "outliers")):
-        window.show_panel(bottom)
-        window.show_panel(inspector)
-        rest(0.5)
-        act(f"select all by {bottom}, {inspector}", choose_all, 0.5)
-        panel.table.clearSelection()
-        rest(0.5)
-    panel.table.selectAll()
-    rest(0.5)
-    act("assign to all", lambda: panel.assign(Strategy("q4_0")))
-    act("undo", session.undo)
-    act("redo", session.redo)
-    act("undo again", session.undo)
-    panel.table.clearSelection()
-    rest(0.3)
-    names = tuple(t.tensor.name for t in session.plan.tensors if t.tensor.role.kind in ("q", "k"))
-    act("assign to 11,110", lambda: session.apply(AssignStrategy(names, Strategy("q4_0"))))
-    act("undo of 11,110", session.undo)
-    window.show_panel("histogram")
-    watch.begin("run, nothing touched")
-    out = scratch / "out.gguf"
-    began = time.perf_counter()
-    window.commands.quantize_to(out)
-    wait(lambda: bool(window.jobs.running()))
-    rest(2.0)
-    watch.begin("run, scrolled")
-    bar = panel.table.verticalScrollBar()
-    deadline = time.monotonic() + 3.0
-    while window.jobs.running() and time.monotonic() < deadline:
-        bar.setValue((bar.value() + 997) % max(1, bar.maximum()))
-        rest(0.02)
-    watch.begin("run, filtered")
-    for text in ("a", "at", "att", "attn", ""):
-        panel.bar.edit.setText(text)
-        rest(0.15)
-    watch.begin("run, sorted by its errors")
-    for _ in range(4):
-        header.setSortIndicator(7, Qt.SortOrder.AscendingOrder)
-        rest(0.2)
-        header.setSortIndicator(0, Qt.SortOrder.AscendingOrder)
-        rest(0.2)
-    watch.begin("run, all selected")
-    panel.table.selectAll()
-    rest(2.0)
-    panel.table.clearSelection()
-    watch.begin("run, error map shown")
-    window.show_panel("errormap")
-    rest(2.0)
-    if run_seconds:
-        rest(run_seconds)
-        watch.begin("run stopped")
-        window.commands.cancel_job()
-        wait(lambda: not window.jobs.running())
-    else:
-        watch.begin("run to its end")
-        wait(lambda: not window.jobs.running() and session.report is not None)
-        print(f"run: {time.perf_counter() - began:.1f} s")
-    act("after the run", lambda: None, 0.5)
-    if not run_seconds:
-        _compare(window, watch, out)
+    watch.rest(1.0)
+    Driver(window, watch, folder, scratch / "out.gguf").drive(repeat, run_seconds)
     watch.begin("close")
-    longest = watch.report()
+    watch.report()
     window.close()
-    print(f"longest stall: {longest:.1f} ms")
     return 0
 
 
-def _compare(window: MainWindow, watch: Watch, out: Path) -> None:
-    """The checkpoint against the file that was written, in the Compare panel."""
-    from PySide6.QtCore import Qt
+class Driver:
+    """The hands and eyes of a user."""
 
-    panel: Any = window.panel("compare")
-    watch.begin("compare with the result")
-    window.show_panel("compare")
-    panel.compare_with(str(out))
-    watch.wait(lambda: not panel.state.running)
-    watch.begin("compare, sorted")
-    for section in (2, 5, 0):
-        panel.table.horizontalHeader().setSortIndicator(section, Qt.SortOrder.DescendingOrder)
-        watch.rest(0.3)
-    watch.begin("compare, filtered")
-    for text in ("a", "at", "attn_q", ""):
-        panel.words.setText(text)
-        watch.rest(0.3)
-    watch.begin("compare, all selected")
-    panel.table.selectAll()
-    watch.rest(1.0)
+    def __init__(self, window: MainWindow, watch: Watch, folder: Path, out: Path) -> None:
+        self.window, self.watch, self.folder, self.out = window, watch, folder, out
+        self.session = window.session
+        self.panel: Any = window.panel("tensors")
+        self.table = self.panel.table
+
+    def drive(self, repeat: int, run_seconds: float) -> None:
+        self.actions(repeat)
+        self.run(run_seconds)
+        if not run_seconds:
+            self.compare()
+
+    def settled(self) -> bool:
+        """Whether plan and panels are there. Previews of errors go on for as long as there is time."""
+        window = self.window
+        if window.planner.busy or self.panel.busy or not self.session.planned:
+            return False
+        return not [job for job in window.jobs.previews() if job.key not in ("", ERRORS)]
+
+    def all_selected(self) -> bool:
+        return len(self.session.selection) == len(self.session.plan.tensors) and self.settled()  # type: ignore[union-attr]
+
+    def act(self, name: str, action: Callable[[], object], done: Callable[[], bool] | None = None) -> None:
+        if not self.watch.act(name, action, done or self.settled):
+            raise SystemExit(f"window_stall: {name} did not end: {self.window.notices.text.text()}")
+        self.watch.rest(0.2)
+
+    def clear(self) -> None:
+        self.table.clearSelection()
+        self.watch.rest(0.2)
+
+    def actions(self, repeat: int) -> None:
+        """Each action of the list, in turn, so that a busy minute of the machine meets them all."""
+        from PySide6.QtCore import Qt
+
+        from app.edits import AssignStrategy
+        from core.recipes.model import Strategy
+
+        session, panel, header = self.session, self.panel, self.table.horizontalHeader()
+        for i in range(repeat):
+            if i:
+                session.close()
+                self.watch.rest(1.0)
+            self.act("open and plan", lambda: self.window.commands.open_path(self.folder))
+            self.watch.rest(1.0)
+            for text in ("attn", "re:blk\\.(1|2)\\d+\\.ffn", "q.weight", "layers 77", ""):
+                self.act(f"filter {text or 'cleared'!r}", lambda t=text: panel.bar.edit.setText(t))
+            for section in (6, 7, 0):
+                self.act(
+                    f"sort by column {section}",
+                    lambda s=section: header.setSortIndicator(s, Qt.SortOrder.DescendingOrder),
+                )
+            self.act("flat", panel.bar.group_button.toggle)
+            self.act("grouped", panel.bar.group_button.toggle)
+            for bottom, inspector in (("errormap", "info"), ("errormap", "outliers"), ("rules", "histogram")):
+                self.window.show_panel(bottom)
+                self.window.show_panel(inspector)
+                self.watch.rest(0.5)
+                self.act(f"select all by {bottom}, {inspector}", self.table.selectAll, self.all_selected)
+                self.clear()
+            for bottom, inspector in (("rules", "histogram"), ("errormap", "info")):
+                self.window.show_panel(bottom)
+                self.window.show_panel(inspector)
+                self.table.selectAll()
+                self.watch.wait(self.all_selected)
+                place = f"by {bottom}, {inspector}"
+                self.act(f"assign to all {place}", lambda: panel.assign(Strategy("q4_0")))
+                self.act(f"undo {place}", session.undo)
+                self.act(f"redo {place}", session.redo)
+                self.act(f"undo again {place}", session.undo)
+                self.clear()
+            assert session.plan is not None
+            names = tuple(t.tensor.name for t in session.plan.tensors if t.tensor.role.kind in ("q", "k"))
+            self.act(f"assign to {len(names):,}", lambda n=names: session.apply(AssignStrategy(n, Strategy("q4_0"))))
+            self.act(f"undo of {len(names):,}", session.undo)
+        print(f"{len(session.plan.tensors):,} tensors, {session.plan.nbytes:,} bytes")  # type: ignore[union-attr]
+
+    def run(self, seconds: float) -> None:
+        """A job from its start to its end, and all that is done beside it."""
+        from PySide6.QtCore import Qt
+
+        from app.panels import PANELS
+
+        window, watch, table = self.window, self.watch, self.table
+        window.show_panel("histogram")
+        self.clear()
+        watch.begin("run, its start, nothing selected")
+        began = time.perf_counter()
+        window.commands.quantize_to(self.out)
+        watch.wait(lambda: bool(window.jobs.running()))
+        watch.rest(2.0)
+        watch.begin("run, one selected")
+        table.selectRow(2)
+        watch.rest(1.0)
+        for record in PANELS:
+            if record.area == "main":
+                continue
+            watch.begin(f"run, {record.id}, one selected")
+            table.clearSelection()
+            table.selectRow(3)
+            window.show_panel(record.id)
+            watch.rest(1.0)
+            watch.begin(f"run, {record.id}, all selected")
+            table.selectAll()
+            watch.rest(1.5)
+        self.clear()
+        watch.begin("run, scrolled")
+        bar = table.verticalScrollBar()
+        deadline = time.monotonic() + 2.0
+        while window.jobs.running() and time.monotonic() < deadline:
+            bar.setValue((bar.value() + 997) % max(1, bar.maximum()))
+            watch.rest(0.02)
+        watch.begin("run, filtered")
+        for text in ("a", "at", "att", "attn", ""):
+            self.panel.bar.edit.setText(text)
+            watch.rest(0.15)
+        watch.begin("run, sorted by its errors")
+        for section in (7, 0, 7, 0):
+            table.horizontalHeader().setSortIndicator(section, Qt.SortOrder.AscendingOrder)
+            watch.rest(0.2)
+        if seconds:
+            watch.rest(seconds)
+            watch.begin("run stopped")
+            window.commands.cancel_job()
+            watch.wait(lambda: not window.jobs.running())
+        else:
+            # The jobs panel and the error map follow it, with everything selected: the most there is to do.
+            window.show_panel("errormap")
+            window.show_panel("info")
+            table.selectAll()
+            watch.begin("run to its end, all selected")
+            assert window.jobs.running(), "the run was over before all was done beside it"
+            watch.wait(lambda: not window.jobs.running() and self.session.report is not None)
+            print(f"run: {time.perf_counter() - began:.1f} s")
+        watch.begin("after the run")
+        watch.wait(self.settled)
+        watch.rest(1.0)
+        self.clear()
+
+    def compare(self) -> None:
+        """The checkpoint against the file that was written, in the Compare panel."""
+        from PySide6.QtCore import Qt
+
+        watch = self.watch
+        panel: Any = self.window.panel("compare")
+        watch.begin("compare with the result")
+        self.window.show_panel("compare")
+        panel.compare_with(str(self.out))
+        watch.wait(lambda: not panel.state.running)
+        watch.begin("compared")
+        watch.rest(1.0)
+        watch.begin("compare, sorted")
+        for section in (2, 5, 0):
+            panel.table.horizontalHeader().setSortIndicator(section, Qt.SortOrder.DescendingOrder)
+            watch.rest(0.3)
+        watch.begin("compare, filtered")
+        for text in ("a", "at", "attn_q", ""):
+            panel.words.setText(text)
+            watch.rest(0.3)
+        watch.begin("compare, all selected")
+        panel.table.selectAll()
+        watch.rest(1.0)
 
 
 if __name__ == "__main__":

@@ -96,6 +96,7 @@ class Toolbar(QFrame):
         super().__init__(parent)
         self._theme = theme
         self._session = session
+        self._problems: tuple[str, str] | None = None  # what the preflight button says, and its severity
         self.setProperty("kind", "toolbar")
         self.open_button = QToolButton(self)
         self.open_button.setDefaultAction(actions["open-file"])
@@ -199,6 +200,9 @@ class Toolbar(QFrame):
             text, severity = ("No plan", "error") if session.plan_error else ("Preflight", "")
         else:
             text, severity = counts_text(session.problems)
+        if (text, severity) == self._problems:
+            return  # a button with another icon is painted anew, even if it looks the same
+        self._problems = text, severity
         self.preflight.setText(text)
         name, role = {
             "": ("shield-check", "muted"),

@@ -13,6 +13,7 @@ from PySide6.QtGui import QDropEvent
 from PySide6.QtWidgets import QApplication
 
 from app.panels.compare.state import COLUMNS, CompareState, cell, compare_task
+from app.panels.compare.table import copy_lines
 from tests.core.engine.build import checkpoint_file, weights
 
 
@@ -131,7 +132,7 @@ def test_the_panel_streams_sorts_and_exports(window, qtbot, dialogs, pair, tmp_p
     lines = list(csv.DictReader(io.StringIO(dialogs.saved_file.read_text(encoding="utf-8"))))
     assert [line["name"].split(".")[2] for line in lines] == ["1", "10", "11"]
     panel.table.selectAll()
-    panel.copy(panel.table)
+    copy_lines(panel.table)
     assert len(QApplication.clipboard().text().splitlines()) == 3
     for section in range(panel.model.columnCount()):
         tip = panel.model.headerData(section, Qt.Orientation.Horizontal, Qt.ItemDataRole.ToolTipRole)

@@ -157,6 +157,61 @@ def test_many_results_do_not_hold_the_event_loop(jobs, qtbot) -> None:
     assert len(gaps) > 10  # the loop turned meanwhile; benchmarks/window_stall.py measures for how long it does not
 
 
+def test_results_that_come_together_are_all_there_and_in_order(jobs, qtbot) -> None:
+    told: list[tuple[str, object]] = []
+    jobs.started.connect(lambda job: told.append(("started", job)))
+    jobs.partial.connect(lambda job, values: told.append(("partial", values)))
+    jobs.finished.connect(lambda job, outcome: told.append(("finished", job)))
+
+    def task(request, ctx):
+        for n in range(20_000):
+            ctx.partial(n)
+
+    with qtbot.waitSignal(jobs.finished, timeout=20_000):
+        jobs.submit(task, None, title="t", together=True)
+    assert (told[0][0], told[-1][0]) == ("started", "finished")
+    batches = [value for what, value in told if what == "partial"]
+    assert [n for batch in batches for n in batch] == list(range(20_000))
+    assert len(batches) < 2_000
+
+
+def test_results_that_come_together_are_told_while_the_job_goes_on(jobs, qtbot) -> None:
+    gate = threading.Event()
+
+    def task(request, ctx):
+        for n in (1, 2):
+            ctx.partial(n)
+            gate.wait(WAIT)
+
+    seen: list[int] = []
+    jobs.partial.connect(lambda job, values: seen.extend(values))
+    jobs.submit(task, None, title="t", together=True)
+    qtbot.waitUntil(lambda: seen == [1], timeout=WAIT)
+    qtbot.wait(200)  # the beat stops when there is nothing to tell, and must come again
+    assert not jobs._ticker.isActive()
+    with qtbot.waitSignal(jobs.finished, timeout=WAIT):
+        gate.set()
+    assert seen == [1, 2]
+
+
+def test_what_a_cancelled_job_had_together_is_dropped(jobs, qtbot) -> None:
+    began, gate = threading.Event(), threading.Event()
+    seen: list[object] = []
+    jobs.partial.connect(lambda job, values: seen.append(values))
+
+    def task(request, ctx):
+        began.set()
+        gate.wait(5)
+        ctx.partial("late")
+
+    job = jobs.submit(task, None, title="t", together=True)
+    assert began.wait(5)
+    with qtbot.waitSignal(jobs.finished, timeout=WAIT):
+        jobs.cancel(job)
+        gate.set()
+    assert not seen
+
+
 def test_inline_delivers_from_the_event_loop_too(qapp, qtbot) -> None:
     jobs = JobService(inline=True)
     with qtbot.waitSignal(jobs.finished, timeout=WAIT) as done:

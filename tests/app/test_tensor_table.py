@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from PySide6.QtCore import QModelIndex, Qt
 
 from app.frame.memory import remember, restore
 from app.panels.tensors.columns import COLUMNS, PLACE
-from app.panels.tensors.errors import Errors
+from app.panels.tensors.loading import TableRequest, table_task
 from app.panels.tensors.model import TensorModel
 from app.panels.tensors.state import MODEL, Filter, Order, Rows, make_rows, matching
 from app.session import ShownError
+from core.context import SILENT
 from core.recipes.model import Strategy
 from tests.app.outlines import small_outline
 
@@ -24,9 +24,7 @@ def rows() -> Rows:
 @pytest.fixture
 def model(qapp, rows: Rows) -> TensorModel:
     made = TensorModel()
-    count = len(rows)
-    errors = Errors(np.full(count, np.nan), np.zeros(count, np.int8), [float("nan")] * len(rows.blocks))
-    made.show(rows, None, errors, None)
+    made.show(table_task(TableRequest(rows.outline, None, rows, {}, Filter()), SILENT))
     return made
 
 
@@ -36,7 +34,7 @@ def test_qt_finds_no_fault(model: TensorModel, qtmodeltester, rows: Rows) -> Non
     qtmodeltester.check(model)
     model.set_filter(Filter("nothing"), matching(rows, Filter("nothing")))
     qtmodeltester.check(model)
-    model.show(None, None, None, None)
+    model.clear()
     qtmodeltester.check(model)
     assert model.rowCount() == 0
 

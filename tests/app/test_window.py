@@ -18,7 +18,7 @@ def test_the_empty_window_says_what_to_do(window) -> None:
     texts = [label.text() for label in window.empty.findChildren(type(window.toolbar.size_label))]
     assert any("Ctrl+O" in text for text in texts)
     assert window.windowTitle() == "Quantbench"
-    for record in window._panels.values():
+    for record in window.made_panels():
         assert record is not None
 
 
@@ -55,7 +55,7 @@ def test_from_open_to_reopen(window, qtbot, dialogs, demo: Path, settled, tmp_pa
     out = tmp_path / "demo.gguf"
     dialogs.output = out
     seen = []
-    window.jobs.partial.connect(lambda job, value: seen.append(value))
+    window.jobs.partial.connect(lambda job, value: seen.extend(value if isinstance(value, tuple) else (value,)))
     with qtbot.waitSignal(window.quantizer.finished, timeout=60_000) as done:
         actions["quantize"].trigger()
     window.jobs.partial.disconnect()

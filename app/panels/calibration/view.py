@@ -177,11 +177,14 @@ class CalibrationPanel(QWidget):
             self._forget()
 
     def _partial(self, job: JobId, value: object) -> None:
-        if job == self._run and isinstance(value, TensorReport) and self.losses.add(value):
-            self.title.setText(self.losses.title)
-            self.chart.update()
-        elif isinstance(value, CalibrationData):
+        values = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(v, CalibrationData) for v in values):
             self._show()
+        if job == self._run:
+            added = [self.losses.add(v) for v in values if isinstance(v, TensorReport)]
+            if any(added):
+                self.title.setText(self.losses.title)
+                self.chart.update()
 
     def _forget(self) -> None:
         self.losses.clear()

@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from core.analysis.comparison import haystack
+from app.panels.compare.listing import Listed, Listing, Rows, figure, listed
 from core.context import JobContext
 from core.engine.progress import bytes_text
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from core.analysis.compare import ComparedTensor, Comparison
-    from core.analysis.error import ErrorSums
 
 Slot = Literal["a", "b", "source"]
 SLOTS: tuple[Slot, ...] = ("a", "b", "source")
@@ -63,7 +60,7 @@ class CompareRequest:
 
 
 def compare_task(request: CompareRequest, ctx: JobContext) -> Comparison:
-    """Opens the files anew, so that what the window has open is left alone. Partial results: ComparedTensor."""
+    """Opens the files anew, so that what the window has open is left alone. Partial results: Listed."""
     from contextlib import ExitStack
 
     from core.analysis.compare import compare
@@ -72,15 +69,15 @@ def compare_task(request: CompareRequest, ctx: JobContext) -> Comparison:
     with ExitStack() as opened:
         a, b = (opened.enter_context(open_checkpoint(path)) for path in (request.a, request.b))
         source = opened.enter_context(open_checkpoint(request.source)) if request.source else None
-        return compare(a, b, ctx, source=source)
+        return compare(a, b, Listing(ctx), source=source)
 
 
 class CompareState:
-    """paths: by slot, "" for none. rows: tensors as they came in. order: indices into rows, as shown."""
+    """paths: by slot, "" for none. listing: tensors as they came in. order: indices into `rows`, as shown."""
 
     def __init__(self) -> None:
         self.paths: dict[Slot, str] = dict.fromkeys(SLOTS, "")
-        self.rows: list[ComparedTensor] = []
+        self.listing = Rows()
         self.order: list[int] = []
         self.result: Comparison | None = None
         self.request: CompareRequest | None = None
@@ -90,7 +87,10 @@ class CompareState:
         self.words = ""
         self.sort, self.descending = "name", False
         self.view: View = "tensors"
-        self._hay: list[str] = []
+
+    @property
+    def rows(self) -> list[ComparedTensor]:
+        return self.listing.tensors
 
     @property
     def ready(self) -> bool:
@@ -99,23 +99,22 @@ class CompareState:
 
     def begin(self) -> CompareRequest:
         """Forgets the last comparison."""
-        self.rows, self.order, self._hay = [], [], []
+        self.listing, self.order = Rows(), []
         self.result, self.failure, self.stopped, self.running = None, "", False, True
         self.request = CompareRequest(self.paths["a"], self.paths["b"], self.paths["source"])
         return self.request
 
-    def take(self, rows: Sequence[ComparedTensor]) -> None:
+    def take(self, rows: Sequence[Listed]) -> None:
         """More tensors; they are shown at the end until `arrange`."""
-        first = len(self.rows)
-        self.rows += rows
-        self._hay += [haystack(t) for t in rows]
-        self.order += [i for i in range(first, len(self.rows)) if self._fits(i)]
+        first = len(self.listing)
+        self.listing.add(rows)
+        self.order += self.listing.passing(self._wanted, first)
 
     def finish(self, result: Comparison) -> None:
         self.running, self.result = False, result
-        if len(self.rows) != len(result.tensors):
-            self.rows, self.order, self._hay = [], [], []
-            self.take(result.tensors)
+        if len(self.listing) != len(result.tensors):
+            self.listing, self.order = Rows(), []
+            self.take([listed(t) for t in result.tensors])
         self.arrange()
 
     def fail(self, line: str) -> None:
@@ -127,28 +126,11 @@ class CompareState:
 
     def arrange(self) -> None:
         """Filters and sorts. Tensors come in the natural order of their names; unknown figures stand last."""
-        import numpy as np
+        self.order = self.listing.order(self.listing.passing(self._wanted), self.sort, self.descending)
 
-        kept = np.array([i for i in range(len(self.rows)) if self._fits(i)], np.int64)
-        if self.sort == "name":
-            self.order = (kept[::-1] if self.descending else kept).tolist()
-            return
-        keys = self._keys(self.sort)[kept]
-        place = np.argsort(-keys if self.descending else keys, kind="stable")
-        known = ~np.isnan(keys[place])
-        self.order = kept[np.concatenate((place[known], place[~known]))].tolist()
-
-    def _keys(self, column: str) -> np.ndarray:
-        import numpy as np
-
-        values = [_value(t, column) for t in self.rows]
-        if column in ("dtype", "note"):
-            words = {word: i for i, word in enumerate(sorted({str(v) for v in values}))}
-            return np.array([words[str(v)] for v in values], np.float64)
-        return np.array([math.nan if v is None else v for v in values], np.float64)
-
-    def _fits(self, index: int) -> bool:
-        return all(word in self._hay[index] for word in self.words.lower().split())
+    @property
+    def _wanted(self) -> list[str]:
+        return self.words.lower().split()
 
     @property
     def shown(self) -> list[ComparedTensor]:
@@ -158,7 +140,7 @@ class CompareState:
     def columns(self) -> list[int]:
         """Indices into COLUMNS of those with something to say."""
         sourced = self.request is not None and bool(self.request.source)
-        noted = any(t.note for t in self.rows)
+        noted = self.listing.noted
         return [i for i, c in enumerate(COLUMNS) if (sourced or not c.source) and (noted or c.id != "note")]
 
     def pairs(self) -> list[tuple[str, str, str]]:
@@ -200,10 +182,9 @@ class CompareState:
             parts.append(
                 f"to the source: A {decibel(result.source_a.sqnr_db)} dB, B {decibel(result.source_b.sqnr_db)} dB"
             )
-        measured = [(t.sqnr_db, t.name) for t in result.tensors if t.sqnr_db is not None and math.isfinite(t.sqnr_db)]
-        if measured:
-            worst = min(measured)
-            parts.append(f"weakest {worst[1]}, {worst[0]:.1f} dB")
+        weakest = self.listing.weakest()
+        if weakest is not None:
+            parts.append(f"weakest {weakest[1]}, {weakest[0]:.1f} dB")
         return " · ".join(parts)
 
     def empty(self) -> str:
@@ -232,7 +213,7 @@ def cell(t: ComparedTensor, column: str) -> str:
         return t.note
     if column in ("bytes_a", "bytes_b"):
         return bytes_text(getattr(t, column))
-    value = _value(t, column)
+    value = figure(t, column)
     if column in ("sqnr", "source_a", "source_b"):
         return decibel(value)
     if value is None:
@@ -251,15 +232,6 @@ def decibel(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.1f}" if math.isfinite(value) else "exact" if value > 0 else "NaN"
-
-
-def _value(t: ComparedTensor, column: str):
-    if column in ("source_a", "source_b"):
-        sums: ErrorSums | None = getattr(t, column)
-        return sums.sqnr_db if sums is not None else None
-    if column == "dtype":
-        return f"{t.dtype_b} {t.dtype_a}"
-    return getattr(t, {"sqnr": "sqnr_db", "mse": "relative_mse", "max": "max_abs"}.get(column, column))
 
 
 def _names(names: Sequence[str]) -> str:

@@ -5,40 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from PySide6.QtCore import QItemSelectionModel, QModelIndex, Qt, QTimer, Signal, Slot
-from PySide6.QtGui import QAction, QGuiApplication, QKeySequence
+from PySide6.QtCore import QModelIndex, Qt, QTimer, Signal, Slot
 from PySide6.QtWidgets import (
-    QAbstractItemView,
     QButtonGroup,
     QGridLayout,
     QHBoxLayout,
-    QHeaderView,
     QLabel,
     QLineEdit,
     QProgressBar,
     QPushButton,
     QStackedLayout,
-    QTableView,
     QToolButton,
     QVBoxLayout,
     QWidget,
 )
 
 from app.buttons import flat_button
-from app.cells import dress
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Progress
 from app.labels import embolden
 from app.panels.compare.files import FileButton
+from app.panels.compare.listing import Listed
 from app.panels.compare.model import ComparedModel, PairsModel
 from app.panels.compare.state import COLUMNS, PLACE, SLOTS, CompareState, compare_task, name_of
 from app.panels.compare.state import Slot as Side
+from app.panels.compare.table import listing_table, selected_lines
 from app.session import Changes, Notice, Session
 from app.theme import current
-from core.analysis.compare import ComparedTensor, Comparison
+from core.analysis.compare import Comparison
 
 # Tensors come in by the hundred; each time the table grows, Qt goes over all its lines.
 FLUSH_MS = 400
+# Selecting by dragging comes in many steps: the other panels follow this long after the last one.
+CHOOSE_MS = 20
 _TITLES: dict[Side, tuple[str, str, str]] = {
     "a": ("A", "Choose the first checkpoint", "The first checkpoint; errors are those of B against it"),
     "b": ("B", "Choose what to compare with", "The second checkpoint"),
@@ -60,7 +59,7 @@ class ComparePanel(QWidget):
         self._theme = current()
         self.state = CompareState()
         self._job: JobId | None = None
-        self._waiting: list[ComparedTensor] = []
+        self._waiting: list[Listed] = []
         self._by_hand: set[Side] = set()
         self._last_out = ""
         self.model = ComparedModel(self.state, self)
@@ -69,6 +68,10 @@ class ComparePanel(QWidget):
         self._flush.setSingleShot(True)
         self._flush.setInterval(FLUSH_MS)
         self._flush.timeout.connect(self._take)
+        self._choosing = QTimer(self)
+        self._choosing.setSingleShot(True)
+        self._choosing.setInterval(CHOOSE_MS)
+        self._choosing.timeout.connect(self._choose)
         self._build()
         session.changed.connect(self._changed)
         jobs.partial.connect(self._partial)
@@ -147,13 +150,13 @@ class ComparePanel(QWidget):
             )
             column.addWidget(label)
         column.addLayout(self._bar())
-        self.table = self._table(self.model)
+        self.table = listing_table(self._theme, self.model, self)
         self.table.horizontalHeader().setSortIndicatorShown(True)
         self.table.horizontalHeader().setSectionsClickable(True)
         self.table.horizontalHeader().setSortIndicator(0, Qt.SortOrder.AscendingOrder)
         self.table.horizontalHeader().sortIndicatorChanged.connect(self._sorted)
         self.table.selectionModel().selectionChanged.connect(self._selected)
-        self.other = self._table(self.pairs)
+        self.other = listing_table(self._theme, self.pairs, self)
         self.other.horizontalHeader().setStretchLastSection(True)
         self._tables = QStackedLayout()
         self._tables.addWidget(self.table)
@@ -193,32 +196,6 @@ class ComparePanel(QWidget):
         )
         bar.addWidget(self.save)
         return bar
-
-    def _table(self, model) -> QTableView:
-        table = QTableView(self)
-        table.setModel(model)
-        dress(table)
-        table.setShowGrid(False)
-        table.setWordWrap(False)
-        table.setTabKeyNavigation(False)
-        table.setTextElideMode(Qt.TextElideMode.ElideMiddle)
-        table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        table.setHorizontalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
-        table.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
-        table.verticalHeader().hide()
-        table.verticalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
-        table.horizontalHeader().setHighlightSections(False)
-        # Headers ask whether whole columns are selected, line by line: they get a selection of their own, always empty.
-        table.horizontalHeader().setSelectionModel(QItemSelectionModel(model, table))
-        table.verticalHeader().setSelectionModel(QItemSelectionModel(model, table))
-        copy = QAction("Copy lines", table)
-        copy.setShortcut(QKeySequence(QKeySequence.StandardKey.Copy))
-        copy.setShortcutContext(Qt.ShortcutContext.WidgetShortcut)
-        copy.setIcon(self._theme.icon("copy"))
-        copy.triggered.connect(lambda: self.copy(table))
-        table.addAction(copy)
-        table.setContextMenuPolicy(Qt.ContextMenuPolicy.ActionsContextMenu)
-        return table
 
     # Choosing
 
@@ -274,12 +251,12 @@ class ComparePanel(QWidget):
         self.model.anew()
         self._fit_columns()
         title = f"Compare {name_of(request.a)} with {name_of(request.b)}"
-        self._job = self._jobs.submit(compare_task, request, title=title)
+        self._job = self._jobs.submit(compare_task, request, title=title, together=True)
         self._show()
 
     def _partial(self, job: JobId, value: object) -> None:
         if job == self._job:
-            self._waiting.append(cast(ComparedTensor, value))
+            self._waiting += cast(tuple[Listed, ...], value)
             if not self._flush.isActive():
                 self._flush.start()
 
@@ -388,24 +365,17 @@ class ComparePanel(QWidget):
 
     @Slot()
     def _selected(self) -> None:
-        """A tensor of the plan that is chosen here is in view everywhere."""
-        names = [t.name for t in map(self.model.tensor, _rows(self.table)) if self._session.tensor(t.name) is not None]
+        """A tensor of the plan that is chosen here is in view everywhere, a little later where many are chosen."""
+        self._choosing.start()
+
+    @Slot()
+    def _choose(self) -> None:
+        rows, order, planned = self.state.rows, self.state.order, self._session.planned_tensors
+        names = [name for i in selected_lines(self.table) if (name := rows[order[i]].name) in planned]
         if names:
             self._session.select(names, self)
 
     # Taking away
-
-    def copy(self, table: QTableView) -> None:
-        """The selected lines, tab by tab; all that are listed when none is."""
-        model = table.model()
-        rows = _rows(table) or range(model.rowCount())
-        lines = [
-            "\t".join(
-                str(model.data(model.index(row, c), Qt.ItemDataRole.DisplayRole)) for c in range(model.columnCount())
-            )
-            for row in rows
-        ]
-        QGuiApplication.clipboard().setText("\n".join(lines))
 
     def export(self, path: Path) -> None:
         """Writes the listed tensors as CSV. Raises OutputError."""
@@ -419,11 +389,3 @@ class ComparePanel(QWidget):
         """The cell of a tensor's name, invalid when it is not listed."""
         row = next((i for i, t in enumerate(self.state.shown) if t.name == name), -1)
         return self.model.index(row, 0) if row >= 0 else QModelIndex()
-
-
-def _rows(table: QTableView) -> list[int]:
-    """The selected lines, ascending, from ranges: asking for every cell takes seconds for 50,000 of them."""
-    rows: set[int] = set()
-    for part in table.selectionModel().selection():  # type: ignore[attr-defined]  # it iterates
-        rows.update(range(part.top(), part.bottom() + 1))
-    return sorted(rows)

@@ -7,22 +7,19 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, cast
 
 from PySide6.QtCore import Qt, QTimer, Slot
-from PySide6.QtGui import QColor, QResizeEvent, QShowEvent
+from PySide6.QtGui import QResizeEvent, QShowEvent
 from PySide6.QtWidgets import (
-    QComboBox,
-    QHBoxLayout,
     QLabel,
-    QSpinBox,
     QStackedLayout,
     QVBoxLayout,
     QWidget,
 )
 
-from app.buttons import flat_button
-from app.glossary import about
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Progress
 from app.labels import ElidedLabel, embolden, hairline
+from app.panels.histogram.controls import Controls
+from app.panels.histogram.legend import OVERLAY_ROLES, legend_html
 from app.panels.histogram.state import OVERLAYS, HistogramState, overlay_task
 from app.plotting.making import Making
 from app.session import Changes, Notice, Session
@@ -33,9 +30,9 @@ if TYPE_CHECKING:
     from app.plotting.plot import Plot
 
 KEY, GROUP_KEY, OVERLAY_KEY = "histogram", "histogram group", "histogram overlay"
-# Lines of tensors laid over the first: colours that stand for nothing else in this plot.
-OVERLAY_ROLES = ("done", "accent", "caution", "text")
 OVERLAY_MS = 50
+# Of a tensor this small, the exact picture follows that of the weights alone within a few milliseconds.
+SMALL_WEIGHTS, PENDING_MS = 1 << 16, 40
 # Below these heights the plot needs the room more than its legend, and than the percentiles.
 LEGEND_FROM, PERCENTILES_FROM = 340, 300
 
@@ -54,7 +51,12 @@ class HistogramPanel(QWidget):
         self._soon.setSingleShot(True)
         self._soon.setInterval(OVERLAY_MS)
         self._soon.timeout.connect(self._show)
+        self._weights_only = QTimer(self)
+        self._weights_only.setSingleShot(True)
+        self._weights_only.setInterval(PENDING_MS)
+        self._weights_only.timeout.connect(self._show)
         self._stale = True  # something changed while the panel was hidden
+        self._drawn: tuple[object, ...] = ()  # what the plot shows
         self._framed = ""  # the tensor whose home view is set
         self.plot: Plot | None = None
         self.making = Making(self._plot_steps)
@@ -101,46 +103,17 @@ class HistogramPanel(QWidget):
         self._stack.addWidget(self.empty)
         self._stack.addWidget(full)
 
-    def _controls(self) -> QHBoxLayout:
-        self.log = flat_button(
-            self._theme, "chart-bar-horizontal", "Show shares on a logarithmic axis", "Log", check=True
-        )
+    def _controls(self) -> Controls:
+        made = self.controls = Controls(self._theme)
+        self.log, self.spread, self.home = made.log, made.spread, made.home
+        self.scope, self.row, self.group = made.scope, made.row, made.group
         self.log.toggled.connect(self._toggle_log)
-        self.scope = QComboBox()
-        self.scope.addItems(["All groups", "One group"])
-        self.scope.setToolTip("Levels and limits of all groups together, or of one that you choose")
         self.scope.currentIndexChanged.connect(self._scope_chosen)
-        self.row, self.group = QSpinBox(), QSpinBox()
-        self.row.setPrefix("row ")
-        self.group.setPrefix("group ")
-        self.row.setToolTip("Row of the group, counted from 0")
-        self.group.setToolTip(about("group"))
         for spin in (self.row, self.group):
-            spin.setKeyboardTracking(False)
-            spin.setAlignment(Qt.AlignmentFlag.AlignRight)
-            spin.setMaximumWidth(self._theme.px(104))
-            spin.hide()  # until one group is looked at
             spin.valueChanged.connect(self._place_chosen)
-        self.spread = flat_button(
-            self._theme,
-            "columns",
-            "Bins by Freedman and Diaconis: as narrow as the spread and the count allow",
-            "FD",
-            check=True,
-        )
-        self.spread.setAccessibleName("Bins by Freedman and Diaconis")
         self.spread.toggled.connect(self._toggle_spread)
-        self.home = flat_button(self._theme, "arrows-out-line-horizontal", "Reset zoom (double-click the plot)")
         self.home.clicked.connect(self._go_home)
-        line = QHBoxLayout()
-        line.setSpacing(8)
-        for widget in (self.scope, self.row, self.group):
-            line.addWidget(widget)
-        line.addStretch(1)
-        line.addWidget(self.spread)
-        line.addWidget(self.log)
-        line.addWidget(self.home)
-        return line
+        return made
 
     def _make_plot(self) -> Plot:
         """At the first picture, as far as it was not made before."""
@@ -239,7 +212,10 @@ class HistogramPanel(QWidget):
     def _partial(self, job: JobId, value: object) -> None:
         result = cast(HistogramResult, value)
         if job == self._job and self.state.take(result):
-            self._show()
+            if result.pending and result.rows * result.columns <= SMALL_WEIGHTS:
+                self._weights_only.start()  # the rest is nearly there: one picture instead of two
+            else:
+                self._show()
         elif job == self._overlay_job and self.state.take_overlay(result) and not self._soon.isActive():
             self._soon.start()
 
@@ -255,6 +231,7 @@ class HistogramPanel(QWidget):
                 self._show()
         elif job == self._job:
             self._job = None
+            self._weights_only.stop()
             if isinstance(outcome, Done):
                 self.state.take(outcome.result)
             elif isinstance(outcome, Failed):
@@ -289,7 +266,7 @@ class HistogramPanel(QWidget):
         self.percentiles.setText(state.percentiles())
         self.numbers.setText(state.statistics())
         self._write_legend()
-        self._enable()
+        self.controls.follow(state)
         if state.result is None:
             if state.failure:
                 self._stack.setCurrentIndex(1)
@@ -312,6 +289,20 @@ class HistogramPanel(QWidget):
         state = self.state
         if state.result is None or self.plot is None:
             return
+        # A plot is painted anew whenever it is touched, and most of what the session tells changes nothing in it.
+        drawn = (
+            state.result,
+            state.group,
+            state.place,
+            state.logarithmic,
+            state.by_spread,
+            *state.laid_over,
+            low,
+            high,
+        )
+        if drawn == self._drawn:
+            return
+        self._drawn = drawn
         picture = state.picture(low, high)
         for item, curve in (
             (self._original, picture.original),
@@ -349,39 +340,9 @@ class HistogramPanel(QWidget):
 
     @Slot()
     def _write_legend(self) -> None:
-        colors, state = self._theme.colors, self.state
-        if state.result is None:
-            self.legend.clear()
-            return
-        parts = [_key("■", colors.original, "original")]
-        if state.result.dequantized is not None:
-            parts.append(_key("━", colors.dequantized, "dequantized"))
-            if state.result.residual is not None:
-                parts.append(_key("■", colors.residual, "residual, below"))
-        for role, other in zip(OVERLAY_ROLES, state.laid_over, strict=False):
-            parts.append(_key("━", getattr(colors, role), other.name))
-        if state.legend_levels():
-            parts.append(_key("││", colors.text, state.legend_levels()))
-        if state.place is not None and state.group is not None:
-            parts.append(_key("││", colors.original, "its weights"))
-        if state.legend_limits():
-            parts.append(_key("┆", colors.text, state.legend_limits()))
-        self.legend.setText(f'<div style="line-height: 120%">{"&nbsp;&nbsp; ".join(parts)}</div>')
-        self.legend.setToolTip(state.legend_help())
-
-    def _enable(self) -> None:
-        state = self.state
-        for widget in (self.scope, self.row, self.group):
-            widget.setEnabled(state.choosable)
-        for widget in (self.row, self.group):
-            widget.setVisible(state.place is not None)
-        for spin, last in ((self.row, state.request.tensor.rows if state.request else 1), (self.group, state.groups)):
-            spin.blockSignals(True)
-            spin.setRange(0, max(0, last - 1))
-            spin.blockSignals(False)
-        self.scope.blockSignals(True)
-        self.scope.setCurrentIndex(0 if state.place is None else 1)
-        self.scope.blockSignals(False)
+        self.legend.setText(legend_html(self.state, self._theme.colors))
+        if self.state.result is not None:
+            self.legend.setToolTip(self.state.legend_help())
 
     # --- acting -------------------------------------------------------------------------------------------------------
 
@@ -429,8 +390,3 @@ class HistogramPanel(QWidget):
     @Slot(object)
     def _hovered(self, x: float | None) -> None:
         self.numbers.setText(self.state.statistics() if x is None else self.state.read_off(x))
-
-
-def _key(sign: str, color: QColor, text: str) -> str:
-    """An entry of the legend; it never breaks inside."""
-    return f'<span style="color:{color.name()}">{sign}</span>&nbsp;{text.replace(" ", "&nbsp;")}'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from PySide6.QtCore import Qt, QTimer, Slot
+from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QScrollArea, QVBoxLayout, QWidget
 
 from app.glossary import about
@@ -25,7 +26,11 @@ class InfoPanel(QScrollArea):
         self._session = session
         self._jobs = jobs
         self._job: JobId | None = None
-        self._shown: object = None
+        self._shown: tuple[str, list[Fact]] = ("", [])
+        self._values: list[QLabel] = []  # one per line shown
+        self._stale = False  # something changed while the panel was hidden
+        self._of: tuple[str, ...] = ()  # the selection that the job is about
+        self._again = False  # something changed while it ran
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
         self._timer = QTimer(self)
@@ -35,6 +40,7 @@ class InfoPanel(QScrollArea):
         session.changed.connect(self._changed)
         session.selection_changed.connect(self._later)
         jobs.finished.connect(self._finished)
+        self._rebuild("", [])
         self._look()
 
     def _changed(self, changes: Changes, initiator: object) -> None:
@@ -46,11 +52,23 @@ class InfoPanel(QScrollArea):
         if not self._timer.isActive():
             self._timer.start()
 
+    def showEvent(self, event: QShowEvent) -> None:
+        super().showEvent(event)
+        if self._stale:
+            self._later()
+
     @Slot()
     def _look(self) -> None:
+        self._stale = not self.isVisible() and self._session.checkpoint is not None
+        if self._stale:
+            return  # hidden behind another tab: nobody waits for the facts
+        if self._job is not None and self._of is self._session.selection:
+            self._again = True  # one answer about many tensors after the other
+            return
         request = request_of(self._session)
-        self._job = None
+        self._job, self._again = None, False
         if request is not None and len(request.names) > INLINE:
+            self._of = request.names
             self._job = self._jobs.submit(facts, request, title="Facts", lane="preview", key=KEY)
         else:
             self._show(*facts(request))
@@ -60,16 +78,30 @@ class InfoPanel(QScrollArea):
             self._job = None
             if isinstance(outcome, Done):
                 self._show(*outcome.result)
+            if self._again:
+                self._again = False
+                self._later()
 
     def _show(self, title: str, lines: list[Fact]) -> None:
         if (title, lines) == self._shown:
             return
+        same = self._shown[0] == title and [_place(f) for f in self._shown[1]] == [_place(f) for f in lines]
         self._shown = (title, lines)
+        if not same or len(self._values) != len(lines):
+            self._rebuild(title, lines)
+            return
+        for label, fact in zip(self._values, lines, strict=True):
+            if label.text() != fact.value:
+                label.setText(fact.value)
+
+    def _rebuild(self, title: str, lines: list[Fact]) -> None:
+        """A page of new labels: other facts than before."""
         page = QWidget(self)
         page.setBackgroundRole(self.backgroundRole())
         outer = QVBoxLayout(page)
         outer.setContentsMargins(16, 12, 16, 12)
         outer.setSpacing(8)
+        self._values = []
         if not lines:
             outer.addWidget(_text(EMPTY, "muted", page))
         else:
@@ -82,19 +114,25 @@ class InfoPanel(QScrollArea):
             grid.setVerticalSpacing(4)
             grid.setColumnStretch(1, 1)
             for row, fact in enumerate(lines):
+                value = _text(fact.value, "", page)
+                self._values.append(value)
                 if fact.heading:
-                    label = _text(fact.value, "", page)
-                    label.setContentsMargins(0, 8, 0, 0)
-                    embolden(label)
-                    grid.addWidget(label, row, 0, 1, 2)
+                    value.setContentsMargins(0, 8, 0, 0)
+                    embolden(value)
+                    grid.addWidget(value, row, 0, 1, 2)
                     continue
                 label = _text(fact.label, "muted", page)
                 label.setToolTip(about(fact.label))
                 grid.addWidget(label, row, 0, Qt.AlignmentFlag.AlignTop)
-                grid.addWidget(_text(fact.value, "", page), row, 1)
+                grid.addWidget(value, row, 1)
             outer.addLayout(grid)
         outer.addStretch(1)
         self.setWidget(page)
+
+
+def _place(fact: Fact) -> tuple[str, bool]:
+    """What a line is about: facts of the same places differ in their values only."""
+    return fact.label, fact.heading
 
 
 def _text(text: str, kind: str, parent: QWidget) -> QLabel:

@@ -55,6 +55,8 @@ class RulesModel(QAbstractTableModel):
 
     def show(self, lines: list[RuleLine]) -> None:
         """Other contents; the same rows stay where they are when their number did not change."""
+        if lines == self._lines:
+            return
         if len(lines) == len(self._lines):
             self._lines = lines
             if lines:

@@ -4,12 +4,23 @@ of a slow filter. No Qt."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from app.collector import without_collections
 from app.panels.tensors.errors import Errors, make_errors
-from app.panels.tensors.state import Cells, Filter, Rows, make_cells, make_rows, matching
+from app.panels.tensors.state import (
+    Arrangement,
+    Cells,
+    Filter,
+    Look,
+    Rows,
+    arrange,
+    make_cells,
+    make_rows,
+    matching,
+    ordering,
+)
 from core.context import JobContext
 
 if TYPE_CHECKING:
@@ -24,24 +35,30 @@ TABLE, FILTER = "tensor table", "tensor filter"
 
 @dataclass(frozen=True)
 class TableRequest:
-    """rows: those of the same outline, when they are there already; known: errors by (name, strategy)."""
+    """rows: those of the same outline, when they are there already; known: errors by (name, strategy); look: how the
+    table is ordered and folded now."""
 
     outline: Outline
     plan: Plan | None
     rows: Rows | None
     known: Mapping[Any, ShownError]
     filter: Filter
+    look: Look = field(default_factory=Look)
 
 
 @dataclass(frozen=True)
 class TableData:
-    """passing: what `matching` says, or None when the regular expression is wrong (nothing is hidden then)."""
+    """passing: what `matching` says, or None when the regular expression is wrong (nothing is hidden then); ordered and
+    arrangement: for `look`."""
 
     rows: Rows
     cells: Cells | None
     errors: Errors
     filter: Filter
     passing: np.ndarray | None
+    look: Look
+    ordered: np.ndarray
+    arrangement: Arrangement
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,8 @@ def table_task(request: TableRequest, ctx: JobContext) -> TableData:
     from core.errors import RecipeError
 
     rows = request.rows if request.rows is not None else make_rows(request.outline)
+    # What the menus offer is kept with the rows once it was asked for: here, not in the window.
+    _ = rows.role_names, rows.dtype_names
     ctx.check()
     cells = make_cells(rows, request.plan) if request.plan is not None else None
     ctx.check()
@@ -64,7 +83,10 @@ def table_task(request: TableRequest, ctx: JobContext) -> TableData:
         passing = matching(rows, request.filter)
     except RecipeError:
         passing = None
-    return TableData(rows, cells, errors, request.filter, passing)
+    look = request.look
+    ordered = ordering(rows, cells, errors.sqnr, look.order)
+    arrangement = arrange(rows, ordered, passing, look.grouped, look.folded, look.backwards)
+    return TableData(rows, cells, errors, request.filter, passing, look, ordered, arrangement)
 
 
 def filter_task(request: FilterRequest, ctx: JobContext) -> np.ndarray | None:

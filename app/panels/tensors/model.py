@@ -28,6 +28,7 @@ from app.panels.tensors.state import (
     Arrangement,
     Cells,
     Filter,
+    Look,
     Order,
     Rows,
     arrange,
@@ -40,6 +41,7 @@ from core.engine.progress import bytes_text
 if TYPE_CHECKING:
     import numpy as np
 
+    from app.panels.tensors.loading import TableData
     from app.session import ShownError
 
 Index = QModelIndex | QPersistentModelIndex
@@ -79,17 +81,31 @@ class TensorModel(QAbstractTableModel):
 
     # What is shown
 
-    def show(self, rows: Rows | None, cells: Cells | None, errors: Errors | None, passing: np.ndarray | None) -> bool:
-        """Swaps everything in at once. The filter's answer comes with it. True when the lines are others, and nothing
-        is selected any more."""
-        same = rows is self.rows and passing is self.passing and rows is not None
-        self.rows, self.cells, self.errors, self.passing = rows, cells, errors, passing
-        self._ordered = self._order()
-        if same and self._arranged().entries == self._lines:
+    def show(self, data: TableData) -> bool:
+        """Swaps everything in at once. True when the lines are others, and nothing is selected any more."""
+        same = data.rows is self.rows and data.passing is self.passing
+        self.filter = data.filter
+        self.rows, self.cells, self.errors, self.passing = data.rows, data.cells, data.errors, data.passing
+        if data.look == self.look:
+            self._ordered, arrangement = data.ordered, data.arrangement
+        else:  # sorted or folded while the job ran
+            self._ordered = self._order()
+            arrangement = self._arranged()
+        if same and arrangement.entries == self._lines:
             self.refresh()
             return False
-        self.rearrange()
+        self._rearrange(arrangement)
         return True
+
+    def clear(self) -> None:
+        """No tensors."""
+        self.rows = self.cells = self.errors = self.passing = self._ordered = None
+        self.rearrange()
+
+    @property
+    def look(self) -> Look:
+        """How tensors are laid out as lines now."""
+        return Look(self.order, self.grouped, self._open_folds())
 
     def set_filter(self, wanted: Filter, passing: np.ndarray | None) -> None:
         self.filter, self.passing = wanted, passing
@@ -110,8 +126,10 @@ class TensorModel(QAbstractTableModel):
 
     def rearrange(self) -> None:
         """New lines from rows, filter, order and folds."""
+        self._rearrange(self._arranged())
+
+    def _rearrange(self, arrangement: Arrangement) -> None:
         self.beginResetModel()
-        arrangement = self._arranged()
         self._lines, self._shown, self._array = arrangement.entries, arrangement.shown, None
         self.endResetModel()
 
@@ -145,8 +163,8 @@ class TensorModel(QAbstractTableModel):
     def _arranged(self) -> Arrangement:
         if self.rows is None or self._ordered is None:
             return Arrangement([], 0)
-        backwards = self.order.column == "name" and self.order.descending
-        return arrange(self.rows, self._ordered, self.passing, self.grouped, self._open_folds(), backwards)
+        look = self.look
+        return arrange(self.rows, self._ordered, self.passing, look.grouped, look.folded, look.backwards)
 
     def _open_folds(self) -> frozenset[str]:
         # What was searched for must be seen.

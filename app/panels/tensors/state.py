@@ -238,6 +238,20 @@ def matching(rows: Rows, wanted: Filter) -> np.ndarray | None:
     return kept
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How tensors are laid out as lines. folded: labels of blocks that are closed; "" is the model."""
+
+    order: Order = field(default_factory=Order)
+    grouped: bool = True
+    folded: frozenset[str] = frozenset()
+
+    @property
+    def backwards(self) -> bool:
+        """Whether blocks stand the other way round."""
+        return self.order.column == "name" and self.order.descending
+
+
 @dataclass(frozen=True)
 class Arrangement:
     """The visible lines, top to bottom, and how many tensors pass the filter."""
@@ -347,10 +361,12 @@ def tensors_of(entries: Sequence[int] | np.ndarray, rows: Rows, passing: np.ndar
 
 def runs(positions: Sequence[int]) -> list[tuple[int, int]]:
     """Ascending positions as inclusive runs: [1, 2, 3, 7] → [(1, 3), (7, 7)]."""
-    found: list[tuple[int, int]] = []
-    for p in positions:
-        if found and found[-1][1] == p - 1:
-            found[-1] = (found[-1][0], p)
-        else:
-            found.append((p, p))
-    return found
+    import numpy as np
+
+    places = np.asarray(positions, np.int64)
+    if not places.size:
+        return []
+    ends = np.flatnonzero(np.diff(places) != 1)
+    first = places[np.concatenate(([0], ends + 1))].tolist()
+    last = places[np.concatenate((ends, [places.size - 1]))].tolist()
+    return list(zip(first, last, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -180,7 +181,7 @@ class TensorTable(QTableView):
         return np.flatnonzero(self._marks()).tolist()
 
     def select_lines(self, lines: Sequence[int]) -> None:
-        """These lines and no others; the current one stays where it is one of them."""
+        """These lines (ascending) and no others; the current one stays where it is one of them."""
         selection = QItemSelection()
         for first, end in runs(lines):
             selection.append(self.tensors.lines_between(first, end))
@@ -193,7 +194,9 @@ class TensorTable(QTableView):
             if current.isValid():
                 chosen.setCurrentIndex(current, QItemSelectionModel.SelectionFlag.NoUpdate)
         chosen.select(selection, QItemSelectionModel.SelectionFlag.Select)
-        if lines and self.currentIndex().row() not in set(lines):
+        row = self.currentIndex().row()
+        at = bisect_left(lines, row)
+        if lines and (at == len(lines) or lines[at] != row):
             # The keyboard goes on from what is selected, not from where it was.
             start = self.tensors.index(lines[0], max(0, self.currentIndex().column()))
             chosen.setCurrentIndex(start, QItemSelectionModel.SelectionFlag.NoUpdate)

@@ -4,6 +4,7 @@ What is shown is in model.py and state.py, how it is painted in delegate.py."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from PySide6.QtCore import QItemSelectionModel, QPoint, Qt, QTimer, Signal, Slot
@@ -18,7 +19,7 @@ from app.panels.tensors.filterbar import FilterBar
 from app.panels.tensors.loading import FILTER, TABLE, FilterRequest, TableData, TableRequest, filter_task, table_task
 from app.panels.tensors.menus import column_menu, tensor_menu
 from app.panels.tensors.model import TensorModel
-from app.panels.tensors.state import Order
+from app.panels.tensors.state import Look, Order
 from app.panels.tensors.table import TensorTable
 from app.session import Changes, Notice, Session, ShownError
 from app.theme import current
@@ -159,7 +160,8 @@ class TensorsPanel(QWidget):
     def _clear(self) -> None:
         self._job = None
         self._following = True
-        self.model.show(None, None, None, None)
+        self._let_go()
+        self.model.clear()
         self._following = False
         self._fill_menus()
         self._count()
@@ -171,8 +173,17 @@ class TensorsPanel(QWidget):
         plan = session.plan if session.plan is not None and session.plan.outline.tensors is outline.tensors else None
         rows = model.rows if model.rows is not None and model.rows.outline is outline else None
         self._late.clear()
-        request = TableRequest(outline, plan, rows, session.known_errors(), self.bar.filter())
+        request = TableRequest(outline, plan, rows, session.known_errors(), self.bar.filter(), self._look())
         self._job = self._jobs.submit(table_task, request, title="Tensor table", lane="preview", key=TABLE)
+
+    def _look(self) -> Look:
+        """How the table will be laid out: with a filter, nothing is folded."""
+        return replace(self.model.look, folded=frozenset() if self.bar.filter() else self.model.folded)
+
+    def _let_go(self, rows_too: bool = True) -> None:
+        """Before the table shows something else: what it showed is large."""
+        model = self.model
+        self._session.let_go(model.cells, model.errors, model.rows if rows_too else None)
 
     def _finished(self, job: JobId, outcome: Outcome) -> None:
         if job == self._job:
@@ -194,8 +205,8 @@ class TensorsPanel(QWidget):
         selected = () if new else self._session.selection
         scroll = self.table.verticalScrollBar().value()
         self._following = True
-        self.model.filter = data.filter
-        others = self.model.show(data.rows, data.cells, data.errors, data.passing)
+        self._let_go(new)
+        others = self.model.show(data)
         self.model.headerDataChanged.emit(Qt.Orientation.Horizontal, PLACE["size"], PLACE["size"])
         self._following = False
         if new:

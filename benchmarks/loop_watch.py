@@ -1,0 +1,138 @@
+"""What the window's thread does with its time: used by window_stall.py."""
+
+from __future__ import annotations
+
+import cProfile
+import io
+import pstats
+import time
+from collections.abc import Callable
+
+TICK_MS = 5
+START, BETWEEN = "libraries and plots", "between the actions"
+# What an action shows is on the screen this long after it is settled; what comes later refines it.
+SHOWN_SECONDS = 0.03
+SAFETY_MS = 400
+
+
+class Watch:
+    """Runs the event loop until something is so, and measures what the window's thread does meanwhile: whole actions,
+    or the gaps between the ticks of a timer."""
+
+    def __init__(self, profile: bool = False) -> None:
+        from PySide6.QtCore import QAbstractEventDispatcher, QEventLoop, Qt, QTimer
+
+        self.actions: dict[str, list[tuple[float, float]]] = {}  # (all, the most in one go) in ms, by action
+        self.gaps: dict[str, list[float]] = {}
+        self.own: dict[str, float] = {}
+        self.sum: dict[str, float] = {}
+        self.worst: dict[str, str] = {}
+        self.phase = START
+        self._profile = cProfile.Profile(time.thread_time) if profile else None
+        self._done: Callable[[], bool] = lambda: True
+        self._loop = QEventLoop()
+        self._last = time.perf_counter()
+        self._last_own = time.thread_time()
+        self._go = 0.0
+        self._timer = QTimer()
+        self._timer.setTimerType(Qt.TimerType.PreciseTimer)
+        self._timer.setInterval(TICK_MS)
+        self._timer.timeout.connect(self._tick)
+        self._timer.start()
+        self._safety = QTimer()  # should the last event of an action come before what it waits for
+        self._safety.setInterval(SAFETY_MS)
+        self._safety.timeout.connect(lambda: None)
+        self._dispatcher = QAbstractEventDispatcher.instance()
+        self._dispatcher.aboutToBlock.connect(self._idle)
+        if self._profile is not None:
+            self._profile.enable()
+
+    def begin(self, phase: str) -> None:
+        """From now on, ticks belong to this phase."""
+        if not self._timer.isActive():
+            self._last, self._last_own = time.perf_counter(), time.thread_time()
+            self._timer.start()
+        else:
+            self._tick()
+        self.phase = phase
+
+    def act(self, name: str, action: Callable[[], object], done: Callable[[], bool]) -> bool:
+        """Does something and waits until it is done and shown; False when that took too long."""
+        self.begin(BETWEEN)
+        self._timer.stop()
+        self._safety.start()
+        self._go = 0.0
+        began = self._last_own = time.thread_time()
+        action()
+        in_time = self.wait(done)
+        self._safety.stop()
+        self.rest(SHOWN_SECONDS)
+        self.actions.setdefault(name, []).append((1000 * (time.thread_time() - began), 1000 * self._go))
+        self.begin(BETWEEN)
+        return in_time
+
+    def wait(self, done: Callable[[], bool], seconds: float = 900.0) -> bool:
+        """Runs the event loop until done() is true; False when that took too long."""
+        deadline = time.monotonic() + seconds
+        self._done = lambda: done() or time.monotonic() > deadline
+        self._loop.exec()
+        self._done = lambda: False
+        return time.monotonic() <= deadline
+
+    def rest(self, seconds: float) -> None:
+        from PySide6.QtCore import QTimer
+
+        QTimer.singleShot(int(1000 * seconds), self._loop.quit)
+        self._loop.exec()
+
+    def _idle(self) -> None:
+        """The loop is about to wait for events."""
+        if not self._timer.isActive():
+            now = time.thread_time()
+            self._go = max(self._go, now - self._last_own)
+            self._last_own = now
+        if self._done():
+            self._loop.quit()
+
+    def _tick(self) -> None:
+        now, own = time.perf_counter(), 1000 * (time.thread_time() - self._last_own)
+        phase = self.phase
+        self.gaps.setdefault(phase, []).append(1000 * (now - self._last))
+        self.sum[phase] = self.sum.get(phase, 0.0) + own
+        if own > self.own.get(phase, 0.0):
+            self.own[phase] = own
+            if self._profile is not None and own > 10:
+                self.worst[phase] = self._described()
+        if self._profile is not None:
+            self._profile.disable()
+            self._profile.clear()
+            self._profile.enable()
+        self._last, self._last_own = time.perf_counter(), time.thread_time()
+
+    def _described(self) -> str:
+        """What was called since the last tick, the longest first."""
+        assert self._profile is not None
+        self._profile.disable()
+        text = io.StringIO()
+        pstats.Stats(self._profile, stream=text).sort_stats("cumulative").print_stats(28)
+        lines = [line for line in text.getvalue().splitlines() if line.strip()]
+        start = next((i for i, line in enumerate(lines) if "ncalls" in line), 0)
+        return "\n".join(lines[start:])
+
+    def report(self) -> None:
+        """Prints both tables."""
+        print(f"{'action':<40}{'median, ms':>12}{'worst, ms':>12}{'in one go':>12}{'times':>8}")
+        for name, found in self.actions.items():
+            sums = sorted(whole for whole, _ in found)
+            median, most = sums[len(sums) // 2], max(go for _, go in found)
+            print(f"{name:<40}{median:>12.0f}{sums[-1]:>12.0f}{most:>12.1f}{len(sums):>8}")
+        print(f"\n{'beside a job':<40}{'longest, ms':>12}{'p99, ms':>10}{'own, ms':>10}{'sum, ms':>10}{'ticks':>8}")
+        for phase, gaps in self.gaps.items():
+            ordered = sorted(gaps)
+            p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+            print(
+                f"{phase:<40}{ordered[-1]:>12.1f}{p99:>10.1f}{self.own.get(phase, 0):>10.1f}"
+                f"{self.sum[phase]:>10.0f}{len(ordered):>8}"
+            )
+        for phase, text in self.worst.items():
+            print(f"\n{phase}, {self.own[phase]:.0f} ms in one go:\n{text}")
