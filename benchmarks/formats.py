@@ -3,9 +3,10 @@
     python -m benchmarks formats [--types q4_k,nf4] [--input gaussian,student,demo] [--dtype float32,bfloat16]
 
 Both sides get the same rows, by turns, and the best of several turns counts. "one core": million weights per second of
-processor time, so neither threads nor a busy machine count; "all cores": per second by the clock, our rows and
-llama.cpp's shared out among Python threads (as the engine's workers and llama-quantize do), the others with torch's
-threads. llama.cpp takes float32: from bf16 its time includes widening the rows.
+processor time, so neither threads nor a busy machine count; "all cores": per second by the clock, the rows shared out
+among Python threads (as the engine's workers and llama-quantize do), or, where that is faster for the others, with
+torch's threads. llama.cpp takes float32: from bf16 its time includes widening the rows.
+"decode": one core, of 64 rows, back to float32 (bitsandbytes: to what the weights were).
 "RMSE" is of the decoded weights, in standard deviations of the weights; "weighted" likewise with every squared error
 times its column's importance (uniform random numbers). Each side's output is decoded by its own library, ggml's by
 ggml; "=" means equal bytes.
@@ -173,13 +174,13 @@ def speeds_together(
 ) -> list[float | None]:
     """Million weights/s of several threads: ours, theirs."""
     calls: list[Callable[[], object]] = [lambda: shared_out(case.ours, w, pool, threads)]
-    if other is not None and other.by_rows:
+    if other is not None:
         calls.append(lambda: shared_out(lambda part: other.encode(part, case.given), w, pool, threads))
     with torch_threads(1):
         found = by_turns(calls, time.perf_counter, seconds)
     if other is not None and not other.by_rows:
         with torch_threads(threads):
-            found += by_turns([lambda: other.encode(w, case.given)], time.perf_counter, seconds)
+            found[1] = min(found[1], *by_turns([lambda: other.encode(w, case.given)], time.perf_counter, seconds))
     return [w.numel() / t / 1e6 for t in found] + [None] * (2 - len(found))
 
 
@@ -194,7 +195,7 @@ def ratio(ours: float | None, theirs: float | None) -> str:
 
 HEAD = (
     f"{'':20} {'against':12} {'ours':>6} {'theirs':>6} {'ratio':>6}  {'ours':>6} {'theirs':>6} {'ratio':>6}"
-    f"  {'decode':>6}  RMSE    theirs   weighted theirs     bits"
+    f"  {'decode':>6} {'theirs':>6} {'ratio':>6}  RMSE    theirs   weighted theirs     bits"
 )
 
 
@@ -218,13 +219,15 @@ def line(case: Case, source: Tensor, dtype: torch.dtype, threads: int, pool: Thr
             same = "=" if np.array_equal(mine["blocks"].numpy(), made) else "≠"
     one = speeds(case, other, w if speed < SLOW else full, seconds)
     every = speeds_together(case, other, w if speed < VERY_SLOW else full, threads, pool, seconds / 2)
+    decoders: list[Callable[[], object]] = [lambda: f.dequantize(mine, shape)]
+    if other is not None:
+        decoders.append(lambda: other.decode(made))
     with torch_threads(1):
-        (decoding,) = by_turns([lambda: f.dequantize(mine, shape)], time.process_time, seconds / 4)
-    rates = "  ".join(f"{number(a, '6.0f')} {number(b, '6.0f')} {ratio(a, b)}" for a, b in (one, every))
+        decoding = by_turns(decoders, time.process_time, seconds / 2)
+    back = [w.numel() / t / 1e6 for t in decoding] + [None] * (2 - len(decoding))
+    rates = "  ".join(f"{number(a, '6.0f')} {number(b, '6.0f')} {ratio(a, b)}" for a, b in (one, every, back))
     error = "  ".join(f"{number(a, '7.5f')} {number(b, '7.5f')}" for a, b in zip(own, theirs, strict=True))
-    return (
-        f"{case.label:20} {library:12} {rates}  {w.numel() / decoding / 1e6:6.0f}  {error} {same:1} {f.bpw(shape):6.3f}"
-    )
+    return f"{case.label:20} {library:12} {rates}  {error} {same:1} {f.bpw(shape):6.3f}"
 
 
 def gpu_seconds(call: Callable[[], object], seconds: float) -> float:

@@ -28,6 +28,7 @@ from core.formats.codebook import (
     largest_of_runs,
     pack_pairs,
     quantize_runs,
+    ranged_runs,
     unpack_pairs,
 )
 
@@ -114,13 +115,27 @@ class Bnb4(Format):
     def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Quantized:
         import torch
 
+        from core.formats.fitting import on_lanes
+
         self.require_effort(effort)
-        absmax = self._absmax(w)
         count = w.numel()
         whole = count // BLOCK * BLOCK
-        flat = w.reshape(-1)
-        inverse = 1 / absmax.clamp(min=SMALLEST)
-        codes = quantize_runs(self.book, flat[:whole], inverse, BLOCK, high_first=True, multiply=True)
+        flat = w.detach().reshape(-1)
+        if on_lanes(w) and whole:
+            found = ranged_runs(self.book, flat[:whole], BLOCK, SMALLEST)
+            if found is None:
+                require_finite(w)
+            assert found is not None
+            codes, absmax = found
+            if whole < count:
+                last = largest_of_runs(flat[whole:], BLOCK)
+                if not last.isfinite():
+                    require_finite(w)
+                absmax = torch.cat((absmax, last.clamp(min=SMALLEST)))
+        else:
+            absmax = self._absmax(w)
+            inverse = 1 / absmax.clamp(min=SMALLEST)
+            codes = quantize_runs(self.book, flat[:whole], inverse, BLOCK, high_first=True, multiply=True)
         if whole < count:
             # bitsandbytes divides in an incomplete last block, where elsewhere it multiplies by the reciprocal.
             last = self.book.search(flat[whole:].to(torch.float32) / absmax[-1])

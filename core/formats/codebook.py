@@ -115,7 +115,7 @@ def unpack_pairs(packed: torch.Tensor, count: int, high_first: bool) -> torch.Te
 def quantize_runs(
     book: Codebook, w: torch.Tensor, scale: torch.Tensor, run: int, *, high_first: bool, multiply: bool
 ) -> torch.Tensor:
-    """Packed codes of a flat tensor, uint8 [⌈n/2⌉].
+    """Packed codes of a flat tensor, uint8 [⌈n/2⌉]. Any device.
 
     w         floating, any dtype; read as one flat run of weights
     scale     float32, one per `run` weights; run is even
@@ -129,36 +129,53 @@ def quantize_runs(
     for start in range(0, count, PIECE):
         stop = min(count, start + PIECE)
         x = flat[start:stop].to(torch.float32)
-        scales = scale[start // run : -(-stop // run)]
-        whole = x.numel() // run * run if _compiled(w) else 0
-        if whole:
-            from core.formats.fitting.lanes_codebook import encode_runs
-
-            bounds, pairs, _ = _arrays(book, high_first)
-            encode_runs(
-                x[:whole].numpy(), scales.numpy(), run, multiply, bounds, pairs, out[start // 2 :][: whole // 2].numpy()
-            )
-        if whole < x.numel():
-            spread = scales[whole // run :].repeat_interleave(run)[: x.numel() - whole]
-            rest = x[whole:] * spread if multiply else x[whole:] / spread
-            out[(start + whole) // 2 : (stop + 1) // 2] = pack_pairs(book.search(rest), high_first)
+        spread = scale[start // run : -(-stop // run)].repeat_interleave(run)[: stop - start]
+        scaled = x * spread if multiply else x / spread
+        out[start // 2 : (stop + 1) // 2] = pack_pairs(book.search(scaled), high_first)
     return out
+
+
+def ranged_runs(book: Codebook, w: torch.Tensor, run: int, smallest: float) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Packed codes, uint8 [n/2], the first of a pair in the high nibble, and the largest magnitude of every run,
+    float32 [n/run], of a flat tensor on a CPU with lanes; None where a weight is not finite. Weights are multiplied by
+    the reciprocal of that magnitude, or of `smallest` where it is less. run: a multiple of 32 that divides n."""
+    import numpy as np
+    import torch
+
+    from core.formats.fitting import raw_weights, whole_weights
+    from core.formats.fitting.lanes_codebook import encode_runs
+
+    bounds, pairs, _ = _arrays(book, True)
+    out = torch.empty(w.numel() // 2, dtype=torch.uint8)
+    absmax = torch.empty(w.numel() // run)
+    plain = bool((pairs == np.arange(256)).all())
+    for start, piece in whole_weights(w.view(-1, run)):
+        stop = start + piece.shape[0]
+        x, brains = raw_weights(piece)
+        codes = out[start * run // 2 : stop * run // 2].numpy()
+        if not encode_runs(
+            x, brains, run, np.float32(smallest), bounds, pairs, plain, absmax[start:stop].numpy(), codes
+        ):
+            return None
+    return out, absmax
 
 
 def dequantize_runs(
     book: Codebook, packed: torch.Tensor, scale: torch.Tensor, run: int, count: int, *, high_first: bool
 ) -> torch.Tensor:
-    """float32 [count] of packed codes: level · scale of its run."""
+    """float32 [count] of packed codes: level · scale of its run, which is a multiple of 16 long."""
     import torch
+
+    from core.formats.fitting import on_lanes
 
     packed = packed.reshape(-1)
     out = torch.empty(count, dtype=torch.float32, device=packed.device)
-    whole = count // run * run if _compiled(packed) else 0
+    whole = count // run * run if on_lanes(packed) else 0
     if whole:
         from core.formats.fitting.lanes_codebook import decode_runs
 
-        decode_runs(packed.contiguous().numpy(), scale.contiguous().numpy(), run, _arrays(book, high_first)[2],
-                    out[:whole].numpy())  # fmt: skip
+        levels = _arrays(book, high_first)[2].view("uint64").reshape(-1)
+        decode_runs(packed.contiguous().numpy(), scale.contiguous().numpy(), run, levels, out[:whole].numpy())
     for start in range(whole, count, PIECE):
         stop = min(count, start + PIECE)
         codes = unpack_pairs(packed[start // 2 :], stop - start, high_first)
@@ -180,12 +197,6 @@ def largest_of_runs(w: torch.Tensor, run: int) -> torch.Tensor:
             x = torch.nn.functional.pad(x, (0, -x.numel() % run))
         torch.amax(x.view(-1, run).abs(), 1, out=out[start // run :][: x.numel() // run])
     return out
-
-
-def _compiled(x: torch.Tensor) -> bool:
-    from core.formats.fitting.compiled import available
-
-    return x.device.type == "cpu" and available()
 
 
 @lru_cache(maxsize=16)

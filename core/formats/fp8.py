@@ -17,7 +17,7 @@ from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
-from core.formats.base import EXACT, Format, Grid, Parts
+from core.formats.base import EXACT, Format, Grid, Parts, Quantized
 from core.formats.checks import computable, require_finite
 from core.tensors import DTYPES
 
@@ -99,6 +99,45 @@ class Fp8(Format):
             require_finite(w)
         scale = self.scale_of(size)
         return Grid({"scale": scale.repeat_interleave(BLOCK, 0)[:rows] if self.granularity == "block" else scale})
+
+    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Quantized:
+        import torch
+
+        from core.formats.fitting import on_lanes
+
+        self.require_effort(effort)
+        if not on_lanes(w) or w.numel() == 0:
+            return super().quantize(w, importance, effort)
+        from core.formats.fitting.small import largest, quantize_fp8
+
+        rows, columns = w.shape
+        scale = torch.empty(self.scales_shape((rows, columns)))
+        fits = self.granularity != "tensor"
+        if not fits:
+            size = largest(w)
+            if not size.isfinite():
+                require_finite(w)
+            scale = self.scale_of(torch.full_like(size, self.absmax) if self.absmax else size).view(1, 1)
+        values = quantize_fp8(w, self.dtype, *self._span(rows, columns), scale, fits)
+        if values is None:
+            require_finite(w)
+        assert values is not None
+        return Quantized(self, (rows, columns), parts={"values": values, "scale": scale})
+
+    def dequantize(self, parts: Parts, shape: tuple[int, int]) -> torch.Tensor:
+        from core.formats.fitting import on_lanes
+
+        values = parts["values"].reshape(shape)
+        if not on_lanes(values) or values.numel() == 0:
+            return super().dequantize(parts, shape)
+        from core.formats.fitting.small import dequantize_values
+
+        scale = parts["scale"].reshape(self.scales_shape(shape))
+        return dequantize_values(values, self.dtype, *self._span(*shape), scale)
+
+    def _span(self, rows: int, columns: int) -> tuple[int, int]:
+        """Columns and rows that share a scale."""
+        return {"tensor": (columns, rows), "row": (columns, 1), "block": (BLOCK, BLOCK)}[self.granularity]
 
     def sharing(self, absmax: float) -> Fp8:
         return replace(self, absmax=absmax) if self.granularity == "tensor" else self

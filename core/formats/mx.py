@@ -82,6 +82,36 @@ class MxFp8(Format):
             require_finite(w)
         return Grid({"scale": self.scale_of(size)})
 
+    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Quantized:
+        import torch
+
+        from core.formats.fitting import on_lanes
+
+        self.require_effort(effort)
+        if not on_lanes(w) or w.numel() == 0:
+            return super().quantize(w, importance, effort)
+        from core.formats.fitting.small import quantize_mxfp8
+
+        scale = torch.empty(w.shape[0], w.shape[1] // 32, dtype=torch.uint8)
+        values = quantize_mxfp8(w, self.rule, scale)
+        if values is None:
+            require_finite(w)
+        assert values is not None
+        return Quantized(self, (w.shape[0], w.shape[1]), parts={"values": values, "scale": scale})
+
+    def dequantize(self, parts: Parts, shape: tuple[int, int]) -> torch.Tensor:
+        import torch
+
+        from core.formats.fitting import on_lanes
+
+        values = parts["values"].reshape(shape)
+        if not on_lanes(values) or values.numel() == 0:
+            return super().dequantize(parts, shape)
+        from core.formats.fitting.small import dequantize_values
+
+        scale = parts["scale"].reshape(shape[0], shape[1] // 32).view(torch.uint8)
+        return dequantize_values(values, E4M3, 32, 1, scale)
+
     def scale_of(self, size: torch.Tensor) -> torch.Tensor:
         """uint8 scale bytes for largest magnitudes, float32, any shape."""
         import torch
@@ -234,13 +264,40 @@ class NvFp4(Format):
         return grid["scale"].to(torch.float32) / grid["inv_global_scale"]
 
     def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Quantized:
+        from core.formats.fitting import on_lanes
+
         self.require_effort(effort)
+        if on_lanes(w) and w.numel():
+            return self._on_lanes(w)
         grid = self.fit(w)
         codes = quantize_runs(e2m1(), w, self.steps(grid).reshape(-1), 16, high_first=False, multiply=False)
         parts = {"codes": codes.view(w.shape[0], w.shape[1] // 2), **grid.parts}
         return Quantized(self, (w.shape[0], w.shape[1]), parts=parts)
 
+    def _on_lanes(self, w: torch.Tensor) -> Quantized:
+        import torch
+
+        from core.formats.fitting.small import largest, quantize_nvfp4
+
+        size = torch.tensor(self.absmax) if self.absmax else largest(w)
+        if not size.isfinite():
+            require_finite(w)
+        inverse = self.inv_global_scale(size)
+        scale = torch.empty(w.shape[0], w.shape[1] // 16, dtype=torch.uint8)
+        codes = quantize_nvfp4(w, inverse, scale)
+        if codes is None:
+            require_finite(w)
+        assert codes is not None
+        parts = {"codes": codes, "scale": scale.view(torch.float8_e4m3fn), "inv_global_scale": inverse}
+        return Quantized(self, (w.shape[0], w.shape[1]), parts=parts)
+
     def dequantize(self, parts: Parts, shape: tuple[int, int]) -> torch.Tensor:
+        from core.formats.fitting import on_lanes
+
+        if on_lanes(parts["codes"]) and parts["codes"].numel():
+            from core.formats.fitting.small import dequantize_nvfp4
+
+            return dequantize_nvfp4(parts["codes"], parts["scale"], parts["inv_global_scale"], shape)
         step = self.steps(Grid(parts)).reshape(-1)
         return dequantize_runs(e2m1(), parts["codes"], step, 16, prod(shape), high_first=False).view(shape)
 

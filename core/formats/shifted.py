@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from core.formats.base import Grid
 from core.formats.uniform import RANGES, Uniform, uniform
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Shifted(Uniform):
     """parts: {"codes", "scale"} as in Uniform, and "shift": scale_dtype, shaped like scale."""
+
+    zero_key: ClassVar[str] = "shift"
 
     @property
     def ranges(self) -> tuple[str, ...]:
@@ -41,9 +43,6 @@ class Shifted(Uniform):
         scale = super().grid_of_range(low, high, first)["scale"]
         shift = self.qmin - low.clamp(max=0) / scale.float()
         return Grid({"scale": scale, "shift": shift.clamp(self.qmin, self.qmax).to(scale.dtype)})
-
-    def zero_of(self, grid: Grid) -> torch.Tensor | None:
-        return grid.get("shift")
 
 
 _NAME = re.compile(r"(int[2-8](?:-tensor|-row|-g\d+)?)-shift")

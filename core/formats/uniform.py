@@ -64,6 +64,7 @@ class Uniform(Format):
     percentile: float = 99.9
 
     family: ClassVar[str] = "uniform"
+    zero_key: ClassVar[str] = "zero_point"  # the part that holds the code of 0.0
 
     def __post_init__(self) -> None:
         if self.scale_dtype not in SCALE_DTYPES:
@@ -88,6 +89,11 @@ class Uniform(Format):
     def ranges(self) -> tuple[str, ...]:
         """What `range` may be."""
         return RANGES
+
+    @property
+    def ranged_by_ends(self) -> bool:
+        """Whether the smallest and the largest weight say all about a scale."""
+        return self.range == MINMAX
 
     @property
     def row_local(self) -> bool:  # type: ignore[override]  # a class constant elsewhere; here it depends on the record
@@ -214,7 +220,7 @@ class Uniform(Format):
 
     def zero_of(self, grid: Grid) -> torch.Tensor | None:
         """The code of 0.0, laid out like the scales; None in symmetric formats."""
-        return grid.get("zero_point")
+        return grid.get(self.zero_key)
 
     def _rows(self, part: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         return part if part.shape[0] == 1 else part[start:stop]

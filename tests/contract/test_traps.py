@@ -13,7 +13,6 @@ import torch
 import core.formats.fitting as fitting
 from core.errors import NonFinite, OutOfRange, WorkbenchError
 from core.formats import FORMATS, Format
-from core.formats import codebook as codebooks
 from core.formats.fitting import ranges
 from core.formats.uniform import Uniform
 
@@ -85,7 +84,6 @@ def outcome(f: Format, w: torch.Tensor) -> dict[str, bytes] | str:
 def without_lanes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fitting, "on_lanes", lambda tensor: False)
     patch.setattr(ranges, "on_lanes", lambda tensor: False)
-    patch.setattr(codebooks, "_compiled", lambda x: False)
 
 
 @EVERY

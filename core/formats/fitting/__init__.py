@@ -3,7 +3,7 @@ through the torch reference; both give the same bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -114,6 +114,31 @@ def widened(w: Tensor, start: int, stop: int, room: Tensor | None) -> Tensor:
     if room is None:
         return piece.to(torch.float32).contiguous()
     return room[: stop - start].copy_(piece)
+
+
+def whole_weights(w: Tensor, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
+    """All rows as contiguous float32 or bf16, with the number of the first: w itself where it is that, else piece by
+    piece, each beginning at a multiple of so many rows; a piece lasts until the next one is asked for."""
+    import torch
+
+    w, (rows, columns) = w.detach(), w.shape
+    if w.dtype in (torch.float32, torch.bfloat16) and w.is_contiguous():
+        yield 0, w
+        return
+    step = -(-max(1, PIECE // max(1, columns)) // multiple) * multiple
+    room = torch.empty(min(step, rows), columns)
+    for start in range(0, rows, step):
+        yield start, widened(w, start, min(rows, start + step), room)
+
+
+def raw_weights(w: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Contiguous float32 or bf16 as kernels of rows take it: flat float32 and uint16, one of them empty."""
+    import numpy as np
+    import torch
+
+    if w.dtype == torch.bfloat16:
+        return np.empty(0, np.float32), w.view(torch.int16).view(-1).numpy().view(np.uint16)
+    return w.view(-1).numpy(), np.empty(0, np.uint16)
 
 
 def refinable(type_name: str) -> bool:
@@ -311,5 +336,8 @@ def is_compiled(format: Format) -> bool:
     names = {
         "ggml": [(modules.get(format.name.upper(), ""), format.name) for modules in (_QUANTIZE, _REFINE)],
         "uniform": [("lanes_uniform", "encode")],
+        "fp8": [("lanes_small", "encode")],
+        "mx": [("lanes_small", "encode_nvfp4" if format.name == "nvfp4" else "encode")],
+        "bitsandbytes": [("lanes_codebook", "encode_runs")] if format.bits == 4 else [],
     }.get(format.family, [])
     return not available() or all(kept(module, name) for module, name in names if module)

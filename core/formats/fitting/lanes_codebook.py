@@ -4,42 +4,70 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.formats.fitting.compiled import kernel
+from core.formats.fitting.compiled import helper, kernel
+from core.formats.fitting.lanes_bits import float_of
+from core.formats.fitting.lanes_vector import WIDTH, load_at, store_at
+from core.formats.fitting.lanes_vector_rows import (
+    address,
+    copy_run,
+    load_from,
+    pair_nibbles,
+    size_of,
+    store_places,
+    widen_row,
+)
 
-# No run is longer.
-LONGEST = 4096
+F = np.float32
+INF = np.uint32(0x7F800000)
+
+
+@helper
+def _places(x, run, inverse, bounds, places):
+    """Place in the order of levels of every number of a run at an address, times inverse: uint8, from the start on."""
+    for i in range(0, run, WIDTH):
+        store_places(places, i, bounds, load_from(x, i) * inverse)
 
 
 @kernel
-def encode_runs(x, scale, run, multiply, bounds, pairs, out):
-    """Packed codes; x float32 [n], n % run == 0, run even; out uint8 [n / 2].
+def encode_runs(x, brains, run, smallest, bounds, pairs, plain, absmax, out):
+    """Packed codes, uint8 [n / 2], and the largest magnitude of every run, float32 [n / run], of n weights, float32 x
+    or bf16 brains (uint16); False where one is not finite.
 
-    pairs  uint8 [256]: the byte for 16 · (place of the first weight in the order) + (place of the second)
+    run       a multiple of 32 that divides n
+    smallest  an absmax below this counts as this, where weights are multiplied by its reciprocal
+    bounds    float32 [15]
+    pairs     uint8 [256]: the byte for 16 · (place of the first weight in the order) + (place of the second)
+    plain     whether every byte of pairs is its own place
     """
-    places = np.empty(LONGEST, np.uint8)
-    b0, b1, b2, b3, b4 = bounds[0], bounds[1], bounds[2], bounds[3], bounds[4]
-    b5, b6, b7, b8, b9 = bounds[5], bounds[6], bounds[7], bounds[8], bounds[9]
-    b10, b11, b12, b13, b14 = bounds[10], bounds[11], bounds[12], bounds[13], bounds[14]
-    for k in range(x.size // run):
-        s = scale[k]
-        at = k * run
-        for i in range(run):
-            v = x[at + i] * s if multiply else x[at + i] / s
-            c = np.int32(v > b0) + np.int32(v > b1) + np.int32(v > b2) + np.int32(v > b3) + np.int32(v > b4)
-            c += np.int32(v > b5) + np.int32(v > b6) + np.int32(v > b7) + np.int32(v > b8) + np.int32(v > b9)
-            c += np.int32(v > b10) + np.int32(v > b11) + np.int32(v > b12) + np.int32(v > b13) + np.int32(v > b14)
-            places[i] = np.uint8(c)
-        for i in range(run // 2):
-            out[at // 2 + i] = pairs[places[2 * i] << 4 | places[2 * i + 1]]
+    room, places, codes = np.empty(run, np.float32), np.empty(run, np.uint8), np.empty(run // 2, np.uint8)
+    for k in range(absmax.size):
+        source = address(x, k * run)
+        if brains.size:
+            widen_row(brains, k * run, run, room)
+            source = address(room, 0)
+        bits = size_of(source, run)
+        if bits >= INF:
+            return False
+        size = absmax[k] = float_of(bits)
+        _places(source, run, F(1) / max(size, smallest), bounds, places)
+        for i in range(0, run, 2 * WIDTH):
+            pair_nibbles(places, i, codes, i // 2, True)
+        if not plain:
+            for i in range(run // 2):
+                codes[i] = pairs[codes[i]]
+        copy_run(codes, 0, out, k * run // 2, run // 2)
+    return True
 
 
 @kernel
 def decode_runs(packed, scale, run, levels, out):
-    """out float32 [n], n % run == 0; levels float32 [256, 2], the two of a byte."""
+    """out float32 [n], n % run == 0, run % 16 == 0; levels uint64 [256], the two float32 of a byte as one number."""
+    pairs = np.empty(run // 2, np.uint64)
+    values = pairs.view(np.float32)
     for k in range(out.size // run):
         s = scale[k]
         at = k * run // 2
         for i in range(run // 2):
-            byte = packed[at + i]
-            out[2 * (at + i)] = levels[byte, 0] * s
-            out[2 * (at + i) + 1] = levels[byte, 1] * s
+            pairs[i] = levels[packed[at + i]]
+        for i in range(0, run, WIDTH):
+            store_at(out, k * run + i, load_at(values, i) * s)

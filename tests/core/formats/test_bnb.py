@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from core.formats import codebook as codebooks
+from core.formats import fitting
 from core.formats.bnb import BNB4, Bnb4, codebook, dynamic_map
 from tests.core.formats import laws
 
@@ -16,7 +17,7 @@ SHAPES = ((16, 128), (33, 75), (1, 63), (7, 13), (300, 64), (5, 6), (2, 3), (256
 
 @pytest.fixture
 def no_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codebooks, "_compiled", lambda x: False)
+    monkeypatch.setattr(fitting, "on_lanes", lambda tensor: False)
 
 
 def theirs(w: torch.Tensor, f: Bnb4):  # type: ignore[no-untyped-def]
@@ -151,7 +152,7 @@ def test_torch_reference_equals_the_lanes(f: Bnb4, monkeypatch: pytest.MonkeyPat
         slow = f.quantize(w)
         back = slow.dequantize()
         with monkeypatch.context() as undo:
-            undo.setattr(codebooks, "_compiled", lambda x: True)
+            undo.setattr(fitting, "on_lanes", lambda tensor: True)
             fast = f.quantize(w)
             assert torch.equal(fast.dequantize(), back)
         for key, part in slow.parts.items():

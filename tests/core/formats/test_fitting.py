@@ -107,7 +107,7 @@ def test_blocks_of_dust_are_zeros_in_kernels_without_a_search(name: str, monkeyp
     assert torch.equal(ours, f.quantize(torch.from_numpy(w)).parts["blocks"])
 
 
-@pytest.mark.parametrize("name", ["q8_0", "int4-g128", "f16"])
+@pytest.mark.parametrize("name", ["q8_0", "int4-g128", "fp8-e4m3", "mxfp8", "nvfp4", "nf4", "llm-int8", "f16"])
 def test_warming_leaves_nothing_to_compile(name: str) -> None:
     f = get_format(name)
     warm(f)
