@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from core.checkpoints.base import Checkpoint
 from core.checkpoints.dialects.base import Dialect, QuantizedWeight, quantization_of
-from core.errors import CorruptFile, UnsupportedFormat
+from core.checkpoints.dialects.qweight import apart, pieces_of, place_of, stems
+from core.errors import UnsupportedFormat
 
 if TYPE_CHECKING:
     import torch
 
     from core.formats.uniform import Uniform
-
-_SCALES = ("F16", "BF16", "F32")
 
 
 class AwqDialect(Dialect):
@@ -28,8 +27,8 @@ class AwqDialect(Dialect):
 
     def weights(self, checkpoint: Checkpoint) -> Mapping[str, QuantizedWeight]:
         config = quantization_of(checkpoint.config)
-        stems = [name.removesuffix(".qweight") for name in checkpoint.tensors if name.endswith(".qweight")]
-        if not stems:
+        found = stems(checkpoint)
+        if not found:
             return {}
         layout = str(config.get("version") or config.get("format") or "gemm").lower()
         bits = config.get("bits", config.get("w_bit", 4))
@@ -39,7 +38,7 @@ class AwqDialect(Dialect):
                 "convert them to gemm with the tool that made them",
                 checkpoint.path,
             )
-        return {f"{stem}.weight": _weight(checkpoint, stem) for stem in stems}
+        return {f"{stem}.weight": _weight(checkpoint, stem) for stem in found}
 
 
 @dataclass(frozen=True)
@@ -68,27 +67,12 @@ class _Interleaved(QuantizedWeight):
 def _weight(checkpoint: Checkpoint, stem: str) -> QuantizedWeight:
     from core.formats.uniform import Uniform
 
-    where = f"{checkpoint.path}: {stem}"
-    tensors = checkpoint.tensors
-    pieces = tuple(f"{stem}.{part}" for part in ("qweight", "qzeros", "scales"))
-    for piece in pieces:
-        if piece not in tensors:
-            raise CorruptFile(f"the quantized weight has no {piece}", "is a shard missing?", where)
-    codes, zeros, scales = (tensors[piece] for piece in pieces)
-    for info, dtypes in ((codes, ("I32",)), (zeros, ("I32",)), (scales, _SCALES)):
-        if info.dtype not in dtypes:
-            raise UnsupportedFormat(f"{info.name} is {info.dtype}, not {' or '.join(dtypes)}", where=where)
-        if len(info.shape) != 2 or not info.numel:
-            raise CorruptFile(f"{info.name} has the shape {list(info.shape)}", where=where)
+    where = place_of(checkpoint, stem)
+    codes, zeros, scales = pieces_of(checkpoint, stem)
     groups, rows = scales.shape
     columns = codes.rows
     if 8 * codes.columns != rows or zeros.shape != (groups, codes.columns) or columns % groups:
-        raise CorruptFile(
-            f"codes {list(codes.shape)}, zero points {list(zeros.shape)} and scales {list(scales.shape)} "
-            "do not belong together",
-            "AWQ's other layouts (gemv, marlin) are not read",
-            where,
-        )
+        raise apart(codes, zeros, scales, "AWQ's other layouts (gemv, marlin) are not read", where)
     run = columns // groups if groups > 1 else 0
     fmt = Uniform("int4", 4, "group" if run else "row", run, False, "F32")
-    return _Interleaved(pieces, (rows, columns), "INT4", fmt)
+    return _Interleaved((codes.name, zeros.name, scales.name), (rows, columns), "INT4", fmt)

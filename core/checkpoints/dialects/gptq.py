@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from core.checkpoints.base import Checkpoint
 from core.checkpoints.dialects.base import Dialect, QuantizedWeight, quantization_of
+from core.checkpoints.dialects.qweight import apart, pieces_of, place_of, stems
 from core.errors import CorruptFile, UnsupportedFormat
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 V1, V2 = "gptq", "gptq_v2"
 _WIDTHS = (2, 3, 4, 8)
-_SCALES = ("F16", "BF16", "F32")
 
 
 class GptqDialect(Dialect):
@@ -36,8 +36,8 @@ class GptqDialect(Dialect):
 
     def weights(self, checkpoint: Checkpoint) -> Mapping[str, QuantizedWeight]:
         config = quantization_of(checkpoint.config)
-        stems = [name.removesuffix(".qweight") for name in checkpoint.tensors if name.endswith(".qweight")]
-        if not stems:
+        found = stems(checkpoint)
+        if not found:
             return {}
         layout = str(config.get("checkpoint_format") or config.get("format") or V1).lower()
         if layout not in (V1, V2):
@@ -48,7 +48,7 @@ class GptqDialect(Dialect):
             )
         group = config.get("group_size")
         asked = group if isinstance(group, int) and not isinstance(group, bool) and group > 0 else 0
-        return {f"{stem}.weight": _weight(checkpoint, stem, layout == V1, asked) for stem in stems}
+        return {f"{stem}.weight": _weight(checkpoint, stem, layout == V1, asked) for stem in found}
 
 
 @dataclass(frozen=True)
@@ -117,39 +117,26 @@ def _weight(checkpoint: Checkpoint, stem: str, less_one: bool, asked: int) -> Qu
     """asked is the group size in the config, 0 for whole rows or when it says nothing."""
     from core.formats.uniform import Uniform
 
-    where = f"{checkpoint.path}: {stem}"
-    tensors = checkpoint.tensors
-    pieces = [f"{stem}.{part}" for part in ("qweight", "qzeros", "scales")]
-    for piece in pieces:
-        if piece not in tensors:
-            raise CorruptFile(f"the quantized weight has no {piece}", "is a shard missing?", where)
-    codes, zeros, scales = (tensors[piece] for piece in pieces)
-    for info, dtypes in ((codes, ("I32",)), (zeros, ("I32",)), (scales, _SCALES)):
-        if info.dtype not in dtypes:
-            raise UnsupportedFormat(f"{info.name} is {info.dtype}, not {' or '.join(dtypes)}", where=where)
-        if len(info.shape) != 2 or not info.numel:
-            raise CorruptFile(f"{info.name} has the shape {list(info.shape)}", where=where)
+    where = place_of(checkpoint, stem)
+    codes, zeros, scales = pieces_of(checkpoint, stem)
     groups, rows = scales.shape
     width, rest = divmod(32 * zeros.columns, rows)
     if rest or codes.columns != rows or zeros.rows != groups:
-        raise CorruptFile(
-            f"codes {list(codes.shape)}, zero points {list(zeros.shape)} and scales {list(scales.shape)} "
-            "do not belong together",
-            where=where,
-        )
+        raise apart(codes, zeros, scales, "", where)
     if width not in _WIDTHS:
         raise UnsupportedFormat(f"GPTQ weights of {width} bits; 2, 3, 4 and 8 are read", where=where)
     columns, rest = divmod(32 * codes.rows, width)
     if rest:
         raise CorruptFile(f"codes of {width} bits do not fill {codes.rows} words", where=where)
+    pieces = [codes.name, zeros.name, scales.name]
     order = f"{stem}.g_idx"
-    if order in tensors:
-        info = tensors[order]
+    if order in checkpoint.tensors:
+        info = checkpoint.tensors[order]
         if info.dtype not in ("I32", "I64") or info.numel != columns:
             raise CorruptFile(f"{info.dtype} g_idx {list(info.shape)} for {columns} columns", where=where)
         pieces.append(order)
     run = asked if asked and -(-columns // asked) == groups else columns // groups
-    if not run or (run * groups != columns and run != asked and order not in tensors):
+    if not run or (run * groups != columns and run != asked and order not in checkpoint.tensors):
         raise CorruptFile(f"{groups} groups do not divide {columns} columns, and there is no g_idx", where=where)
     even = columns % run == 0 and groups > 1
     fmt = Uniform(f"int{width}", width, "group" if even else "row", run if even else 0, False, "F32")
