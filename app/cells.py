@@ -33,7 +33,12 @@ class PaddedDelegate(QStyledItemDelegate):
 
 
 def dress(table: QTableView) -> None:
-    """Rows of the theme's height, now and whenever it changes, and cells in line with their headers."""
+    """Whole rows to select, without grid and numbers; of the theme's height, now and whenever it changes; cells in line
+    with their headers, which look the same whatever is selected."""
+    table.setShowGrid(False)
+    table.setSelectionBehavior(QTableView.SelectionBehavior.SelectRows)
+    table.verticalHeader().hide()
+    table.horizontalHeader().setHighlightSections(False)
     table.setItemDelegate(PaddedDelegate(table))
     follow_rows(table)
 

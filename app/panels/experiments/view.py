@@ -175,18 +175,14 @@ class ExperimentsPanel(QWidget):
     def _build_table(self) -> None:
         self.table = QTableView()
         self.table.setModel(self.model)
-        self.table.setShowGrid(False)
         self.table.setAlternatingRowColors(True)
         self.table.setIconSize(QSize(ICON, ICON))
-        self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.table.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
         self.table.setHorizontalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
         self.table.setWordWrap(False)
         self.table.setTabKeyNavigation(False)
-        self.table.verticalHeader().hide()
         dress(self.table)
         header = self.table.horizontalHeader()
-        header.setHighlightSections(False)
         for n, column in enumerate(COLUMNS):
             extra = 28 + (ICON + 4 if column.title == "what" else 0)
             self.table.setColumnWidth(n, self.fontMetrics().horizontalAdvance(column.widest) + extra)
