@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Shots:
-    """One window and its pictures; app/pictures.py takes those of single panels with it."""
+    """One window and its pictures; app/pictures takes those of single panels with it."""
 
     def __init__(self, out: Path, theme: str, size: tuple[int, int]) -> None:
         from PySide6.QtCore import QSettings

@@ -57,6 +57,9 @@ def _fail(line: str) -> int:
     return 1
 
 
+CHECKPOINT = "a Hugging Face folder, .safetensors, .pt, .pth, .bin or .gguf file"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"quantbench: {message}; see `{self.prog} --help`\n")
@@ -93,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     def recipe(made: argparse.ArgumentParser) -> None:
-        made.add_argument("checkpoint", type=Path, help="a Hugging Face folder, .safetensors, .pt, .bin or .gguf file")
+        made.add_argument("checkpoint", type=Path, help=CHECKPOINT)
         made.add_argument("--recipe", required=True, metavar="R", help="preset, format, or recipe file (TOML)")
         made.add_argument(
             "--target",
@@ -117,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--length", type=_workers, default=LENGTH, metavar="L", help=f"tokens of a sample ({LENGTH})")
         made.add_argument("--seed", type=int, default=SEED, metavar="S", help=f"of the choice of samples ({SEED})")
 
-    command("inspect", commands.inspect, "list the tensors of a checkpoint").add_argument("checkpoint", type=Path)
+    command("inspect", commands.inspect, "list the tensors of a checkpoint").add_argument(
+        "checkpoint", type=Path, help=CHECKPOINT
+    )
     recipe(command("plan", commands.plan, "show what would be written, to the byte"))
     made = command("quantize", commands.quantize, "write a quantized checkpoint")
     recipe(made)
