@@ -329,3 +329,7 @@ def main(argv: Sequence[str] | None = ()) -> None:
                 there = w.to("cuda", dtype)
                 for case in cases(fitting, importance):
                     print(gpu_line(case, there, bandwidth, given.seconds / 2), flush=True)
+
+
+if __name__ == "__main__":
+    main(None)
