@@ -20,9 +20,8 @@ from core.formats.base import Format, Quantized
 from core.formats.bnb import BLOCK, FP4, NESTED, NF4, Bnb4
 from core.formats.llm_int8 import LlmInt8
 from core.targets.base import COMPARED, Assignment, Objection, OutputTensor, StoredTensor, Verified
-from core.targets.dense import float_dtype
 from core.targets.folder import QuantizedFolder, left_out
-from core.targets.plain import data_of
+from core.targets.plain import data_of, float_dtype
 from core.tensors import DTYPES
 
 # Room for any float32 as Python writes it: sign, 17 digits, point, exponent.

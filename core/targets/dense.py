@@ -22,7 +22,7 @@ from core.formats.uniform import Uniform
 from core.targets import safetensors
 from core.targets.base import COMPARED, Assignment, Layout, Outline, OutputTensor, StoredTensor, Target, Verified
 from core.targets.modules import own_outline
-from core.targets.plain import FLOATS, Verbatim, blocks, data_of, real, stored_as
+from core.targets.plain import FLOATS, Verbatim, data_of, float_dtype, kept_as, real, stored_as
 from core.targets.sides import carried, config_bytes
 from core.tensors import DTYPES
 
@@ -49,8 +49,7 @@ class DenseFolder(Target):
         return None if real(tensor.dtype) else f"{tensor.dtype} holds no real numbers"
 
     def keeps(self, tensor: OutputTensor) -> Format:
-        plain = tensor.dtype in DTYPES
-        return stored_as(tensor.dtype if plain else float_dtype(tensor.dtype))
+        return kept_as(tensor.dtype)
 
     def adapt(self, format: Format, tensor: OutputTensor) -> Format:
         return with_scales(format, tensor.dtype)
@@ -86,15 +85,6 @@ class DenseFolder(Target):
         else:
             values = _rounded(quantized.dequantize(), dtype)
         yield tensor.name, start * tensor.columns * DTYPES[dtype].bits // 8, data_of(values)
-
-
-def float_dtype(dtype: str) -> str:
-    """The plain float in which weights of this source dtype are stored once they are decoded."""
-    if dtype in FLOATS:
-        return dtype
-    if dtype == "F64":
-        return "F32"
-    return "F16" if blocks(dtype) and dtype not in ("MXFP4", "NVFP4") else "BF16"
 
 
 def with_scales(format: Format, dtype: str) -> Format:

@@ -15,9 +15,9 @@ from core.errors import TargetError
 from core.formats.base import Format, Quantized
 from core.targets import safetensors
 from core.targets.base import Assignment, Layout, Outline, OutputTensor, StoredTensor, Target
-from core.targets.dense import float_dtype, refuse_complex
+from core.targets.dense import refuse_complex
 from core.targets.modules import TiedHead, own_outline
-from core.targets.plain import Verbatim, data_of, real, stored_as
+from core.targets.plain import Verbatim, data_of, kept_as, real
 from core.targets.sides import carried
 from core.tensors import DTYPES
 
@@ -96,7 +96,7 @@ class QuantizedFolder(Target):
         return "not the weight of a Linear"
 
     def keeps(self, tensor: OutputTensor) -> Format:
-        return stored_as(tensor.dtype if tensor.dtype in DTYPES else float_dtype(tensor.dtype))
+        return kept_as(tensor.dtype)
 
     def stored(self, assignment: Assignment) -> tuple[StoredTensor, ...]:
         tensor, fmt = assignment.tensor, assignment.format

@@ -30,9 +30,9 @@ from core.formats.ggml.format import GgmlFormat
 from core.formats.mx import MxFp8
 from core.formats.uniform import Uniform
 from core.targets.base import COMPARED, SPECIFIED, Assignment, Objection, OutputTensor, StoredTensor, Verified
-from core.targets.dense import float_dtype, with_scales
+from core.targets.dense import with_scales
 from core.targets.folder import QuantizedFolder, module_of, quantizes
-from core.targets.plain import data_of
+from core.targets.plain import data_of, float_dtype
 from core.tensors import DTYPES
 
 if TYPE_CHECKING:

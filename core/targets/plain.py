@@ -82,6 +82,20 @@ def blocks(dtype: str) -> bool:
     return dtype in _BLOCKS
 
 
+def float_dtype(dtype: str) -> str:
+    """The plain float in which weights of this source dtype are stored once they are decoded."""
+    if dtype in FLOATS:
+        return dtype
+    if dtype == "F64":
+        return "F32"
+    return "F16" if blocks(dtype) and dtype not in ("MXFP4", "NVFP4") else "BF16"
+
+
+def kept_as(dtype: str) -> Format:
+    """The format of a weight of this source dtype that is not quantized: as it is, or decoded to a plain float."""
+    return stored_as(dtype if dtype in DTYPES else float_dtype(dtype))
+
+
 def real(dtype: str) -> bool:
     """Whether a tensor of this dtype holds real numbers, stored plainly or as codes."""
     known = DTYPES.get(dtype)

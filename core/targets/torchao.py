@@ -29,9 +29,9 @@ from core.formats.uniform import Uniform
 from core.parameters import DYNAMIC, PLAIN
 from core.targets import safetensors
 from core.targets.base import COMPARED, SPECIFIED, Assignment, OutputTensor, StoredTensor, Verified
-from core.targets.dense import float_dtype, with_scales
+from core.targets.dense import with_scales
 from core.targets.folder import QuantizedFolder, left_out, module_of, quantizes
-from core.targets.plain import data_of
+from core.targets.plain import data_of, float_dtype
 from core.tensors import DTYPES
 
 INT8, INTX, FLOAT8 = "Int8Tensor", "IntxUnpackedToInt8Tensor", "Float8Tensor"
