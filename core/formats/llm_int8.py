@@ -28,7 +28,7 @@ from math import prod
 from typing import TYPE_CHECKING, ClassVar
 
 from core.errors import CalibrationError, OutOfRange
-from core.formats.base import EXACT, Format, Grid, Parts
+from core.formats.base import EXACT, Format, Grid, Parts, Quantized
 from core.formats.checks import require_finite
 from core.formats.fp8 import row_pieces
 
@@ -123,6 +123,43 @@ class LlmInt8(Format):
         values = w[:, kept].to(torch.float32).to(torch.float16)
         columns_kept = kept.to(torch.int32).view(1, -1)
         return Grid({"absmax": absmax, "outlier_columns": columns_kept, "outlier_values": values})
+
+    def quantize(self, w: torch.Tensor, importance: torch.Tensor | None = None, effort: str = EXACT) -> Quantized:
+        import torch
+
+        from core.formats.fitting import on_lanes, raw_weights, whole_weights
+
+        self.require_effort(effort)
+        if self.outliers or not on_lanes(w) or w.numel() == 0:
+            return super().quantize(w, importance, effort)
+        from core.formats.fitting.lanes_int8 import encode_int8
+
+        rows, columns = w.shape
+        absmax, codes = torch.empty(rows, 1), torch.empty(rows, columns, dtype=torch.int8)
+        for start, piece in whole_weights(w):
+            here = slice(start, start + piece.shape[0])
+            stored = codes[here].view(torch.uint8).view(-1).numpy()
+            bad = encode_int8(*raw_weights(piece), absmax[here].view(-1).numpy(), stored)
+            if bad >= 0:
+                self.fit(w)  # says what is wrong
+                raise AssertionError(f"row {start + bad} could not be coded")
+        return Quantized(self, (rows, columns), parts={"codes": codes, "absmax": absmax})
+
+    def dequantize(self, parts: Parts, shape: tuple[int, int]) -> torch.Tensor:
+        import numpy as np
+        import torch
+
+        from core.formats.fitting import on_lanes
+
+        codes = parts["codes"].reshape(shape)
+        if self.outliers or not on_lanes(codes) or codes.numel() == 0:
+            return super().dequantize(parts, shape)
+        from core.formats.fitting.lanes_int8 import decode_int8
+
+        out = torch.empty(shape)
+        flat, absmax = codes.contiguous().view(torch.uint8).view(-1), parts["absmax"].reshape(-1).contiguous()
+        decode_int8(flat.numpy(), absmax.numpy(), np.float32(STEP), out.view(-1).numpy())
+        return out
 
     def worst_columns(self, w: torch.Tensor, importance: torch.Tensor | None = None) -> torch.Tensor:
         """int64 [outliers], ascending: the columns to keep. See the module's first paragraph."""

@@ -340,4 +340,6 @@ def is_compiled(format: Format) -> bool:
         "mx": [("lanes_small", "encode_nvfp4" if format.name == "nvfp4" else "encode")],
         "bitsandbytes": [("lanes_codebook", "encode_runs")] if format.bits == 4 else [],
     }.get(format.family, [])
+    if format.name == "llm-int8":
+        names = [("lanes_int8", "encode_int8")]
     return not available() or all(kept(module, name) for module, name in names if module)

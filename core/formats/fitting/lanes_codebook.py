@@ -19,6 +19,7 @@ from core.formats.fitting.lanes_vector_rows import (
 
 F = np.float32
 INF = np.uint32(0x7F800000)
+TOGETHER = 16
 
 
 @helper
@@ -62,12 +63,17 @@ def encode_runs(x, brains, run, smallest, bounds, pairs, plain, absmax, out):
 @kernel
 def decode_runs(packed, scale, run, levels, out):
     """out float32 [n], n % run == 0, run % 16 == 0; levels uint64 [256], the two float32 of a byte as one number."""
-    pairs = np.empty(run // 2, np.uint64)
+    runs = out.size // run
+    # Several runs are looked up before the first is scaled: a vector that is read right after its parts were written
+    # waits for them to leave for the cache.
+    codes, pairs = np.empty(TOGETHER * run // 2, np.uint8), np.empty(TOGETHER * run // 2, np.uint64)
     values = pairs.view(np.float32)
-    for k in range(out.size // run):
-        s = scale[k]
-        at = k * run // 2
-        for i in range(run // 2):
-            pairs[i] = levels[packed[at + i]]
-        for i in range(0, run, WIDTH):
-            store_at(out, k * run + i, load_at(values, i) * s)
+    for first in range(0, runs, TOGETHER):
+        here = min(TOGETHER, runs - first)
+        copy_run(packed, first * run // 2, codes, 0, here * run // 2)
+        for i in range(here * run // 2):
+            pairs[i] = levels[codes[i]]
+        for k in range(here):
+            s = scale[first + k]
+            for i in range(k * run, (k + 1) * run, WIDTH):
+                store_at(out, first * run + i, load_at(values, i) * s)

@@ -43,6 +43,8 @@ from core.formats.fitting.lanes_vector_rows import (
 F = np.float32
 U64 = np.uint64
 RUN = 32
+# Weights that are looked at together where rows are of no concern.
+CHUNK = 4096
 LARGEST = F(3.4028234663852886e38)
 # What to do about scales: they are given, or fitted with the zero in the middle, at a whole code, or anywhere.
 GIVEN, SYMMETRIC, WHOLE, FRACTIONAL = 0, 1, 2, 3
@@ -94,6 +96,23 @@ def ranges(bits, group, low, high):
             bottom, top = _bounds(bits[r, g * group : (g + 1) * group], most, least)
             low[r, g] = _of_key(bottom)
             high[r, g] = _of_key(top)
+
+
+@kernel
+def extremes(x, brains, found):
+    """Bits of the smallest of 0 and all weights, flat, and of the largest, into found, uint32 [2]; one is NaN or Inf
+    where a weight is not finite."""
+    room = np.empty(CHUNK, np.float32)
+    low, high = np.uint32(0), np.uint32(0)
+    for at in range(0, x.size + brains.size, CHUNK):
+        here = min(CHUNK, x.size + brains.size - at)
+        source = address(x, at)
+        if brains.size:
+            widen_row(brains, at, here, room)
+            source = address(room, 0)
+        least, most = ends_of(source, here)
+        low, high = max(low, least), max(high, most)
+    found[0], found[1] = low, high
 
 
 @helper

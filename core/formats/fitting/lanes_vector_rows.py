@@ -108,18 +108,23 @@ def load_brains(typing: Any, array: Any, at: Any) -> Any:
     return lanes(array, at), lower
 
 
-@_primitive
-def load_bytes(typing: Any, array: Any, at: Any) -> Any:
-    """Sixteen consecutive uint8 as float32."""
-    if not _is_table(array, types.uint8):
-        return None
+def _bytes(widen: str) -> Any:
+    def typing(context: Any, array: Any, at: Any) -> Any:
+        if not _is_table(array, types.uint8):
+            return None
 
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        i = context.cast(builder, args[1], sig.args[1], types.intp)
-        few = builder.load(_place(context, builder, sig.args[0], args[0], i, _BYTES), align=1)
-        return builder.sitofp(builder.zext(few, _INTS), _FLOATS)
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            i = context.cast(builder, args[1], sig.args[1], types.intp)
+            few = builder.load(_place(context, builder, sig.args[0], args[0], i, _BYTES), align=1)
+            return builder.sitofp(getattr(builder, widen)(few, _INTS), _FLOATS)
 
-    return lanes(array, at), lower
+        return lanes(array, at), lower
+
+    return _primitive(typing)
+
+
+load_bytes: Any = _bytes("zext")  # sixteen consecutive bytes of a uint8 array as float32
+load_signed: Any = _bytes("sext")  # likewise, as int8
 
 
 def _larger(sign: str, unsigned: bool, sized: bool) -> Any:

@@ -22,6 +22,7 @@ from core.formats.fitting.lanes_uniform import (
     WHOLE,
     decode,
     encode,
+    extremes,
     ranges,
 )
 from core.tensors import DTYPES
@@ -67,19 +68,35 @@ def quantize(format: Uniform, w: Tensor, words: Tensor, importance: Tensor | Non
     if format.ranged_by_ends and format.row_local:
         return _in_one_pass(format, w, words)
     rows, columns = w.shape
+    whole = None if format.row_local else _whole(format, w, importance)
+    if whole is not None:
+        for start, piece in whole_weights(w):
+            _code(format, piece, whole, words[start : start + piece.shape[0]])
+        return whole
+    grids = []
     step = max(1, PIECE // columns)
     room = torch.empty(min(step, rows), columns)
-    whole = None if format.row_local else format.fit(w, importance)
-    grids = []
     for start in range(0, rows, step):
         stop = min(rows, start + step)
-        x = widened(w, start, stop, room)
-        grid = whole or _ranged(format, x, importance, start)
+        x = widened(w.detach(), start, stop, room)
+        grid = _ranged(format, x, importance, start)
         _code(format, x, grid, words[start:stop])
         grids.append(grid)
-    if whole is not None:
-        return whole
     return Grid({key: torch.cat([g[key] for g in grids]) for key in grids[0].parts})
+
+
+def _whole(format: Uniform, w: Tensor, importance: Tensor | None) -> Grid:
+    """The grid of all rows together."""
+    if not (format.ranged_by_ends and format.granularity == "tensor"):
+        return format.fit(w, importance)
+    ends = torch.zeros(2, 1, 1)
+    for _, piece in whole_weights(w):
+        found = torch.empty(2, 1, 1)
+        extremes(*raw_weights(piece), found.view(-1).numpy().view(np.uint32))
+        if not found.isfinite().all():
+            require_finite(w)
+        ends[0], ends[1] = torch.minimum(ends[0], found[0]), torch.maximum(ends[1], found[1])
+    return format.grid_of_range(ends[0], ends[1])
 
 
 def _code(format: Uniform, x: Tensor, grid: Grid, words: Tensor) -> None:

@@ -17,7 +17,7 @@ from core.formats.base import Format, Parts
 NAMES = (
     *("int8", "int8-asym", "int4-g32", "int4-g128-asym", "int3-g64", "int2-g8-asym", "int5", "int6-g20", "int7-asym"),
     *("int4-g64-shift", "int8-tensor", "int4-tensor-asym", "int8-col", "int3-col-asym"),
-    *("fp8-e4m3", "fp8-e5m2", "fp8-e4m3-tensor", "fp8-e5m2-b128", "mxfp8", "nvfp4", "nf4", "fp4", "nf4-dq"),
+    *("fp8-e4m3", "fp8-e5m2", "fp8-e4m3-tensor", "fp8-e5m2-b128", "mxfp8", "nvfp4", "nf4", "fp4", "nf4-dq", "llm-int8"),
 )
 NAMED = pytest.mark.parametrize("name", NAMES)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
