@@ -201,4 +201,4 @@ def test_a_closed_panel_is_collected(qtbot, tmp_path: Path):
     panel.deleteLater()
     del panel
     assert jobs.shutdown() == ()
-    qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=3000)
+    qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=20_000)

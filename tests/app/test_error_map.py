@@ -299,7 +299,7 @@ def test_a_closed_panel_is_collected(qtbot):
     panel.deleteLater()
     del panel
     assert jobs.shutdown() == ()
-    qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=3000)
+    qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=20_000)
 
 
 def test_a_lasso_holds_the_cells_whose_middle_it_runs_around(panel, qtbot):

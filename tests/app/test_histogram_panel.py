@@ -551,4 +551,4 @@ def test_a_closed_panel_is_collected(qtbot, demo: Path):
     panel.close()
     panel.deleteLater()
     del panel, bench
-    qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=3000)
+    qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=20_000)

@@ -288,4 +288,4 @@ def test_a_closed_panel_is_collected(jobs, qtbot):
     panel.close()
     panel.deleteLater()
     del panel
-    qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=3000)
+    qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=20_000)

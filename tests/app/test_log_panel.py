@@ -231,5 +231,5 @@ def test_a_closed_panel_is_collected(qtbot):
     panel.close()
     panel.deleteLater()
     del panel
-    qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=3000)
+    qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=20_000)
     assert jobs.shutdown() == ()

@@ -422,4 +422,4 @@ def test_closes_and_is_collected(qtbot, tmp_path: Path):
     panel.close()
     panel.deleteLater()
     del panel, bench
-    qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=3000)
+    qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=20_000)

@@ -235,4 +235,4 @@ def test_a_closed_plot_is_collected(qtbot):
     holder.close()
     holder.deleteLater()
     del holder
-    qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=3000)
+    qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=20_000)
