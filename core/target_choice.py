@@ -25,7 +25,8 @@ def make_plan_for(
     **options: Any,
 ) -> tuple[Plan, str]:
     """The plan for the named target, or, without a name, for the first in _BY_ITSELF that carries the recipe; and why
-    this one.
+    this one. Where something stands in the way of all, the first that has a place for any of its formats: what that
+    one says is what is missing.
 
     options  of make_plan
     raises   what planning raises, for the last resort too
@@ -38,7 +39,8 @@ def make_plan_for(
     why = "the source is a GGUF" if checkpoint.kind == "gguf" else "GGUF knows this architecture"
     unable: list[str] = []
     without: list[str] = []
-    first: tuple[Plan, str] | None = None
+    nearest: tuple[Plan, str] | None = None
+    any_fits = False
     for name in _BY_ITSELF:
         try:
             made = make_plan(checkpoint, recipe, get_target(name), ctx, **options), why
@@ -46,14 +48,16 @@ def make_plan_for(
             unable.append(name)
             why = _passed_over(unable, without)
             continue
-        first = first or made
         if not any(p.severity == "error" for p in made[0].problems):
             return made
+        fits = any(t.quantized for t in made[0].tensors)
+        if nearest is None or (fits and not any_fits):
+            nearest, any_fits = made, fits
         without.append(name)
         why = _passed_over(unable, without)
-    if first is None:
+    if nearest is None:
         raise TargetError("no target can write this checkpoint", "name one with --target to see why", checkpoint.path)
-    return first
+    return nearest
 
 
 def _passed_over(unable: list[str], without: list[str]) -> str:

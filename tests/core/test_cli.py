@@ -134,6 +134,15 @@ def test_default_target_of_a_bare_file_is_stated(cli, source: Path, recipe: str,
     assert f"→ {target} ({plan['target_why']})" in cli("plan", source, "--recipe", recipe).stdout
 
 
+def test_what_is_missing_is_said_by_a_target_with_a_place_for_the_format(cli, demo: Path, tmp_path: Path) -> None:
+    """Nothing can be written without calibration; that GGUF has no such type is beside the point."""
+    refused = cli("quantize", demo, "--recipe", "int4-g128+gptq", "--out", tmp_path / "out")
+    assert refused.returncode != 0
+    assert "→ compressed-tensors" in refused.stderr
+    assert "gptq needs calibration data" in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
 def test_default_target_of_a_known_architecture(cli, demo: Path, tmp_path: Path) -> None:
     """GGUF where GGUF can carry the recipe; named after model and recipe inside an existing folder."""
     made = answer(cli("quantize", demo, "--recipe", "q8_0", "--out", tmp_path, "--json"))
