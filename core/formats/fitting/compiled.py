@@ -43,7 +43,7 @@ def _folder() -> Path | None:
     core = here.parents[1]
     digest = hashlib.sha256(numba.__version__.encode())
     # Kernels, and where their constants come from.
-    constants = [here / "compiled.py", here / "tries.py", here.parent / "checks.py"]
+    constants = [here / "compiled.py", here / "parts.py", here / "tries.py", here.parent / "checks.py"]
     constants += [here.parent / "ggml" / name for name in ("codebook.py", "fp4.py", "neighbours.py")]
     for source in [*sorted(core.rglob("lanes_*.py")), *sorted(core.rglob("*_kernel.py")), *constants]:
         digest.update(source.read_bytes())
@@ -120,9 +120,18 @@ def helper(function: Any) -> Any:
     """
     import numba
 
+    from core.formats.fitting.parts import PartCompiler
+
     _require_own_name(function)
-    compiled: Any = numba.njit  # its signature leaves these two out
-    return compiled(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    compiled: Any = numba.njit  # its signature leaves these out
+    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": PartCompiler}
+    dispatcher = compiled(nogil=True, error_model="numpy", **options)(function)
+    # numba would compile it for every constant that it is called with.
+    for_types = dispatcher.get_call_template
+    dispatcher.get_call_template = lambda args, kws: for_types(
+        tuple(numba.types.unliteral(a) for a in args), {k: numba.types.unliteral(a) for k, a in kws.items()}
+    )
+    return dispatcher
 
 
 def inlined(function: Any) -> Any:
@@ -136,6 +145,20 @@ def inlined(function: Any) -> Any:
 
 def kernel(function: Any) -> Any:
     """Compiled at the first call, loaded from disk afterwards."""
+    from core.formats.fitting.parts import WholeCompiler
+
+    return _kernel(function, WholeCompiler)
+
+
+def vector_kernel(function: Any) -> Any:
+    """The same where the inner loops are written with lanes_vector.py: LLVM need not look for vectors itself, which
+    takes it a third of its time."""
+    from core.formats.fitting.parts import VectorCompiler
+
+    return _kernel(function, VectorCompiler)
+
+
+def _kernel(function: Any, pipeline: Any) -> Any:
     import numba
 
     _require_own_name(function)
@@ -149,6 +172,8 @@ def kernel(function: Any) -> Any:
         try:
             if folder is not None:
                 config.CACHE_DIR = str(folder)
-            return numba.njit(nogil=True, error_model="numpy", cache=folder is not None)(function)
+            compiled: Any = numba.njit
+            options = {"no_cfunc_wrapper": True, "pipeline_class": pipeline}
+            return compiled(nogil=True, error_model="numpy", cache=folder is not None, **options)(function)
         finally:
             config.CACHE_DIR = before

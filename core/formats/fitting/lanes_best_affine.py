@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.formats.fitting.compiled import helper, kernel
+from core.formats.fitting.compiled import helper, vector_kernel
 from core.formats.fitting.lanes_bits import from_half, half_at, put_half, to_half
+from core.formats.fitting.lanes_room import empty, empty_rows, flattened
 from core.formats.fitting.lanes_super import (
     mean_square,
     put_crumbs,
@@ -28,6 +29,7 @@ from core.formats.fitting.lanes_super import (
 from core.formats.fitting.lanes_vector import (
     at_least,
     at_most,
+    clipped,
     load,
     magnitude,
     rint,
@@ -37,7 +39,6 @@ from core.formats.fitting.lanes_vector import (
     table,
     where,
 )
-from core.formats.fitting.lanes_vector_search import clipped
 
 F = np.float32
 U8 = np.uint8
@@ -222,8 +223,8 @@ def _take_six(data, at, t, g):
 def _sixes(x, imp, out, nmax, size):
     """Q4_K and Q5_K."""
     count = x.size // 256
-    flat = out.reshape(-1)
-    t, room, few, made = table(ROWS), np.empty(4096, F), np.empty(4608, U8), np.empty((16, 288), U8)
+    flat = flattened(out)
+    t, room, few, made = table(ROWS), empty(F, 4096), empty(U8, 4608), empty_rows(U8, 16, 288)
     for first in range(0, count, 16):
         for g in range(16):
             at = min(first + g, count - 1) * size
@@ -241,21 +242,21 @@ def _sixes(x, imp, out, nmax, size):
             put_nibbles(flat[at + size - 128 :], made[g])
 
 
-@kernel
+@vector_kernel
 def q4_k(x, imp, out):
     _sixes(x, imp, out, F(15), 144)
 
 
-@kernel
+@vector_kernel
 def q5_k(x, imp, out):
     _sixes(x, imp, out, F(31), 176)
 
 
-@kernel
+@vector_kernel
 def q2_k(x, imp, out):
     count = x.size // 256
-    flat = out.reshape(-1)
-    t, room, few, made = table(ROWS), np.empty(4096, F), np.empty(4608, U8), np.empty((16, 288), U8)
+    flat = flattened(out)
+    t, room, few, made = table(ROWS), empty(F, 4096), empty(U8, 4608), empty_rows(U8, 16, 288)
     for first in range(0, count, 16):
         for g in range(16):
             at = min(first + g, count - 1) * 84

@@ -14,6 +14,7 @@ from core.formats.fitting.compiled import inlined, kernel
 from core.formats.fitting.lanes_bits import half_at, put_half, to_half
 from core.formats.fitting.lanes_iq4 import _codes, _level, _load
 from core.formats.fitting.lanes_legacy import _put_four
+from core.formats.fitting.lanes_room import empty, empty_rows, flattened
 from core.formats.fitting.lanes_search import W
 from core.formats.fitting.tries import FACTORS, REFITS
 
@@ -33,7 +34,7 @@ def _halved(d):
 @inlined
 def _errors(x, w, step, err):
     """Σ w·(step·level − x)² of every lane, the level nearest."""
-    inv = np.empty(W, F)
+    inv = empty(F, W)
     for j in range(W):
         inv[j] = F(1) / step[j] if step[j] != 0 else F(0)
         err[j] = F(0)
@@ -46,7 +47,7 @@ def _errors(x, w, step, err):
 @inlined
 def _sums(x, w, step, a, b):
     """a = Σ w·x·level and b = Σ w·level² of every lane."""
-    inv = np.empty(W, F)
+    inv = empty(F, W)
     for j in range(W):
         inv[j] = F(1) / step[j] if step[j] != 0 else F(0)
         a[j] = F(0)
@@ -62,10 +63,10 @@ def _sums(x, w, step, a, b):
 @kernel
 def iq4_nl(x, imp, out):
     count = x.size // BLOCK
-    flat, target = x.reshape(-1), out.reshape(-1)
-    lanes_x, lanes_w, s = np.empty((BLOCK, W), F), np.empty((BLOCK, W), F), np.empty((7, W), F)
+    flat, target = flattened(x), flattened(out)
+    lanes_x, lanes_w, s = empty_rows(F, BLOCK, W), empty_rows(F, BLOCK, W), empty_rows(F, 7, W)
     start, step, new, best, err, a, b = s
-    codes = np.empty(BLOCK, np.uint8)
+    codes = empty(np.uint8, BLOCK)
     for first in range(0, count, W):
         _load(x, imp, first, 1, lanes_x, lanes_w, start)
         for j in range(W):

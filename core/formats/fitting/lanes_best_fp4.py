@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.formats.fitting.compiled import helper, kernel
+from core.formats.fitting.compiled import helper, vector_kernel
 from core.formats.fitting.lanes_bits import float_of
 from core.formats.fitting.lanes_blocks import BLOCK, extent, place_for, put_nibbles, read_blocks, write_rest
 from core.formats.fitting.lanes_few import exponent
+from core.formats.fitting.lanes_room import empty, flattened
 from core.formats.fitting.lanes_vector import (
     all_of,
     at_least,
@@ -62,11 +63,11 @@ def _error(x, inv):
     return e
 
 
-@kernel
+@vector_kernel
 def mxfp4(x, imp, out):
-    t, codes, bytes_, whole = table(BLOCK), table(BLOCK), np.empty(1024, np.uint8), np.empty(16 * 17, np.uint8)
-    room, numbers, moves = np.empty(512, F), np.empty(16, np.int32), np.empty(16, F)
-    count, target = x.size // BLOCK, out.reshape(-1)
+    t, codes, bytes_, whole = table(BLOCK), table(BLOCK), empty(np.uint8, 1024), empty(np.uint8, 16 * 17)
+    room, numbers, moves = empty(F, 512), empty(np.int32, 16), empty(F, 16)
+    count, target = x.size // BLOCK, flattened(out)
     for first in range(0, count, 16):
         read_blocks(x, BLOCK, first, room, t)
         low, high = extent(t, BLOCK)

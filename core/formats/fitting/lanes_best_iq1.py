@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.formats.fitting.compiled import helper, kernel
+from core.formats.fitting.compiled import helper, vector_kernel
 from core.formats.fitting.lanes_best_lattice import BEST as LEAST
 from core.formats.fitting.lanes_best_lattice import ERR, INVERSE, LS, ROWS, START, STEP, TRIED, D, errors, fit
 from core.formats.fitting.lanes_bits import from_half, half_at, put_half, to_half
 from core.formats.fitting.lanes_iq1 import DOWN, RUN, UP, _load
 from core.formats.fitting.lanes_nearest import W, nearest_above
+from core.formats.fitting.lanes_room import empty_rows, flattened, zeros_rows
 from core.formats.fitting.tries import SIDE_MOVES
 
 F = np.float32
@@ -182,16 +183,17 @@ def _put_m(to, d, a, ls, kept, down):
         to[32 + g] = U8(high)
 
 
-@kernel
+@vector_kernel
 def iq1_s(x, imp, codes, point, begin, listed, lanes, out):
     group, runs, per = 32, 4, 8
     total = x.size // group
-    data = out.reshape(-1)
-    lanes_x, lanes_w, q = np.empty((3, group, W), F)
-    s = np.zeros((ROWS + 1, W), F)
-    room = np.empty((2 * runs + 3, W), F)
-    kept, found, found_there = np.zeros((3, runs, W), np.int16)
-    down, side = np.zeros((2, runs, W), U8)
+    data = flattened(out)
+    lanes_x, lanes_w, q = empty_rows(F, group, W), empty_rows(F, group, W), empty_rows(F, group, W)
+    s = zeros_rows(F, ROWS + 1, W)
+    room = empty_rows(F, 2 * runs + 3, W)
+    kept = zeros_rows(np.int16, runs, W)
+    found, found_there = empty_rows(np.int16, runs, W), empty_rows(np.int16, runs, W)
+    down, side = zeros_rows(U8, runs, W), zeros_rows(U8, runs, W)
     lattice = (codes, point, begin, listed, lanes)
     for first in range(0, total, W):
         _load(x, imp, first, group, F(0), lanes_x, lanes_w, room[0], room[1])
@@ -205,16 +207,17 @@ def iq1_s(x, imp, codes, point, begin, listed, lanes, out):
             _put_s(data[(first + a) // per * 50 :], s[D, a], a, s[LS], kept, down)
 
 
-@kernel
+@vector_kernel
 def iq1_m(x, imp, codes, point, begin, listed, lanes, out):
     group, runs, per = 16, 2, 16
     total = x.size // group
-    data = out.reshape(-1)
-    lanes_x, lanes_w, q = np.empty((3, group, W), F)
-    s = np.zeros((ROWS + 1, W), F)
-    room = np.empty((2 * runs + 3, W), F)
-    kept, found, found_there = np.zeros((3, runs, W), np.int16)
-    down, side = np.zeros((2, runs, W), U8)
+    data = flattened(out)
+    lanes_x, lanes_w, q = empty_rows(F, group, W), empty_rows(F, group, W), empty_rows(F, group, W)
+    s = zeros_rows(F, ROWS + 1, W)
+    room = empty_rows(F, 2 * runs + 3, W)
+    kept = zeros_rows(np.int16, runs, W)
+    found, found_there = empty_rows(np.int16, runs, W), empty_rows(np.int16, runs, W)
+    down, side = zeros_rows(U8, runs, W), zeros_rows(U8, runs, W)
     lattice = (codes, point, begin, listed, lanes)
     for first in range(0, total, W):
         _load(x, imp, first, group, F(0), lanes_x, lanes_w, room[0], room[1])

@@ -29,6 +29,7 @@ from core.formats.fitting.lanes_lattice_bytes import (
     take_iq3_xxs,
 )
 from core.formats.fitting.lanes_nearest import W, nearest_above, nearest_above4
+from core.formats.fitting.lanes_room import empty, empty_rows, flattened
 from core.formats.fitting.tries import REACHES
 
 F = np.float32
@@ -41,7 +42,7 @@ D, LS, BEST, ERR, STEP, INVERSE, A, B, START, TRIED, ROWS = 0, 1, 2, 3, 4, 5, 6,
 @helper
 def levels_of(codes, sizes):
     """Levels of the codes of points, of the same shape: float32 of sizes[code]."""
-    out = np.empty(codes.shape, F)
+    out = empty_rows(F, codes.shape[0], codes.shape[1])
     for p in range(codes.shape[0]):
         for i in range(codes.shape[1]):
             out[p, i] = F(sizes[codes[p, i]])
@@ -51,8 +52,8 @@ def levels_of(codes, sizes):
 @helper
 def listed_sizes(lanes, sizes):
     """The lists of neighbours with magnitudes in place of codes."""
-    out = np.empty(lanes.size, np.uint8)
-    flat = lanes.reshape(-1)
+    out = empty(np.uint8, lanes.size)
+    flat = flattened(lanes)
     for i in range(flat.size):
         out[i] = sizes[flat[i]]
     return out
@@ -247,12 +248,12 @@ def whole(ls, a, levels):
 def iq2_xxs(x, imp, codes, point, first, index, lanes, sizes, out):
     n, run, per, size = 32, 8, 8, 66
     total = x.size // n
-    data = out.reshape(-1)
-    lanes_x, lanes_w = np.empty((2, n, W), F)
-    work, s = np.empty((3, n, W), F), np.empty((ROWS, W), F)
-    kept, found = np.empty((n // run, W), np.int16), np.empty((n // run, W), np.int16)
-    signs, other, number = np.empty((n // 8, W), np.uint8), np.empty((n // 8, W), np.uint8), np.empty(W, F)
-    levels = np.empty(per, np.int32)
+    data = flattened(out)
+    lanes_x, lanes_w = empty_rows(F, n, W), empty_rows(F, n, W)
+    work, s = np.empty((3, n, W), F), empty_rows(F, ROWS, W)
+    kept, found = empty_rows(np.int16, n // run, W), empty_rows(np.int16, n // run, W)
+    signs, other, number = empty_rows(np.uint8, n // 8, W), empty_rows(np.uint8, n // 8, W), empty(F, W)
+    levels = empty(np.int32, per)
     tables = levels_of(codes, sizes), point, first, index, listed_sizes(lanes, sizes)
     shape = F(0.125), F(2 / 35), F(16 / 35)
     for begin in range(0, total, W):
@@ -272,12 +273,12 @@ def iq2_xxs(x, imp, codes, point, first, index, lanes, sizes, out):
 def iq2_xs(x, imp, codes, point, first, index, lanes, sizes, out):
     n, run, per, size = 16, 8, 16, 74
     total = x.size // n
-    data = out.reshape(-1)
-    lanes_x, lanes_w = np.empty((2, n, W), F)
-    work, s = np.empty((3, n, W), F), np.empty((ROWS, W), F)
-    kept, found = np.empty((n // run, W), np.int16), np.empty((n // run, W), np.int16)
-    signs, other, number = np.empty((n // 8, W), np.uint8), np.empty((n // 8, W), np.uint8), np.empty(W, F)
-    levels = np.empty(per, np.int32)
+    data = flattened(out)
+    lanes_x, lanes_w = empty_rows(F, n, W), empty_rows(F, n, W)
+    work, s = np.empty((3, n, W), F), empty_rows(F, ROWS, W)
+    kept, found = empty_rows(np.int16, n // run, W), empty_rows(np.int16, n // run, W)
+    signs, other, number = empty_rows(np.uint8, n // 8, W), empty_rows(np.uint8, n // 8, W), empty(F, W)
+    levels = empty(np.int32, per)
     tables = levels_of(codes, sizes), point, first, index, listed_sizes(lanes, sizes)
     shape = F(0.125), F(2 / 35), F(16 / 35)
     for begin in range(0, total, W):
@@ -297,12 +298,12 @@ def iq2_xs(x, imp, codes, point, first, index, lanes, sizes, out):
 def iq2_s(x, imp, codes, point, first, index, lanes, sizes, out):
     n, run, per, size = 16, 8, 16, 82
     total = x.size // n
-    data = out.reshape(-1)
-    lanes_x, lanes_w = np.empty((2, n, W), F)
-    work, s = np.empty((3, n, W), F), np.empty((ROWS, W), F)
-    kept, found = np.empty((n // run, W), np.int16), np.empty((n // run, W), np.int16)
-    signs, other, number = np.empty((n // 8, W), np.uint8), np.empty((n // 8, W), np.uint8), np.empty(W, F)
-    levels = np.empty(per, np.int32)
+    data = flattened(out)
+    lanes_x, lanes_w = empty_rows(F, n, W), empty_rows(F, n, W)
+    work, s = np.empty((3, n, W), F), empty_rows(F, ROWS, W)
+    kept, found = empty_rows(np.int16, n // run, W), empty_rows(np.int16, n // run, W)
+    signs, other, number = empty_rows(np.uint8, n // 8, W), empty_rows(np.uint8, n // 8, W), empty(F, W)
+    levels = empty(np.int32, per)
     tables = levels_of(codes, sizes), point, first, index, listed_sizes(lanes, sizes)
     shape = F(0.125), F(2 / 35), F(16 / 35)
     for begin in range(0, total, W):
@@ -322,12 +323,12 @@ def iq2_s(x, imp, codes, point, first, index, lanes, sizes, out):
 def iq3_xxs(x, imp, codes, point, first, index, lanes, sizes, out):
     n, run, per, size = 32, 4, 8, 98
     total = x.size // n
-    data = out.reshape(-1)
-    lanes_x, lanes_w = np.empty((2, n, W), F)
-    work, s = np.empty((3, n, W), F), np.empty((ROWS, W), F)
-    kept, found = np.empty((n // run, W), np.int16), np.empty((n // run, W), np.int16)
-    signs, other, number = np.empty((n // 8, W), np.uint8), np.empty((n // 8, W), np.uint8), np.empty(W, F)
-    levels = np.empty(per, np.int32)
+    data = flattened(out)
+    lanes_x, lanes_w = empty_rows(F, n, W), empty_rows(F, n, W)
+    work, s = np.empty((3, n, W), F), empty_rows(F, ROWS, W)
+    kept, found = empty_rows(np.int16, n // run, W), empty_rows(np.int16, n // run, W)
+    signs, other, number = empty_rows(np.uint8, n // 8, W), empty_rows(np.uint8, n // 8, W), empty(F, W)
+    levels = empty(np.int32, per)
     tables = levels_of(codes, sizes), point, first, index, listed_sizes(lanes, sizes)
     shape = F(0.25), F(0.125), F(0.5)
     for begin in range(0, total, W):
@@ -347,12 +348,12 @@ def iq3_xxs(x, imp, codes, point, first, index, lanes, sizes, out):
 def iq3_s(x, imp, codes, point, first, index, lanes, sizes, out):
     n, run, per, size = 32, 4, 8, 110
     total = x.size // n
-    data = out.reshape(-1)
-    lanes_x, lanes_w = np.empty((2, n, W), F)
-    work, s = np.empty((3, n, W), F), np.empty((ROWS, W), F)
-    kept, found = np.empty((n // run, W), np.int16), np.empty((n // run, W), np.int16)
-    signs, other, number = np.empty((n // 8, W), np.uint8), np.empty((n // 8, W), np.uint8), np.empty(W, F)
-    levels = np.empty(per, np.int32)
+    data = flattened(out)
+    lanes_x, lanes_w = empty_rows(F, n, W), empty_rows(F, n, W)
+    work, s = np.empty((3, n, W), F), empty_rows(F, ROWS, W)
+    kept, found = empty_rows(np.int16, n // run, W), empty_rows(np.int16, n // run, W)
+    signs, other, number = empty_rows(np.uint8, n // 8, W), empty_rows(np.uint8, n // 8, W), empty(F, W)
+    levels = empty(np.int32, per)
     tables = levels_of(codes, sizes), point, first, index, listed_sizes(lanes, sizes)
     shape = F(1), F(0.5), F(0.5)
     for begin in range(0, total, W):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.formats.fitting.compiled import helper, kernel, named
+from core.formats.fitting.compiled import helper, named, vector_kernel
 from core.formats.fitting.lanes_bits import half_at
 from core.formats.fitting.lanes_blocks import (
     BLOCK,
@@ -31,8 +31,11 @@ from core.formats.fitting.lanes_blocks import (
     weigh_blocks,
     write_rest,
 )
+from core.formats.fitting.lanes_room import empty, flattened
+from core.formats.fitting.lanes_turn import turn_bytes
 from core.formats.fitting.lanes_vector import (
     any_of,
+    clipped,
     down,
     fused,
     load,
@@ -43,11 +46,9 @@ from core.formats.fitting.lanes_vector import (
     store,
     store_bytes,
     table,
-    turn_bytes,
     where,
 )
 from core.formats.fitting.lanes_vector_bits import halved, store_halves
-from core.formats.fitting.lanes_vector_search import clipped
 from core.formats.fitting.tries import FACTORS
 
 F = np.float32
@@ -267,8 +268,8 @@ def _plain(name, n, size, extreme, search, put):
     @named(f"_plain_{name}")
     def plain(x, out):
         t, codes = table(n), table(n)
-        room, bytes_, whole = np.empty(16 * n, F), np.empty(1024, np.uint8), np.empty(16 * size, np.uint8)
-        count, target = x.size // n, out.reshape(-1)
+        room, bytes_, whole = empty(F, 16 * n), empty(np.uint8, 1024), empty(np.uint8, 16 * size)
+        count, target = x.size // n, flattened(out)
         for first in range(0, count, 16):
             read_blocks(x, n, first, room, t)
             low, high = extent(t, n)
@@ -294,11 +295,11 @@ def _weighted(name, size, bottom, top, put):
     @helper
     @named(f"_weighted_{name}")
     def weighted(x, imp, out):
-        means = np.empty(x.shape[0], F)
+        means = empty(F, x.shape[0])
         row_means(x, means)
         t, w, wx, codes = table(BLOCK), table(BLOCK), table(BLOCK), table(BLOCK)
-        room, bytes_, whole = np.empty(512, F), np.empty(1024, np.uint8), np.empty(16 * size, np.uint8)
-        count, target = x.size // BLOCK, out.reshape(-1)
+        room, bytes_, whole = empty(F, 512), empty(np.uint8, 1024), empty(np.uint8, 16 * size)
+        count, target = x.size // BLOCK, flattened(out)
         for first in range(0, count, 16):
             read_blocks(x, BLOCK, first, room, t)
             weigh_blocks(x, imp, means, first, room, t, w)
@@ -325,35 +326,35 @@ _weighted_q4_0 = _weighted("q4_0", 18, F(-8), F(7), _put_q4_0)
 _weighted_q5_0 = _weighted("q5_0", 22, F(-16), F(15), _put_q5_0)
 
 
-@kernel
+@vector_kernel
 def q4_0(x, imp, out):
     if imp is None:
         return _plain_q4_0(x, out)
     return _weighted_q4_0(x, imp, out)
 
 
-@kernel
+@vector_kernel
 def q5_0(x, imp, out):
     if imp is None:
         return _plain_q5_0(x, out)
     return _weighted_q5_0(x, imp, out)
 
 
-@kernel
+@vector_kernel
 def q8_0(x, imp, out):
     return _plain_q8_0(x, out)
 
 
-@kernel
+@vector_kernel
 def q2_0(x, imp, out):
     return _plain_q2_0(x, out)
 
 
-@kernel
+@vector_kernel
 def tq1_0(x, imp, out):
     return _plain_tq1_0(x, out)
 
 
-@kernel
+@vector_kernel
 def tq2_0(x, imp, out):
     return _plain_tq2_0(x, out)

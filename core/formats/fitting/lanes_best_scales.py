@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.formats.fitting.compiled import helper, kernel
+from core.formats.fitting.compiled import helper, vector_kernel
 from core.formats.fitting.lanes_bits import from_half, half_at, put_half, to_half
 from core.formats.fitting.lanes_iq4 import put_scales
 from core.formats.fitting.lanes_legacy import _put_four
+from core.formats.fitting.lanes_room import empty, empty_rows, flattened
 from core.formats.fitting.lanes_super import (
     mean_square,
     put_q3_k,
@@ -24,8 +25,7 @@ from core.formats.fitting.lanes_super import (
     take_importance,
     weigh,
 )
-from core.formats.fitting.lanes_vector import at_least, at_most, load, magnitude, splat, store, table, where
-from core.formats.fitting.lanes_vector_search import clipped
+from core.formats.fitting.lanes_vector import at_least, at_most, clipped, load, magnitude, splat, store, table, where
 
 F = np.float32
 U8 = np.uint8
@@ -186,11 +186,11 @@ def _refine(x, imp, first, sub, bottom, most, energy, reach, rounds, t, room, fe
     put_rows(t, CODES, 272, few, out)
 
 
-@kernel
+@vector_kernel
 def q3_k(x, imp, out):
     count = x.size // 256
-    flat = out.reshape(-1)
-    t, room, few, made = table(ROWS), np.empty(4096, F), np.empty(4352, U8), np.empty((16, 272), U8)
+    flat = flattened(out)
+    t, room, few, made = table(ROWS), empty(F, 4096), empty(U8, 4352), empty_rows(U8, 16, 272)
     for first in range(0, count, 16):
         for g in range(16):
             at = min(first + g, count - 1) * 110
@@ -201,14 +201,14 @@ def q3_k(x, imp, out):
                 t[SCALES + k, g] = F((low | high << 4) - 32)
         _refine(x, imp, first, 16, F(-4), F(32), F(2), 3, 2, t, room, few, made)
         for g in range(min(16, count - first)):
-            put_q3_k(flat, (first + g) * 110, to_half(t[WHOLE, g]), made[g, 256:].view(np.int8), made[g])
+            put_q3_k(flat, (first + g) * 110, to_half(t[WHOLE, g]), made[g, 256:], made[g])
 
 
-@kernel
+@vector_kernel
 def q6_k(x, imp, out):
     count = x.size // 256
-    flat = out.reshape(-1)
-    t, room, few, made = table(ROWS), np.empty(4096, F), np.empty(4352, U8), np.empty((16, 272), U8)
+    flat = flattened(out)
+    t, room, few, made = table(ROWS), empty(F, 4096), empty(U8, 4352), empty_rows(U8, 16, 272)
     for first in range(0, count, 16):
         for g in range(16):
             at = min(first + g, count - 1) * 210
@@ -217,14 +217,14 @@ def q6_k(x, imp, out):
                 t[SCALES + k, g] = F(np.int8(flat[at + 192 + k]))
         _refine(x, imp, first, 16, F(-32), F(128), None, 8, 2, t, room, few, made)
         for g in range(min(16, count - first)):
-            put_q6_k(flat, (first + g) * 210, to_half(t[WHOLE, g]), made[g, 256:].view(np.int8), made[g])
+            put_q6_k(flat, (first + g) * 210, to_half(t[WHOLE, g]), made[g, 256:], made[g])
 
 
-@kernel
+@vector_kernel
 def iq4_xs(x, imp, out):
     count = x.size // 256
-    flat = out.reshape(-1)
-    t, room, few, made = table(ROWS), np.empty(4096, F), np.empty(4352, U8), np.empty((16, 272), U8)
+    flat = flattened(out)
+    t, room, few, made = table(ROWS), empty(F, 4096), empty(U8, 4352), empty_rows(U8, 16, 272)
     for first in range(0, count, 16):
         for g in range(16):
             at = min(first + g, count - 1) * 136
@@ -237,6 +237,6 @@ def iq4_xs(x, imp, out):
         for g in range(min(16, count - first)):
             at = (first + g) * 136
             put_half(flat, at, to_half(t[WHOLE, g]))
-            put_scales(flat, at, made[g, 256:].view(np.int8))
+            put_scales(flat, at, made[g, 256:])
             for k in range(8):
                 _put_four(flat[at + 8 + 16 * k :], made[g, 32 * k :])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.formats.fitting.compiled import helper, kernel
+from core.formats.fitting.compiled import helper, vector_kernel
 from core.formats.fitting.lanes_bits import half_at
 from core.formats.fitting.lanes_blocks import (
     BLOCK,
@@ -27,6 +27,7 @@ from core.formats.fitting.lanes_blocks import (
     weigh_blocks,
     write_rest,
 )
+from core.formats.fitting.lanes_room import empty, flattened
 from core.formats.fitting.lanes_vector import (
     any_of,
     at_least,
@@ -158,8 +159,8 @@ def _put(codes, step, minimum, to, at, size, bytes_):
 @helper
 def _plain(x, out, size, top, tries, again):
     t, y, codes = table(BLOCK), table(BLOCK), table(BLOCK)
-    room, bytes_, whole = np.empty(512, F), np.empty(1024, np.uint8), np.empty(16 * size, np.uint8)
-    count, target = x.size // BLOCK, out.reshape(-1)
+    room, bytes_, whole = empty(F, 512), empty(np.uint8, 1024), empty(np.uint8, 16 * size)
+    count, target = x.size // BLOCK, flattened(out)
     for first in range(0, count, 16):
         read_blocks(x, BLOCK, first, room, t)
         low, high = extent(t, BLOCK)
@@ -176,11 +177,11 @@ def _plain(x, out, size, top, tries, again):
 
 @helper
 def _weighted(x, imp, out, size, top):
-    means = np.empty(x.shape[0], F)
+    means = empty(F, x.shape[0])
     row_means(x, means)
     t, y, w, codes = table(BLOCK), table(BLOCK), table(BLOCK), table(BLOCK)
-    room, bytes_, whole = np.empty(512, F), np.empty(1024, np.uint8), np.empty(16 * size, np.uint8)
-    count, target = x.size // BLOCK, out.reshape(-1)
+    room, bytes_, whole = empty(F, 512), empty(np.uint8, 1024), empty(np.uint8, 16 * size)
+    count, target = x.size // BLOCK, flattened(out)
     for first in range(0, count, 16):
         read_blocks(x, BLOCK, first, room, t)
         weigh_blocks(x, imp, means, first, room, t, w)
@@ -195,14 +196,14 @@ def _weighted(x, imp, out, size, top):
     return -1
 
 
-@kernel
+@vector_kernel
 def q4_1(x, imp, out):
     if imp is None:
         return _plain(x, out, 20, F(15), Q4_1, Q4_1_AGAIN)
     return _weighted(x, imp, out, 20, F(15))
 
 
-@kernel
+@vector_kernel
 def q5_1(x, imp, out):
     if imp is None:
         return _plain(x, out, 24, F(31), Q5_1, Q5_1_AGAIN)

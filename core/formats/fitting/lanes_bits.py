@@ -11,6 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from core.formats.fitting.compiled import helper, kernel
+from core.formats.fitting.lanes_room import empty, flattened
 
 F = np.float32
 U = np.uint32
@@ -78,7 +79,7 @@ def half_at(data, at):
 def any_below(bits, limit):
     """Whether a number other than 0 is smaller than a limit: bits int32 [rows, columns] of float32, limit a float32's
     bits."""
-    flat, found = bits.reshape(-1), np.empty(16, np.int32)
+    flat, found = flattened(bits), empty(np.int32, 16)
     for j in range(16):
         found[j] = np.int32(0)
     whole = flat.size // 16 * 16
@@ -98,7 +99,7 @@ def any_below(bits, limit):
 def first_bad_rows(bits, limit):
     """First row of int32 [rows, columns] (a float32's bits) with NaN or Inf, and first with bits above limit; or −1."""
     beyond = -1
-    high = np.empty(16, np.int32)
+    high = empty(np.int32, 16)
     for r in range(bits.shape[0]):
         row = bits[r]
         for j in range(16):

@@ -6,6 +6,8 @@ from __future__ import annotations
 import numpy as np
 
 from core.formats.fitting.compiled import helper
+from core.formats.fitting.lanes_room import flattened
+from core.formats.fitting.lanes_turn import turn, turn_bytes
 from core.formats.fitting.lanes_vector import (
     all_of,
     any_of,
@@ -17,8 +19,6 @@ from core.formats.fitting.lanes_vector import (
     root,
     store,
     store_bytes,
-    turn,
-    turn_bytes,
     where,
 )
 from core.formats.fitting.lanes_vector_bits import fetch, store_fives
@@ -42,7 +42,7 @@ def read_blocks(x, n, first, room, t):
         for c in range(0, n, 16):
             turn(x, first * n + c, n, t, c * 16, 16)
         return
-    flat = x.reshape(-1)
+    flat = flattened(x)
     for j in range(16):
         copy(flat, min(first + j, count - 1) * n, room, j * n, n)
     for c in range(0, n, 16):

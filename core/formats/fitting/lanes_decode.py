@@ -9,6 +9,7 @@ import numpy as np
 
 from core.formats.fitting.compiled import helper, kernel
 from core.formats.fitting.lanes_bits import float_of, half_at
+from core.formats.fitting.lanes_room import empty
 from core.formats.ggml.codebook import LEVELS
 from core.formats.ggml.fp4 import DOUBLED
 
@@ -51,7 +52,7 @@ def _fifth(data, at, codes):
 
 @kernel
 def q5_0(data, out):
-    codes = np.empty(32, np.uint8)
+    codes = empty(np.uint8, 32)
     for b in range(out.size // 32):
         at, to = b * 22, b * 32
         d = half_at(data, at)
@@ -62,7 +63,7 @@ def q5_0(data, out):
 
 @kernel
 def q5_1(data, out):
-    codes = np.empty(32, np.uint8)
+    codes = empty(np.uint8, 32)
     for b in range(out.size // 32):
         at, to = b * 24, b * 32
         d, m = half_at(data, at), half_at(data, at + 2)

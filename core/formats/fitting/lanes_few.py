@@ -12,6 +12,7 @@ from core.formats.checks import DUST
 from core.formats.fitting.compiled import helper, kernel
 from core.formats.fitting.lanes_bits import MAGNITUDE, broken, float_of, put_half, to_half
 from core.formats.fitting.lanes_legacy import _put_four
+from core.formats.fitting.lanes_room import empty, flattened
 
 F = np.float32
 RUN = 16
@@ -20,7 +21,7 @@ RUN = 16
 @helper
 def _largest(bits):
     """The largest magnitude of int32 [a multiple of 16]: bits of floats."""
-    top = np.empty(RUN, np.int32)
+    top = empty(np.int32, RUN)
     for j in range(RUN):
         top[j] = np.int32(0)
     for i in range(0, bits.size, RUN):
@@ -93,8 +94,8 @@ def _put_q2_0(to, h, codes):
 
 @kernel
 def tq1_0(x, bits, imp, out):
-    flat, ints, target = x.reshape(-1), bits.reshape(-1), out.reshape(-1)
-    codes, tail = np.empty(256, np.uint8), np.zeros(20, np.uint8)
+    flat, ints, target = flattened(x), flattened(bits), flattened(out)
+    codes, tail = empty(np.uint8, 256), np.zeros(20, np.uint8)
     for b in range(flat.size // 256):
         d = _largest(ints[b * 256 : (b + 1) * 256])
         h = to_half(d)
@@ -107,8 +108,8 @@ def tq1_0(x, bits, imp, out):
 
 @kernel
 def tq2_0(x, bits, imp, out):
-    flat, ints, target = x.reshape(-1), bits.reshape(-1), out.reshape(-1)
-    codes = np.empty(256, np.uint8)
+    flat, ints, target = flattened(x), flattened(bits), flattened(out)
+    codes = empty(np.uint8, 256)
     for b in range(flat.size // 256):
         d = _largest(ints[b * 256 : (b + 1) * 256])
         h = to_half(d)
@@ -121,8 +122,8 @@ def tq2_0(x, bits, imp, out):
 
 @kernel
 def q2_0(x, bits, imp, out):
-    flat, ints, target = x.reshape(-1), bits.reshape(-1), out.reshape(-1)
-    codes = np.empty(64, np.uint8)
+    flat, ints, target = flattened(x), flattened(bits), flattened(out)
+    codes = empty(np.uint8, 64)
     for b in range(flat.size // 64):
         d = _largest(ints[b * 64 : (b + 1) * 64])
         h = to_half(d)
@@ -135,7 +136,7 @@ def q2_0(x, bits, imp, out):
 
 @kernel
 def q1_0(x, bits, imp, out):
-    flat, target = x.reshape(-1), out.reshape(-1)
+    flat, target = flattened(x), flattened(out)
     for b in range(flat.size // 128):
         source = flat[b * 128 : (b + 1) * 128]
         total = F(0)
@@ -166,8 +167,8 @@ def exponent(d):
 
 @kernel
 def mxfp4(x, bits, imp, out):
-    flat, ints, target = x.reshape(-1), bits.reshape(-1), out.reshape(-1)
-    codes = np.empty(32, np.uint8)
+    flat, ints, target = flattened(x), flattened(bits), flattened(out)
+    codes = empty(np.uint8, 32)
     for b in range(flat.size // 32):
         d = _largest(ints[b * 32 : (b + 1) * 32])
         if not d < F(np.inf):

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.formats.fitting.compiled import helper, inlined, kernel
+from core.formats.fitting.compiled import helper, vector_kernel
 from core.formats.fitting.lanes_bits import bits_of, broken, put_half, to_half
 from core.formats.fitting.lanes_nearest import W, nearest_above
+from core.formats.fitting.lanes_room import empty, empty_rows, flattened
+from core.formats.fitting.lanes_vector import WIDTH, load_at, splat, store_at, where
 
 F = np.float32
 SIZE = 256
@@ -47,7 +49,7 @@ NETWORK_32, NETWORK_16 = _network(32), _network(16)
 def _load(x, imp, first, group, smallest, lanes_x, lanes_w, alive, mean):
     """Groups first … first + W into lanes, zeros behind the last one. alive: 0 where all weights are below `smallest`.
     The weights' weights are x², or importance · √(σ² + x²), σ² twice the mean square of 256."""
-    flat, columns, per = x.reshape(-1), x.shape[1], SIZE // group
+    flat, columns, per = flattened(x), x.shape[1], SIZE // group
     for j in range(W):
         start = (first + j) * group
         if start >= flat.size:
@@ -79,149 +81,117 @@ def _load(x, imp, first, group, smallest, lanes_x, lanes_w, alive, mean):
 
 @helper
 def _sort(lanes_x, network, value, place):
-    """value: the weights of every lane in ascending order; place: where each came from. Ties keep their order."""
+    """value: the weights of every lane in ascending order; place, float32: where each came from. Ties keep order."""
     n = value.shape[0]
-    for i in range(n):
-        for j in range(W):
-            value[i, j] = lanes_x[i, j]
-            place[i, j] = np.int32(i)
-    for c in range(network.shape[0]):
-        a, b = network[c, 0], network[c, 1]
-        va, vb, pa, pb = value[a], value[b], place[a], place[b]
-        for j in range(W):
-            u, v, s, t = va[j], vb[j], pa[j], pb[j]
+    for c in range(0, W, WIDTH):
+        for i in range(n):
+            store_at(value, i * W + c, load_at(lanes_x, i * W + c))
+            store_at(place, i * W + c, splat(F(i)))
+        for k in range(network.shape[0]):
+            a, b = network[k, 0] * W + c, network[k, 1] * W + c
+            u, v, s, t = load_at(value, a), load_at(value, b), load_at(place, a), load_at(place, b)
             swap = (u > v) | ((u == v) & (s > t))
-            va[j] = v if swap else u
-            vb[j] = u if swap else v
-            pa[j] = t if swap else s
-            pb[j] = s if swap else t
+            store_at(value, a, where(swap, v, u))
+            store_at(value, b, where(swap, u, v))
+            store_at(place, a, where(swap, t, s))
+            store_at(place, b, where(swap, s, t))
 
 
-@inlined
-def _search_32(lanes_x, lanes_w, best, choice, scale):
+@helper
+def _tried(a, b, name, top, found, named):
+    """The better of the best so far and of the squared sum a² / b of one choice: what it takes off, scale and name."""
+    ratio = a / b
+    better = (b > F(0)) & (a * a > top * b)
+    return where(better, ratio * a, top), where(better, ratio, found), where(better, name, named)
+
+
+@helper
+def _search_32(lanes_x, lanes_w, room, value, place, choice, scale):
     """choice int32 [W]: (first · 64 + second) · 2 + moved down, of the best two places and levels, −1 for none; and
-    its scale."""
-    value, place = np.empty((32, W), F), np.empty((32, W), np.int32)
+    its scale. room: float32 [6 · 33, W], scratch."""
     _sort(lanes_x, NETWORK_32, value, place)
-    sx, sw = np.empty((33, W), F), np.empty((33, W), F)
+    sx, sw = room[:33], room[33:66]
+    # The terms of the weights above the second place.
+    ux, uw, dx, dw = room[66:99], room[99:132], room[132:165], room[165:]
     for j in range(W):
         sx[0, j] = F(0)
         sw[0, j] = F(0)
-        best[j] = -LARGEST
-        choice[j] = np.int32(-1)
         for i in range(32):
-            v = lanes_w[place[i, j], j]
+            v = lanes_w[np.int64(place[i, j]), j]
             sx[i + 1, j] = sx[i, j] + v * value[i, j]
             sw[i + 1, j] = sw[i, j] + v
-    # The terms of the weights above the second place.
-    ux, uw, dx, dw = np.empty((33, W), F), np.empty((33, W), F), np.empty((33, W), F), np.empty((33, W), F)
-    for k in range(33):
-        for j in range(W):
-            rest_x, rest_w = sx[32, j] - sx[k, j], sw[32, j] - sw[k, j]
-            ux[k, j] = rest_x * UP[2]
-            uw[k, j] = rest_w * UP[2] * UP[2]
-            dx[k, j] = rest_x * DOWN[2]
-            dw[k, j] = rest_w * DOWN[2] * DOWN[2]
-    low = np.empty((4, W), F)
-    for i in range(33):
-        for j in range(W):
-            low[0, j] = sx[i, j] * UP[0]
-            low[1, j] = sw[i, j] * UP[0] * UP[0]
-            low[2, j] = sx[i, j] * DOWN[0]
-            low[3, j] = sw[i, j] * DOWN[0] * DOWN[0]
-        for k in range(i, 33):
-            name = np.int32((i * 64 + k) * 2)
-            for j in range(W):
-                mx = (sx[k, j] - sx[i, j]) * UP[1]
-                mw = (sw[k, j] - sw[i, j]) * UP[1] * UP[1]
-                a, b = low[0, j] + mx + ux[k, j], low[1, j] + mw + uw[k, j]
-                top, named = best[j], choice[j]
-                better = (b > 0) & (a * a > top * b)
-                top = a / b * a if better else top
-                named = name if better else named
-                a, b = low[2, j] - mx + dx[k, j], low[3, j] + mw + dw[k, j]
-                better = (b > 0) & (a * a > top * b)
-                best[j] = a / b * a if better else top
-                choice[j] = name + np.int32(1) if better else named
+    for c in range(0, W, WIDTH):
+        all_x, all_w = load_at(sx, 32 * W + c), load_at(sw, 32 * W + c)
+        for k in range(33):
+            at = k * W + c
+            rest_x, rest_w = all_x - load_at(sx, at), all_w - load_at(sw, at)
+            store_at(ux, at, rest_x * UP[2])
+            store_at(uw, at, rest_w * UP[2] * UP[2])
+            store_at(dx, at, rest_x * DOWN[2])
+            store_at(dw, at, rest_w * DOWN[2] * DOWN[2])
+        top, found, named = splat(-LARGEST), splat(F(0)), splat(F(-1))
+        for i in range(33):
+            ix, iw = load_at(sx, i * W + c), load_at(sw, i * W + c)
+            up_x, up_w, down_x, down_w = ix * UP[0], iw * UP[0] * UP[0], ix * DOWN[0], iw * DOWN[0] * DOWN[0]
+            for k in range(i, 33):
+                at = k * W + c
+                name = splat(F((i * 64 + k) * 2))
+                mx, mw = (load_at(sx, at) - ix) * UP[1], (load_at(sw, at) - iw) * UP[1] * UP[1]
+                a, b = up_x + mx + load_at(ux, at), up_w + mw + load_at(uw, at)
+                top, found, named = _tried(a, b, name, top, found, named)
+                a, b = down_x - mx + load_at(dx, at), down_w + mw + load_at(dw, at)
+                top, found, named = _tried(a, b, name + F(1), top, found, named)
+        store_at(scale, c, found)
+        store_at(value, c, named)
     for j in range(W):
-        if choice[j] < 0:
-            scale[j] = F(0)
-            continue
-        i, k = choice[j] >> 7, choice[j] >> 1 & 63
-        mx, mw = (sx[k, j] - sx[i, j]) * UP[1], (sw[k, j] - sw[i, j]) * UP[1] * UP[1]
-        if choice[j] & 1:
-            a = sx[i, j] * DOWN[0] - mx + dx[k, j]
-            b = sw[i, j] * DOWN[0] * DOWN[0] + mw + dw[k, j]
-        else:
-            a = sx[i, j] * UP[0] + mx + ux[k, j]
-            b = sw[i, j] * UP[0] * UP[0] + mw + uw[k, j]
-        scale[j] = a / b
-    return place
+        choice[j] = np.int32(value[0, j])
 
 
-@inlined
-def _search_16(lanes_x, lanes_w, best, choice, scale):
-    """choice int32 [W]: (first · 64 + second) · 4 + 2 · first run moved down + second run moved down, or −1."""
-    value, place = np.empty((16, W), F), np.empty((16, W), np.int32)
+@helper
+def _search_16(lanes_x, lanes_w, room, value, place, choice, scale):
+    """choice int32 [W]: (first · 64 + second) · 4 + 2 · first run moved down + second run moved down, or −1. room:
+    float32 [4 · 17, W], scratch."""
     _sort(lanes_x, NETWORK_16, value, place)
     # Sums over the first and the second run.
-    sx, sw = np.empty((2, 17, W), F), np.empty((2, 17, W), F)
+    x0, x1, w0, w1 = room[:17], room[17:34], room[34:51], room[51:]
     for j in range(W):
-        for half in range(2):
-            sx[half, 0, j] = F(0)
-            sw[half, 0, j] = F(0)
-        best[j] = -LARGEST
-        choice[j] = np.int32(-1)
-        scale[j] = F(0)
+        x0[0, j] = x1[0, j] = w0[0, j] = w1[0, j] = F(0)
         for i in range(16):
-            half = place[i, j] >> 3
-            v = lanes_w[place[i, j], j]
-            sx[half, i + 1, j] = sx[half, i, j] + v * value[i, j]
-            sw[half, i + 1, j] = sw[half, i, j] + v
-            sx[1 - half, i + 1, j] = sx[1 - half, i, j]
-            sw[1 - half, i + 1, j] = sw[1 - half, i, j]
-    x0, x1, w0, w1 = sx[0], sx[1], sw[0], sw[1]
-    # What the first place leaves: the whole at the upper level and the part below it.
-    whole, low = np.empty((4, W), F), np.empty((4, W), F)
+            v = lanes_w[np.int64(place[i, j]), j]
+            first = place[i, j] < F(8)
+            x0[i + 1, j] = x0[i, j] + v * value[i, j] if first else x0[i, j]
+            w0[i + 1, j] = w0[i, j] + v if first else w0[i, j]
+            x1[i + 1, j] = x1[i, j] if first else x1[i, j] + v * value[i, j]
+            w1[i + 1, j] = w1[i, j] if first else w1[i, j] + v
+    for c in range(0, W, WIDTH):
+        last = 16 * W + c
+        all_x0, all_x1, all_w0, all_w1 = load_at(x0, last), load_at(x1, last), load_at(w0, last), load_at(w1, last)
+        top, found, named = splat(-LARGEST), splat(F(0)), splat(F(-1))
+        for i in range(17):
+            at = i * W + c
+            ix0, ix1, iw0, iw1 = load_at(x0, at), load_at(x1, at), load_at(w0, at), load_at(w1, at)
+            # What the first place leaves: the whole at the upper level and the part below it.
+            low0 = all_w0 * UP[2] * UP[2] + iw0 * F(0.75)
+            low1 = all_w0 * DOWN[2] * DOWN[2] + iw0 * F(1.25)
+            low2 = all_w1 * UP[2] * UP[2] + iw1 * F(0.75)
+            low3 = all_w1 * DOWN[2] * DOWN[2] + iw1 * F(1.25)
+            for k in range(i, 17):
+                at = k * W + c
+                name = splat(F((i * 64 + k) * 4))
+                t0, t1 = ix0 + load_at(x0, at), ix1 + load_at(x1, at)
+                a0, a1 = all_x0 * UP[2] - t0, all_x0 * DOWN[2] - t0
+                a2, a3 = all_x1 * UP[2] - t1, all_x1 * DOWN[2] - t1
+                kw0, kw1 = load_at(w0, at), load_at(w1, at)
+                b0, b1 = low0 + kw0 * F(-1.25), low1 + kw0 * F(-0.75)
+                b2, b3 = low2 + kw1 * F(-1.25), low3 + kw1 * F(-0.75)
+                top, found, named = _tried(a0 + a2, b0 + b2, name, top, found, named)
+                top, found, named = _tried(a0 + a3, b0 + b3, name + F(1), top, found, named)
+                top, found, named = _tried(a1 + a2, b1 + b2, name + F(2), top, found, named)
+                top, found, named = _tried(a1 + a3, b1 + b3, name + F(3), top, found, named)
+        store_at(scale, c, found)
+        store_at(value, c, named)
     for j in range(W):
-        whole[0, j] = x0[16, j] * UP[2]
-        whole[1, j] = x0[16, j] * DOWN[2]
-        whole[2, j] = x1[16, j] * UP[2]
-        whole[3, j] = x1[16, j] * DOWN[2]
-    for i in range(17):
-        for j in range(W):
-            low[0, j] = w0[16, j] * UP[2] * UP[2] + w0[i, j] * F(0.75)
-            low[1, j] = w0[16, j] * DOWN[2] * DOWN[2] + w0[i, j] * F(1.25)
-            low[2, j] = w1[16, j] * UP[2] * UP[2] + w1[i, j] * F(0.75)
-            low[3, j] = w1[16, j] * DOWN[2] * DOWN[2] + w1[i, j] * F(1.25)
-        for k in range(i, 17):
-            name = np.int32((i * 64 + k) * 4)
-            for j in range(W):
-                t0, t1 = x0[i, j] + x0[k, j], x1[i, j] + x1[k, j]
-                a0, a1, a2, a3 = whole[0, j] - t0, whole[1, j] - t0, whole[2, j] - t1, whole[3, j] - t1
-                b0, b1 = low[0, j] + w0[k, j] * F(-1.25), low[1, j] + w0[k, j] * F(-0.75)
-                b2, b3 = low[2, j] + w1[k, j] * F(-1.25), low[3, j] + w1[k, j] * F(-0.75)
-                top, named, found = best[j], choice[j], scale[j]
-                a, b = a0 + a2, b0 + b2
-                ratio = a / b
-                better = (b > 0) & (a * a > top * b)
-                top, found, named = ratio * a if better else top, ratio if better else found, name if better else named
-                a, b = a0 + a3, b0 + b3
-                ratio = a / b
-                better = (b > 0) & (a * a > top * b)
-                top, found = ratio * a if better else top, ratio if better else found
-                named = name + np.int32(1) if better else named
-                a, b = a1 + a2, b1 + b2
-                ratio = a / b
-                better = (b > 0) & (a * a > top * b)
-                top, found = ratio * a if better else top, ratio if better else found
-                named = name + np.int32(2) if better else named
-                a, b = a1 + a3, b1 + b3
-                ratio = a / b
-                better = (b > 0) & (a * a > top * b)
-                best[j], scale[j] = ratio * a if better else top, ratio if better else found
-                choice[j] = name + np.int32(3) if better else named
-    return place
+        choice[j] = np.int32(value[0, j])
 
 
 @helper
@@ -231,7 +201,7 @@ def _on_lattice(x, w, place, j, group, choice, scale, signs, lattice, index, lev
     codes, point, begin, listed, lanes = lattice
     first, second = choice >> 6, choice & 63
     for i in range(group):
-        level[place[i, j]] = 0 if i < first else 1 if i < second else 2
+        level[np.int64(place[i, j])] = 0 if i < first else 1 if i < second else 2
     if scale < 0:
         scale = -scale
         for i in range(group):
@@ -270,18 +240,19 @@ def _step(scale, inverse):
     return max(np.int32(0), min(np.int32(7), ls))
 
 
-@kernel
+@vector_kernel
 def iq1_s(x, imp, codes, point, begin, listed, lanes, out):
     count = x.size // 32
-    target = out.reshape(-1)
+    target = flattened(out)
     lattice = (codes, point, begin, listed, lanes)
-    level = np.empty(32, np.int64)
-    lanes_x, lanes_w, s = np.empty((32, W), F), np.empty((32, W), F), np.empty((4, W), F)
-    alive, mean, best, scale = s
-    choice, index, signs = np.empty(W, np.int32), np.empty(4, np.int64), np.empty((W, 4), np.uint8)
+    level = empty(np.int64, 32)
+    lanes_x, lanes_w, s = empty_rows(F, 32, W), empty_rows(F, 32, W), empty_rows(F, 3, W)
+    alive, mean, scale = s[0], s[1], s[2]
+    value, place, room = empty_rows(F, 32, W), empty_rows(F, 32, W), empty_rows(F, 198, W)
+    choice, index, signs = empty(np.int32, W), empty(np.int64, 4), empty_rows(np.uint8, W, 4)
     for first in range(0, count, W):
         _load(x, imp, first, 32, SMALLEST_S, lanes_x, lanes_w, alive, mean)
-        place = _search_32(lanes_x, lanes_w, best, choice, scale)
+        _search_32(lanes_x, lanes_w, room, value, place, choice, scale)
         for block in range(first // 8, min(count, first + W) // 8):
             to = target[block * 50 : (block + 1) * 50]
             to[:] = 0
@@ -317,18 +288,19 @@ def iq1_s(x, imp, codes, point, begin, listed, lanes, out):
     return -1
 
 
-@kernel
+@vector_kernel
 def iq1_m(x, imp, codes, point, begin, listed, lanes, out):
     count = x.size // 16
-    target = out.reshape(-1)
+    target = flattened(out)
     lattice = (codes, point, begin, listed, lanes)
-    level = np.empty(32, np.int64)
-    lanes_x, lanes_w, s = np.empty((16, W), F), np.empty((16, W), F), np.empty((4, W), F)
-    alive, mean, best, scale = s
-    choice, index, signs = np.empty(W, np.int32), np.empty((W, 2), np.int64), np.empty((W, 2), np.uint8)
+    level = empty(np.int64, 32)
+    lanes_x, lanes_w, s = empty_rows(F, 16, W), empty_rows(F, 16, W), empty_rows(F, 3, W)
+    alive, mean, scale = s[0], s[1], s[2]
+    value, place, room = empty_rows(F, 16, W), empty_rows(F, 16, W), empty_rows(F, 68, W)
+    choice, index, signs = empty(np.int32, W), empty_rows(np.int64, W, 2), empty_rows(np.uint8, W, 2)
     for first in range(0, count, W):
         _load(x, imp, first, 16, SMALLEST_M, lanes_x, lanes_w, alive, mean)
-        place = _search_16(lanes_x, lanes_w, best, choice, scale)
+        _search_16(lanes_x, lanes_w, room, value, place, choice, scale)
         for block in range(first // 16, min(count, first + W) // 16):
             to = target[block * 56 : (block + 1) * 56]
             to[:] = 0

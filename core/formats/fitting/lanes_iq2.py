@@ -23,6 +23,7 @@ from core.formats.fitting.lanes_lattice import (
 )
 from core.formats.fitting.lanes_lattice_bytes import put_iq2_s, put_iq2_xs, put_iq2_xxs
 from core.formats.fitting.lanes_nearest import W
+from core.formats.fitting.lanes_room import empty, empty_rows, flattened
 from core.formats.fitting.lanes_search import positive
 
 F = np.float32
@@ -32,12 +33,13 @@ F = np.float32
 def iq2_xxs(x, imp, codes, point, first, index, lanes, out):
     n, per = 32, 8
     count = x.size // n
-    target = out.reshape(-1)
-    lanes_x, lanes_w, root, q = np.empty((4, n, W), F)
-    s, peak, dead, den = np.empty((6, W), F), np.empty(W, F), np.empty(W, np.uint8), np.empty(W, F)
-    signs, on = np.empty((4, W), np.uint8), np.empty((4, W), np.uint8)
-    kept, runs = np.empty((4, W), np.int16), np.empty((4, W), F)
-    line, weight, spare, levels = np.empty(n, F), np.empty(n, F), np.empty(n, np.uint8), np.empty(per, np.int32)
+    target = flattened(out)
+    lanes_x, lanes_w = empty_rows(F, n, W), empty_rows(F, n, W)
+    root, q = empty_rows(F, n, W), empty_rows(F, n, W)
+    s, peak, dead, den = empty_rows(F, 6, W), empty(F, W), empty(np.uint8, W), empty(F, W)
+    signs, on = empty_rows(np.uint8, 4, W), empty_rows(np.uint8, 4, W)
+    kept, runs = empty_rows(np.int16, 4, W), empty_rows(F, 4, W)
+    line, weight, spare, levels = empty(F, n), empty(F, n), empty(np.uint8, n), empty(np.int32, per)
     tables = magnitudes_of(codes), point, first, index, lanes
     for begin in range(0, count, W):
         load(x, imp, begin, n, F(1), F(0), lanes_x, lanes_w)
@@ -68,12 +70,13 @@ def iq2_xxs(x, imp, codes, point, first, index, lanes, out):
 def iq2_xs(x, imp, codes, point, first, index, lanes, out):
     n, per = 16, 16
     count = x.size // n
-    target = out.reshape(-1)
-    lanes_x, lanes_w, root, q = np.empty((4, n, W), F)
-    s, peak, dead = np.empty((6, W), F), np.empty(W, F), np.empty(W, np.uint8)
-    signs, on = np.empty((2, W), np.uint8), np.empty((2, W), np.uint8)
-    kept, runs = np.empty((2, W), np.int16), np.empty((2, W), F)
-    levels = np.empty(per, np.int32)
+    target = flattened(out)
+    lanes_x, lanes_w = empty_rows(F, n, W), empty_rows(F, n, W)
+    root, q = empty_rows(F, n, W), empty_rows(F, n, W)
+    s, peak, dead = empty_rows(F, 6, W), empty(F, W), empty(np.uint8, W)
+    signs, on = empty_rows(np.uint8, 2, W), empty_rows(np.uint8, 2, W)
+    kept, runs = empty_rows(np.int16, 2, W), empty_rows(F, 2, W)
+    levels = empty(np.int32, per)
     tables = magnitudes_of(codes), point, first, index, lanes
     for begin in range(0, count, W):
         load(x, imp, begin, n, F(1), F(0), lanes_x, lanes_w)
@@ -95,12 +98,13 @@ def iq2_xs(x, imp, codes, point, first, index, lanes, out):
 def iq2_s(x, imp, codes, point, first, index, lanes, out):
     n, per = 16, 16
     count = x.size // n
-    target = out.reshape(-1)
-    lanes_x, lanes_w, root, q = np.empty((4, n, W), F)
-    s, peak, dead = np.empty((6, W), F), np.empty(W, F), np.empty(W, np.uint8)
-    signs, on = np.empty((2, W), np.uint8), np.empty((2, W), np.uint8)
-    kept, runs = np.empty((2, W), np.int16), np.empty((2, W), F)
-    levels = np.empty(per, np.int32)
+    target = flattened(out)
+    lanes_x, lanes_w = empty_rows(F, n, W), empty_rows(F, n, W)
+    root, q = empty_rows(F, n, W), empty_rows(F, n, W)
+    s, peak, dead = empty_rows(F, 6, W), empty(F, W), empty(np.uint8, W)
+    signs, on = empty_rows(np.uint8, 2, W), empty_rows(np.uint8, 2, W)
+    kept, runs = empty_rows(np.int16, 2, W), empty_rows(F, 2, W)
+    levels = empty(np.int32, per)
     tables = magnitudes_of(codes), point, first, index, lanes
     for begin in range(0, count, W):
         load(x, imp, begin, n, F(2), F(0.25), lanes_x, lanes_w)

@@ -21,6 +21,7 @@ from core.formats.fitting.lanes_lattice import (
 )
 from core.formats.fitting.lanes_lattice_bytes import put_iq3_s, put_iq3_xxs
 from core.formats.fitting.lanes_nearest import W
+from core.formats.fitting.lanes_room import empty, empty_rows, flattened
 
 F = np.float32
 GROUP = 32
@@ -30,12 +31,13 @@ PER = BLOCK // GROUP
 @kernel
 def iq3_xxs(x, imp, codes, point, first, index, lanes, out):
     count = x.size // GROUP
-    target = out.reshape(-1)
-    lanes_x, lanes_w, root, q = np.empty((4, GROUP, W), F)
-    s, peak, dead = np.empty((6, W), F), np.empty(W, F), np.empty(W, np.uint8)
-    signs, on = np.empty((4, W), np.uint8), np.empty((8, W), np.uint8)
-    kept, runs = np.empty((8, W), np.int16), np.empty((8, W), F)
-    levels = np.empty(PER, np.int32)
+    target = flattened(out)
+    lanes_x, lanes_w = empty_rows(F, GROUP, W), empty_rows(F, GROUP, W)
+    root, q = empty_rows(F, GROUP, W), empty_rows(F, GROUP, W)
+    s, peak, dead = empty_rows(F, 6, W), empty(F, W), empty(np.uint8, W)
+    signs, on = empty_rows(np.uint8, 4, W), empty_rows(np.uint8, 8, W)
+    kept, runs = empty_rows(np.int16, 8, W), empty_rows(F, 8, W)
+    levels = empty(np.int32, PER)
     tables = magnitudes_of(codes), point, first, index, lanes
     for begin in range(0, count, W):
         load(x, imp, begin, GROUP, F(2), F(0), lanes_x, lanes_w)
@@ -56,12 +58,13 @@ def iq3_xxs(x, imp, codes, point, first, index, lanes, out):
 @kernel
 def iq3_s(x, imp, codes, point, first, index, lanes, out):
     count = x.size // GROUP
-    target = out.reshape(-1)
-    lanes_x, lanes_w, root, q = np.empty((4, GROUP, W), F)
-    s, peak, dead = np.empty((6, W), F), np.empty(W, F), np.empty(W, np.uint8)
-    signs, on = np.empty((4, W), np.uint8), np.empty((8, W), np.uint8)
-    kept, runs = np.empty((8, W), np.int16), np.empty((8, W), F)
-    levels = np.empty(PER, np.int32)
+    target = flattened(out)
+    lanes_x, lanes_w = empty_rows(F, GROUP, W), empty_rows(F, GROUP, W)
+    root, q = empty_rows(F, GROUP, W), empty_rows(F, GROUP, W)
+    s, peak, dead = empty_rows(F, 6, W), empty(F, W), empty(np.uint8, W)
+    signs, on = empty_rows(np.uint8, 4, W), empty_rows(np.uint8, 8, W)
+    kept, runs = empty_rows(np.int16, 8, W), empty_rows(F, 8, W)
+    levels = empty(np.int32, PER)
     tables = magnitudes_of(codes), point, first, index, lanes
     for begin in range(0, count, W):
         load(x, imp, begin, GROUP, F(2), F(0), lanes_x, lanes_w)

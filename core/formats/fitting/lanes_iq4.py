@@ -14,6 +14,7 @@ import numpy as np
 from core.formats.fitting.compiled import helper, inlined, kernel
 from core.formats.fitting.lanes_bits import broken, put_half, to_half
 from core.formats.fitting.lanes_legacy import _put_four
+from core.formats.fitting.lanes_room import empty, empty_rows, flattened
 from core.formats.fitting.lanes_search import EPS, W, peaks
 
 F = np.float32
@@ -48,7 +49,7 @@ def _load(x, imp, first, group, lanes_x, lanes_w, mean):
     """Blocks first … first + W into lanes, the last one fills up. Weights are x², or importance · √(σ² + x²) with σ²
     twice the mean square of `group` blocks."""
     count, across = x.size // BLOCK, x.shape[1] // BLOCK
-    flat = x.reshape(-1)
+    flat = flattened(x)
     for j in range(W):
         block = min(first + j, count - 1)
         source = flat[block * BLOCK : (block + 1) * BLOCK]
@@ -75,7 +76,7 @@ def _load(x, imp, first, group, lanes_x, lanes_w, mean):
 @helper
 def _scales(x, imp, first, group, out):
     """out float32 [W]: the scales of blocks first … first + W, 0 of a dead one."""
-    lanes_x, lanes_w, s = np.empty((BLOCK, W), F), np.empty((BLOCK, W), F), np.empty((8, W), F)
+    lanes_x, lanes_w, s = empty_rows(F, BLOCK, W), empty_rows(F, BLOCK, W), empty_rows(F, 8, W)
     scale, best, inv, a, b, peak, size, mean = s
     _load(x, imp, first, group, lanes_x, lanes_w, mean)
     peaks(lanes_x, BLOCK, peak, size)
@@ -107,10 +108,10 @@ def _scales(x, imp, first, group, out):
 
 @helper
 def put_scales(out, at, ls):
-    """Eight scales −32 … 31, int8, into the six bytes of a block of IQ4_XS at `at` that hold them."""
+    """Eight scales −32 … 31, int8 or its bits, into the six bytes of a block of IQ4_XS at `at` that hold them."""
     high = np.int32(0)
     for k in range(8):
-        high |= ((np.int32(ls[k]) + 32) >> 4) << (2 * k)
+        high |= ((np.int32(ls[k]) + 32) & 63) >> 4 << (2 * k)
     out[at + 2] = np.uint8(high & 255)
     out[at + 3] = np.uint8(high >> 8)
     for k in range(4):
@@ -120,8 +121,8 @@ def put_scales(out, at, ls):
 @kernel
 def iq4_nl(x, imp, out):
     count = x.size // BLOCK
-    flat, target = x.reshape(-1), out.reshape(-1)
-    scale, codes = np.empty(W, F), np.empty(BLOCK, np.uint8)
+    flat, target = flattened(x), flattened(out)
+    scale, codes = empty(F, W), empty(np.uint8, BLOCK)
     for first in range(0, count, W):
         _scales(x, imp, first, 1, scale)
         for j in range(min(W, count - first)):
@@ -139,8 +140,8 @@ def iq4_nl(x, imp, out):
 @kernel
 def iq4_xs(x, imp, out):
     count = x.size // BLOCK
-    flat, target = x.reshape(-1), out.reshape(-1)
-    scale, codes, ls = np.empty(W, F), np.empty(BLOCK, np.uint8), np.empty(8, np.int8)
+    flat, target = flattened(x), flattened(out)
+    scale, codes, ls = empty(F, W), empty(np.uint8, BLOCK), empty(np.int8, 8)
     for first in range(0, count, W):
         _scales(x, imp, first, 8, scale)
         for a in range(0, min(W, count - first), 8):

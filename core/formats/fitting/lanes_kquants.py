@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from core.formats.fitting.compiled import helper, kernel
+from core.formats.fitting.compiled import helper, vector_kernel
 from core.formats.fitting.lanes_bits import broken, put_half
+from core.formats.fitting.lanes_room import empty, empty_rows, flattened
 from core.formats.fitting.lanes_super import (
     halves,
     mean_square,
@@ -25,17 +26,19 @@ from core.formats.fitting.lanes_super import (
     take_importance,
     weigh,
 )
-from core.formats.fitting.lanes_vector import any_of, at_most, load, magnitude, root, splat, store, table, where
-from core.formats.fitting.lanes_vector_search import (
-    EPS,
-    affine,
-    byte,
+from core.formats.fitting.lanes_vector import (
+    any_of,
+    at_most,
     clipped,
-    peaks,
-    positive,
-    symmetric,
-    symmetric_sweeps,
+    load,
+    magnitude,
+    root,
+    splat,
+    store,
+    table,
+    where,
 )
+from core.formats.fitting.lanes_vector_search import EPS, affine, byte, peaks, positive, symmetric, symmetric_sweeps
 
 F = np.float32
 U8 = np.uint8
@@ -112,12 +115,12 @@ def _affine_blocks(x, imp, first, sub, nmax, top, rmin, rdelta, steps, absolute,
     put_rows(t, CODES, 288, few, out)
 
 
-@kernel
+@vector_kernel
 def q4_k(x, imp, out):
     count = x.size // 256
-    flat = out.reshape(-1)
-    t, room, few = table(ROWS), np.empty(4096, F), np.empty(4608, U8)
-    d, made = np.empty((2, 16), np.uint16), np.empty((16, 288), U8)
+    flat = flattened(out)
+    t, room, few = table(ROWS), empty(F, 4096), empty(U8, 4608)
+    d, made = empty_rows(np.uint16, 2, 16), empty_rows(U8, 16, 288)
     rmin, rdelta, steps, absolute = F(-1), F(0.1), 20, False
     if imp is not None:
         rmin, rdelta, steps, absolute = F(-0.9), F(0.05), 36, False
@@ -134,12 +137,12 @@ def q4_k(x, imp, out):
     return -1
 
 
-@kernel
+@vector_kernel
 def q5_k(x, imp, out):
     count = x.size // 256
-    flat = out.reshape(-1)
-    t, room, few = table(ROWS), np.empty(4096, F), np.empty(4608, U8)
-    d, made = np.empty((2, 16), np.uint16), np.empty((16, 288), U8)
+    flat = flattened(out)
+    t, room, few = table(ROWS), empty(F, 4096), empty(U8, 4608)
+    d, made = empty_rows(np.uint16, 2, 16), empty_rows(U8, 16, 288)
     rmin, rdelta, steps, absolute = F(-0.5), F(0.1), 15, False
     if imp is not None:
         rmin, rdelta, steps, absolute = F(-0.9), F(0.05), 36, False
@@ -157,12 +160,12 @@ def q5_k(x, imp, out):
     return -1
 
 
-@kernel
+@vector_kernel
 def q2_k(x, imp, out):
     count = x.size // 256
-    flat = out.reshape(-1)
-    t, room, few = table(ROWS), np.empty(4096, F), np.empty(4608, U8)
-    d, made = np.empty((2, 16), np.uint16), np.empty((16, 288), U8)
+    flat = flattened(out)
+    t, room, few = table(ROWS), empty(F, 4096), empty(U8, 4608)
+    d, made = empty_rows(np.uint16, 2, 16), empty_rows(U8, 16, 288)
     rmin, rdelta, steps, absolute = F(-0.5), F(0.1), 15, True
     if imp is not None:
         rmin, rdelta, steps, absolute = F(-0.9), F(0.05), 36, False
@@ -250,31 +253,31 @@ def _signed_blocks(x, imp, first, nmax, energy, t, room, few, d, out):
     put_rows(t, CODES, 272, few, out)
 
 
-@kernel
+@vector_kernel
 def q3_k(x, imp, out):
     count = x.size // 256
-    flat = out.reshape(-1)
-    t, room, few = table(ROWS), np.empty(4096, F), np.empty(4608, U8)
-    d, made = np.empty(16, np.uint16), np.empty((16, 272), U8)
+    flat = flattened(out)
+    t, room, few = table(ROWS), empty(F, 4096), empty(U8, 4608)
+    d, made = empty(np.uint16, 16), empty_rows(U8, 16, 272)
     for first in range(0, count, 16):
         _signed_blocks(x, imp, first, F(4), F(2), t, room, few, d, made)
         for g in range(min(16, count - first)):
             if broken(d[g]):
                 return (first + g) * 256 // x.shape[1]
-            put_q3_k(flat, (first + g) * 110, d[g], made[g, 256:].view(np.int8), made[g])
+            put_q3_k(flat, (first + g) * 110, d[g], made[g, 256:], made[g])
     return -1
 
 
-@kernel
+@vector_kernel
 def q6_k(x, imp, out):
     count = x.size // 256
-    flat = out.reshape(-1)
-    t, room, few = table(ROWS), np.empty(4096, F), np.empty(4608, U8)
-    d, made = np.empty(16, np.uint16), np.empty((16, 272), U8)
+    flat = flattened(out)
+    t, room, few = table(ROWS), empty(F, 4096), empty(U8, 4608)
+    d, made = empty(np.uint16, 16), empty_rows(U8, 16, 272)
     for first in range(0, count, 16):
         _signed_blocks(x, imp, first, F(32), None, t, room, few, d, made)
         for g in range(min(16, count - first)):
             if broken(d[g]):
                 return (first + g) * 256 // x.shape[1]
-            put_q6_k(flat, (first + g) * 210, d[g], made[g, 256:].view(np.int8), made[g])
+            put_q6_k(flat, (first + g) * 210, d[g], made[g, 256:], made[g])
     return -1

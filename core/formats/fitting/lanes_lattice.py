@@ -13,6 +13,7 @@ import numpy as np
 
 from core.formats.fitting.compiled import helper, inlined
 from core.formats.fitting.lanes_nearest import W, nearest4, nearest8, rounded
+from core.formats.fitting.lanes_room import empty_rows, flattened
 
 F = np.float32
 BLOCK = 256
@@ -27,7 +28,7 @@ def _code(v, top):
 @helper
 def magnitudes_of(codes):
     """float32 [points, run] of a lattice's codes."""
-    out = np.empty(codes.shape, F)
+    out = empty_rows(F, codes.shape[0], codes.shape[1])
     for p in range(codes.shape[0]):
         for i in range(codes.shape[1]):
             out[p, i] = F(2 * np.int32(codes[p, i]) + 1)
@@ -39,7 +40,7 @@ def load(x, imp, first, n, energy, share, lanes_x, lanes_w):
     """Groups first … first + W of n weights into lanes, the last one fills up, with what their squared errors weigh:
     importance · √(σ² + x²), or share · σ² + x² without; σ² is `energy` times the mean square of 256."""
     count, across = x.size // n, x.shape[1] // n
-    flat = x.reshape(-1)
+    flat = flattened(x)
     per = BLOCK // n
     for a in range(0, W, per):
         start = min(first + a, count - per) * n

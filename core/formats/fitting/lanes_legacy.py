@@ -26,9 +26,10 @@ from core.formats.fitting.lanes_blocks import (
     weigh_blocks,
     write_rest,
 )
-from core.formats.fitting.lanes_vector import any_of, at_most, down, load, splat, store, table, where
+from core.formats.fitting.lanes_room import empty, flattened
+from core.formats.fitting.lanes_vector import any_of, at_most, clipped, down, load, splat, store, table, where
 from core.formats.fitting.lanes_vector_bits import halved, store_halves
-from core.formats.fitting.lanes_vector_search import affine, clipped, symmetric
+from core.formats.fitting.lanes_vector_search import affine, symmetric
 
 # Indices start at 0 of a slice wherever a loop is meant to vectorise: numba lets negative ones count from the end, and
 # LLVM must be able to see that there are none.
@@ -61,9 +62,9 @@ def _plain(x, out, top, size, shifted):
     """Without importance: Q4_0 and Q5_0 from the value with the largest magnitude; shifted Q4_1 and Q5_1 from the
     smallest and the largest value."""
     t, codes = table(BLOCK), table(BLOCK)
-    room, bytes_, whole = np.empty(512, F), np.empty(1024, np.uint8), np.empty(384, np.uint8)
+    room, bytes_, whole = empty(F, 512), empty(np.uint8, 1024), empty(np.uint8, 384)
     zero = (top + F(1)) / F(2)
-    count, target = x.size // BLOCK, out.reshape(-1)
+    count, target = x.size // BLOCK, flattened(out)
     for first in range(0, count, 16):
         read_blocks(x, BLOCK, first, room, t)
         low, high = extent(t, BLOCK)
@@ -107,12 +108,12 @@ def _plain(x, out, top, size, shifted):
 @helper
 def _weighted(x, imp, out, top, size):
     """Q4_0 and Q5_0 with importance."""
-    means = np.empty(x.shape[0], F)
+    means = empty(F, x.shape[0])
     row_means(x, means)
     lanes_x, lanes_w, codes = table(BLOCK), table(BLOCK), table(BLOCK + 18)
-    room, bytes_, whole = np.empty(512, F), np.empty(1024, np.uint8), np.empty(384, np.uint8)
+    room, bytes_, whole = empty(F, 512), empty(np.uint8, 1024), empty(np.uint8, 384)
     zero = (top + F(1)) / F(2)
-    count, target = x.size // BLOCK, out.reshape(-1)
+    count, target = x.size // BLOCK, flattened(out)
     for first in range(0, count, 16):
         read_blocks(x, BLOCK, first, room, lanes_x)
         weigh_blocks(x, imp, means, first, room, lanes_x, lanes_w)
@@ -134,11 +135,11 @@ def _weighted(x, imp, out, top, size):
 @helper
 def _weighted_shifted(x, imp, out, top, size):
     """Q4_1 and Q5_1 with importance."""
-    means = np.empty(x.shape[0], F)
+    means = empty(F, x.shape[0])
     row_means(x, means)
     lanes_x, lanes_w, codes = table(BLOCK), table(BLOCK), table(BLOCK)
-    room, bytes_, whole = np.empty(512, F), np.empty(1024, np.uint8), np.empty(384, np.uint8)
-    count, target = x.size // BLOCK, out.reshape(-1)
+    room, bytes_, whole = empty(F, 512), empty(np.uint8, 1024), empty(np.uint8, 384)
+    count, target = x.size // BLOCK, flattened(out)
     for first in range(0, count, 16):
         read_blocks(x, BLOCK, first, room, lanes_x)
         weigh_blocks(x, imp, means, first, room, lanes_x, lanes_w)
@@ -200,7 +201,7 @@ def q5_1_weighted(x, bits, imp, out):
 @helper
 def _peaks(bits, top):
     """Bits of the largest magnitude of every block."""
-    a = np.empty(16, np.int32)
+    a = empty(np.int32, 16)
     for block in range(top.size):
         at = block * BLOCK
         for i in range(16):
@@ -221,8 +222,8 @@ def _bytes(x, inv, out):
 
 @kernel
 def q8_0(x, bits, imp, out):
-    flat, ints, target = x.reshape(-1), bits.reshape(-1), out.reshape(-1)
-    top = np.empty(CHUNK, np.int32)
+    flat, ints, target = flattened(x), flattened(bits), flattened(out)
+    top = empty(np.int32, CHUNK)
     count = x.size // BLOCK
     for first in range(0, count, CHUNK):
         n = min(CHUNK, count - first)

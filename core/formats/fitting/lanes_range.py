@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 from core.formats.fitting.compiled import helper, kernel
+from core.formats.fitting.lanes_room import empty, empty_rows
 
 F = np.float32
 # Tries side by side.
@@ -55,7 +56,7 @@ def add_sums(x, w, scale, zero, qmin, qmax, block, out):
     scale, zero  float32 [tries]: q is x / scale rounded, between qmin − zero and qmax − zero
     block        sums are float32 over this many weights, and float64 from there on
     """
-    _sums(x, w, scale, zero, qmin, qmax, block, np.empty((3, TRIES), np.float32), np.empty((4, TRIES), np.float32), out)
+    _sums(x, w, scale, zero, qmin, qmax, block, empty_rows(np.float32, 3, TRIES), empty_rows(np.float32, 4, TRIES), out)
 
 
 @helper
@@ -84,7 +85,7 @@ def _squares(x, w, block, below, above, out):
 @kernel
 def add_squares(x, w, block, out):
     """Adds to out, float64 [2]: Σw·x² over the negative and over the positive weights; the others as in add_sums."""
-    _squares(x, w, block, np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32), out)
+    _squares(x, w, block, empty(np.float32, WIDTH), empty(np.float32, WIDTH), out)
 
 
 @helper
@@ -133,13 +134,13 @@ def search(
     places        float32 [rounds, most]: −1 … 1
     """
     runs, groups = x.shape[0], weights.shape[0]
-    sums, given = np.empty((3, TRIES), np.float32), np.empty((4, TRIES), np.float32)
-    below, above = np.empty(WIDTH, np.float32), np.empty(WIDTH, np.float32)
-    squares = np.empty(2, np.float64)
+    sums, given = empty_rows(np.float32, 3, TRIES), empty_rows(np.float32, 4, TRIES)
+    below, above = empty(np.float32, WIDTH), empty(np.float32, WIDTH)
+    squares = empty(np.float64, 2)
     most = 1 + every.size * offsets.size
     for i in range(counts.shape[0]):
         most = max(most, counts[i, 0] * counts[i, 1] * counts[i, 2])
-    scale, zero, totals = np.empty(most, np.float32), np.empty(most, np.float32), np.empty((3, most), np.float64)
+    scale, zero, totals = empty(np.float32, most), empty(np.float32, most), empty_rows(np.float64, 3, most)
     for r in range(runs):
         w = weights[r % groups]
         squares[:] = 0.0

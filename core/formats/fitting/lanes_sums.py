@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from core.formats.fitting.compiled import kernel
+from core.formats.fitting.lanes_room import empty
 
 W = 16
 
@@ -15,11 +16,10 @@ def accumulate(x, y, out):
 
     All in float64: squares of tiny or huge weights would leave float32's range.
     """
-    w2 = np.zeros(W, np.float64)
-    e2 = np.zeros(W, np.float64)
-    wh = np.zeros(W, np.float64)
-    h2 = np.zeros(W, np.float64)
-    worst = np.zeros(W, np.float64)
+    w2, e2, wh = empty(np.float64, W), empty(np.float64, W), empty(np.float64, W)
+    h2, worst = empty(np.float64, W), empty(np.float64, W)
+    for j in range(W):
+        w2[j] = e2[j] = wh[j] = h2[j] = worst[j] = 0.0
     n = x.size
     whole = n // W * W
     for i in range(0, whole, W):

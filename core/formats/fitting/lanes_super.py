@@ -10,7 +10,9 @@ import numpy as np
 
 from core.formats.fitting.compiled import helper
 from core.formats.fitting.lanes_bits import from_half, put_half, to_half
-from core.formats.fitting.lanes_vector import copy, load, root, splat, store, store_bytes, turn, turn_bytes, where
+from core.formats.fitting.lanes_room import flattened
+from core.formats.fitting.lanes_turn import turn, turn_bytes
+from core.formats.fitting.lanes_vector import copy, load, root, splat, store, store_bytes, where
 
 F = np.float32
 U8 = np.uint8
@@ -20,7 +22,7 @@ U8 = np.uint8
 def take(x, first, room, t, to):
     """Super-blocks first … first + 16 of x into rows `to` … of a table, the last one fills what is missing. room:
     float32 [4096], scratch."""
-    flat, start = x.reshape(-1), first * 256
+    flat, start = flattened(x), first * 256
     count = x.size // 256
     if first + 16 > count:
         for g in range(16):
@@ -130,7 +132,7 @@ def put_five_high(out, codes):
 
 @helper
 def put_q3_k(flat, at, d, ls, codes):
-    """A block of Q3_K: d as a half, ls int8 [16] in −32 … 31, codes uint8 [256]."""
+    """A block of Q3_K: d as a half, ls uint8 [16], bits of int8 in −32 … 31, codes uint8 [256]."""
     for i in range(32):
         high = np.uint8(0)
         for k in range(8):
@@ -138,18 +140,18 @@ def put_q3_k(flat, at, d, ls, codes):
         flat[at + i] = high
     put_crumbs(flat[at + 32 : at + 96], codes)
     for k in range(8):
-        flat[at + 96 + k] = np.uint8((ls[k] + 32) & 15) | np.uint8(((ls[k + 8] + 32) & 15) << 4)
+        flat[at + 96 + k] = U8((ls[k] + U8(32)) & U8(15)) | U8(((ls[k + 8] + U8(32)) & U8(15)) << U8(4))
     for k in range(4):
-        high = np.uint8(0)
+        high = U8(0)
         for m in range(4):
-            high |= np.uint8(((ls[k + 4 * m] + 32) >> 4) << (2 * m))
+            high |= U8(((ls[k + 4 * m] + U8(32)) & U8(63)) >> U8(4) << U8(2 * m))
         flat[at + 104 + k] = high
     put_half(flat, at + 108, d)
 
 
 @helper
 def put_q6_k(flat, at, d, ls, codes):
-    """A block of Q6_K: d as a half, ls int8 [16], codes uint8 [256]."""
+    """A block of Q6_K: d as a half, ls uint8 [16], bits of int8, codes uint8 [256]."""
     for half in range(2):
         low, high = flat[at + half * 64 :], flat[at + 128 + half * 32 :]
         c = codes[half * 128 :]
@@ -158,5 +160,5 @@ def put_q6_k(flat, at, d, ls, codes):
         for i in range(32):
             high[i] = U8((c[i] >> 4) | (c[i + 32] >> 4) << 2 | (c[i + 64] >> 4) << 4 | (c[i + 96] >> 4) << 6)
     for k in range(16):
-        flat[at + 192 + k] = np.uint8(ls[k])
+        flat[at + 192 + k] = ls[k]
     put_half(flat, at + 208, d)

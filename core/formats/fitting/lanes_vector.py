@@ -23,6 +23,8 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
 from core.formats.fitting.compiled import helper
+from core.formats.fitting.lanes_room import empty_rows
+from core.formats.fitting.lanes_room import place as _place
 
 WIDTH = 16
 F = np.float32
@@ -31,9 +33,11 @@ _FLOATS = ir.VectorType(ir.FloatType(), WIDTH)
 _INTS = ir.VectorType(ir.IntType(32), WIDTH)
 _BYTES = ir.VectorType(ir.IntType(8), WIDTH)
 _FLAGS = ir.VectorType(ir.IntType(1), WIDTH)
-_INDEX = ir.IntType(32)
+_INDEX, _LONG = ir.IntType(32), ir.IntType(64)
 # Without the signature of intrinsic, which type checkers take for the caller's.
 _primitive: Any = intrinsic
+# What is for this target alone is asked before numba's own forms of + and the like, most of which take long to decline.
+_FIRST = {"target": "cpu"}
 
 
 class _Lanes(types.Type):
@@ -81,6 +85,8 @@ def _operands(args: Any) -> bool:
 def _arithmetic(op: Any, instruction: str) -> None:
     @infer_global(op)
     class _Typing(AbstractTemplate):  # type: ignore[misc, unused-ignore]
+        metadata = _FIRST
+
         def generic(self, args: Any, kws: Any) -> Any:
             return signature(lanes, *args) if len(args) == 2 and _operands(args) else None
 
@@ -95,6 +101,8 @@ def _arithmetic(op: Any, instruction: str) -> None:
 def _comparison(op: Any, sign: str) -> None:
     @infer_global(op)
     class _Typing(AbstractTemplate):  # type: ignore[misc, unused-ignore]
+        metadata = _FIRST
+
         def generic(self, args: Any, kws: Any) -> Any:
             return signature(mask, *args) if len(args) == 2 and _operands(args) else None
 
@@ -121,6 +129,8 @@ for _op, _name in (
 def _logic(op: Any, instruction: str) -> None:
     @infer_global(op)
     class _Typing(AbstractTemplate):  # type: ignore[misc, unused-ignore]
+        metadata = _FIRST
+
         def generic(self, args: Any, kws: Any) -> Any:
             return signature(mask, *args) if tuple(args) == (mask, mask) else None
 
@@ -136,6 +146,8 @@ _logic(operator.or_, "or_")
 
 @infer_global(operator.neg)
 class _Neg(AbstractTemplate):  # type: ignore[misc, unused-ignore]
+    metadata = _FIRST
+
     def generic(self, args: Any, kws: Any) -> Any:
         return signature(lanes, *args) if tuple(args) == (lanes,) else None
 
@@ -143,12 +155,6 @@ class _Neg(AbstractTemplate):  # type: ignore[misc, unused-ignore]
 @lower_builtin(operator.neg, lanes)
 def _lower_neg(context: Any, builder: Any, sig: Any, args: Any) -> Any:
     return builder.fneg(args[0])
-
-
-def _place(context: Any, builder: Any, kind: Any, array: Any, at: Any, vector: Any) -> Any:
-    """Pointer to a vector that starts at element `at` of an array."""
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
 
 
 def _is_table(kind: Any, dtype: Any = types.float32) -> bool:
@@ -182,25 +188,36 @@ def store_at(typing: Any, array: Any, at: Any, value: Any) -> Any:
     return types.void(array, at, value), lower
 
 
-@helper
-def load(t, i):
+def _row(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+    at = builder.mul(context.cast(builder, args[1], sig.args[1], types.intp), _LONG(WIDTH))
+    return _place(context, builder, sig.args[0], args[0], at, _FLOATS)
+
+
+@_primitive
+def load(typing: Any, t: Any, i: Any) -> Any:
     """Row i of a table."""
-    return load_at(t, i * WIDTH)
+    if not _is_table(t):
+        return None
+    return lanes(t, i), lambda c, builder, sig, args: builder.load(_row(c, builder, sig, args), align=4)
 
 
-@helper
-def store(t, i, value):
+@_primitive
+def store(typing: Any, t: Any, i: Any, value: Any) -> Any:
     """Row i of a table becomes value."""
-    store_at(t, i * WIDTH, value)
+    if not _is_table(t) or value != lanes:
+        return None
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[2], _row(context, builder, sig, args), align=4)
+        return context.get_dummy_value()
+
+    return types.void(t, i, value), lower
 
 
 @helper
 def table(n):
-    """Room for n rows of lanes: float32 [n, 16], not initialised. It starts where a cache line does: no row lies across
-    two."""
-    room = np.empty((n + 1) * WIDTH, np.float32)
-    start = (-(room.ctypes.data // 4)) % WIDTH
-    return room[start : start + n * WIDTH].reshape(n, WIDTH)
+    """Room for n rows of lanes: float32 [n, 16], not initialised."""
+    return empty_rows(F, n, WIDTH)
 
 
 @helper
@@ -219,15 +236,18 @@ def splat(typing: Any, value: Any) -> Any:
     return lanes(value), lambda _c, builder, _s, args: _spread(builder, args[0])
 
 
+def _called(builder: Any, name: str, *args: Any) -> Any:
+    kind = ir.FunctionType(_FLOATS, (_FLOATS,) * len(args))
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{WIDTH}f32"), args)
+
+
 def _unary(name: str) -> Any:
     def typing(context: Any, value: Any) -> Any:
         if value != lanes:
             return None
 
         def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            kind = ir.FunctionType(_FLOATS, (_FLOATS,))
-            call = cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{WIDTH}f32")
-            return builder.call(call, args)
+            return _called(builder, name, *args)
 
         return lanes(value), lower
 
@@ -248,8 +268,7 @@ def fused(typing: Any, a: Any, b: Any, c: Any) -> Any:
 
     def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         wide = [_wide(context, builder, k, v) for k, v in zip(sig.args, args, strict=True)]
-        kind = ir.FunctionType(_FLOATS, (_FLOATS,) * 3)
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{WIDTH}f32"), wide)
+        return _called(builder, "fma", *wide)
 
     return lanes(a, b, c), lower
 
@@ -267,16 +286,41 @@ def where(typing: Any, chosen: Any, a: Any, b: Any) -> Any:
     return lanes(chosen, a, b), lower
 
 
-@helper
-def at_least(v, bound):
+def _bounded(*signs: str, rounded: bool = False) -> Any:
+    """A value, or the bound that it is beyond; of two bounds the second one counts first."""
+
+    def typing(context: Any, value: Any, *bounds: Any) -> Any:
+        if value != lanes or not all(k == lanes or k == types.float32 for k in bounds):
+            return None
+
+        def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            v = _called(builder, "rint", args[0]) if rounded else args[0]
+            for sign, kind, bound in reversed(list(zip(signs, sig.args[1:], args[1:], strict=True))):
+                limit = _wide(context, builder, kind, bound)
+                v = builder.select(builder.fcmp_ordered(sign, v, limit), limit, v)
+            return v
+
+        return lanes(value, *bounds), lower
+
+    return typing
+
+
+@_primitive
+def at_least(typing: Any, v: Any, bound: Any) -> Any:
     """v, or bound where v is below it."""
-    return where(v < bound, bound, v)
+    return _bounded("<")(typing, v, bound)
 
 
-@helper
-def at_most(v, bound):
+@_primitive
+def at_most(typing: Any, v: Any, bound: Any) -> Any:
     """v, or bound where v is above it."""
-    return where(v > bound, bound, v)
+    return _bounded(">")(typing, v, bound)
+
+
+@_primitive
+def clipped(typing: Any, v: Any, bottom: Any, top: Any) -> Any:
+    """v rounded, within bottom … top."""
+    return _bounded("<", ">", rounded=True)(typing, v, bottom, top)
 
 
 def _asked(sign: str, bits: int) -> Any:
@@ -322,77 +366,3 @@ def flags_of(typing: Any, chosen: Any) -> Any:
         return builder.zext(builder.bitcast(args[0], ir.IntType(WIDTH)), ir.IntType(32))
 
     return types.uint32(chosen), lower
-
-
-@_primitive
-def turn(typing: Any, source: Any, start: Any, stride: Any, target: Any, to: Any, across: Any) -> Any:
-    """Sixteen runs of sixteen float32, the first at `start` of the source and each `stride` after the one before,
-    turned into sixteen runs of the target from `to` on, `across` apart.
-
-    In squares of 8 × 8, of which registers of eight numbers hold enough; four numbers are read at a time, so that only
-    shuffles within halves of a register are left.
-    """
-    if not _is_table(source) or not _is_table(target):
-        return None
-    four, eight = ir.VectorType(ir.FloatType(), 4), ir.VectorType(ir.FloatType(), 8)
-
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        a, s, b, t = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (1, 2, 4, 5))
-
-        def place(which: int, first: Any, step: Any, i: int, along: int, vector: Any) -> Any:
-            at = builder.add(first, builder.mul(step, ir.Constant(step.type, i)))
-            at = builder.add(at, ir.Constant(at.type, along))
-            return _place(context, builder, sig.args[which], args[which], at, vector)
-
-        def mixed(a: Any, b: Any, order: tuple[int, ...]) -> Any:
-            return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), 8), order))
-
-        def pairs(a: Any, b: Any, at: int) -> Any:
-            return mixed(a, b, (at, at + 8, at + 1, at + 9, at + 4, at + 12, at + 5, at + 13))
-
-        for row in (0, 8):
-            for column in range(0, WIDTH, 4):
-                rows = []
-                for i in range(4):
-                    first, second = (builder.load(place(0, a, s, row + i + k, column, four), align=4) for k in (0, 4))
-                    rows.append(mixed(first, second, (0, 1, 2, 3, 4, 5, 6, 7)))
-                for k, (u, v) in enumerate((pairs(rows[0], rows[1], m), pairs(rows[2], rows[3], m)) for m in (0, 2)):
-                    for i, order in enumerate(((0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15))):
-                        to_ = place(3, b, t, column + 2 * k + i, row, eight)
-                        builder.store(mixed(u, v, order), to_, align=4)
-        return context.get_dummy_value()
-
-    return types.void(source, start, stride, target, to, across), lower
-
-
-@_primitive
-def turn_bytes(typing: Any, source: Any, start: Any, stride: Any, target: Any, to: Any, across: Any) -> Any:
-    """The same for bytes."""
-    if not _is_table(source, types.uint8) or not _is_table(target, types.uint8):
-        return None
-
-    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        a, s, b, t = (context.cast(builder, args[i], sig.args[i], types.intp) for i in (1, 2, 4, 5))
-
-        def place(which: int, first: Any, step: Any, i: int) -> Any:
-            at = builder.add(first, builder.mul(step, ir.Constant(step.type, i)))
-            return _place(context, builder, sig.args[which], args[which], at, _BYTES)
-
-        rows = [builder.load(place(0, a, s, i), align=1) for i in range(WIDTH)]
-        for i, row in enumerate(_transposed(builder, rows)):
-            builder.store(row, place(3, b, t, i), align=1)
-        return context.get_dummy_value()
-
-    return types.void(source, start, stride, target, to, across), lower
-
-
-def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
-    """16 × 16 turned: in four stages rows that lie 8, 4, 2, 1 apart swap halves of their runs of twice that length."""
-    for span in (8, 4, 2, 1):
-        first = [i if i & span == 0 else i - span + WIDTH for i in range(WIDTH)]
-        second = [i + span if i & span == 0 else i + WIDTH for i in range(WIDTH)]
-        for i in (i for i in range(WIDTH) if i & span == 0):
-            a, b = rows[i], rows[i + span]
-            rows[i] = builder.shuffle_vector(a, b, ir.Constant(_INTS, first))
-            rows[i + span] = builder.shuffle_vector(a, b, ir.Constant(_INTS, second))
-    return rows

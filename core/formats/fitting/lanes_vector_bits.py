@@ -10,6 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from core.formats.fitting.lanes_room import place as _place
 from core.formats.fitting.lanes_vector import (
     _BYTES,
     _FLOATS,
@@ -17,7 +18,6 @@ from core.formats.fitting.lanes_vector import (
     _INTS,
     WIDTH,
     _is_table,
-    _place,
     _primitive,
     _spread,
     lanes,

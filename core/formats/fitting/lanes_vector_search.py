@@ -14,6 +14,7 @@ from core.formats.fitting.lanes_vector import (
     any_of,
     at_least,
     at_most,
+    clipped,
     down,
     load,
     magnitude,
@@ -26,12 +27,6 @@ from core.formats.fitting.lanes_vector import (
 F = np.float32
 EPS = F(1e-15)
 SWEEPS = 5
-
-
-@helper
-def clipped(v, bottom, top):
-    """v rounded, within bottom … top."""
-    return at_least(at_most(rint(v), top), bottom)
 
 
 @helper
