@@ -42,6 +42,54 @@ def test_observers_hear_of_kernels_and_not_of_their_helpers() -> None:
     assert len(heard) == 2
 
 
+@helper
+def _scaled(v, n):
+    return v * np.float32(n)
+
+
+@helper
+def _first(x):
+    return x[0]
+
+
+@helper
+def _nothing(x):
+    return np.float32(-1)
+
+
+def chosen(x, w):
+    if w is None:
+        return _nothing(x)
+    return _scaled(_first(w), 2) + _scaled(_first(x), 3)
+
+
+def test_helpers_are_compiled_once_for_all_constants_and_only_where_they_are_called() -> None:
+    """Both are what a first use is waited for; numba by itself does neither."""
+    made = kernel(chosen)
+    made._cache.disable()
+    x = np.ones(3, np.float32)
+    assert made(x, x) == 5
+    assert len(_scaled.signatures) == 1
+    assert _nothing.signatures == []
+    assert made(x, None) == -1
+    assert len(_nothing.signatures) == 1
+
+
+def test_helpers_are_made_no_machine_code_of() -> None:
+    from core.formats.fitting.parts import Part, Whole
+
+    made = kernel(added)
+    made._cache.disable()
+    made(np.ones(3, np.float32))
+    assert [type(result.library) for result in _twice.overloads.values()] == [Part] * len(_twice.signatures)
+    (whole,) = made.overloads.values()
+    assert isinstance(whole.library, Whole)
+    # Nothing of it is seen outside: what another kernel has of the same name cannot take its place.
+    names = [f.name for f in whole.library.get_defined_functions() if f.linkage.name == "external"]
+    assert names
+    assert not any("_twice" in name for name in names)
+
+
 # Quantizes 256 zeros with each kernel named on the command line, and prints the bytes, a frame of 96 untouched ones
 # behind them included.
 _PROBE = """
