@@ -177,7 +177,20 @@ class Bnb4(Format):
         """float32 [blocks]: what a reader of the stored parts takes for every block's absmax."""
         if not self.nested:
             return parts["absmax"].reshape(-1)
+        import numpy as np
+        import torch
+
+        from core.formats.fitting import on_lanes
+
         codes = parts["absmax"].reshape(-1)
+        if on_lanes(codes):
+            from core.formats.fitting.lanes_codebook import decode_nested
+
+            out = torch.empty(codes.numel())
+            nested, offset = parts["nested_absmax"].reshape(-1).contiguous(), np.float32(parts["nested_offset"].item())
+            table = dynamic_map(codes.device).numpy()
+            decode_nested(codes.contiguous().numpy(), table, nested.numpy(), NESTED, offset, out.numpy())
+            return out
         levels = dynamic_map(codes.device)[codes.int()]
         nested = parts["nested_absmax"].reshape(-1).repeat_interleave(NESTED)[: codes.numel()]
         return levels * nested + parts["nested_offset"].reshape(())

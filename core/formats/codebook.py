@@ -174,7 +174,7 @@ def dequantize_runs(
     if whole:
         from core.formats.fitting.lanes_codebook import decode_runs
 
-        levels = _arrays(book, high_first)[2].view("uint64").reshape(-1)
+        levels = _arrays(book, high_first)[2]
         decode_runs(packed.contiguous().numpy(), scale.contiguous().numpy(), run, levels, out[:whole].numpy())
     for start in range(whole, count, PIECE):
         stop = min(count, start + PIECE)
@@ -201,7 +201,7 @@ def largest_of_runs(w: torch.Tensor, run: int) -> torch.Tensor:
 
 @lru_cache(maxsize=16)
 def _arrays(book: Codebook, high_first: bool) -> tuple[Any, Any, Any]:
-    """Bounds float32 [15]; byte of two positions in the order, uint8 [256]; two levels of a byte, float32 [256, 2]."""
+    """Bounds float32 [15]; byte of two positions in the order, uint8 [256]; two levels of a byte, uint64 [256]."""
     import numpy as np
 
     order = np.array(book.order, np.uint8)
@@ -210,4 +210,5 @@ def _arrays(book: Codebook, high_first: bool) -> tuple[Any, Any, Any]:
     first, second = order[index >> 4], order[index & 15]
     pairs = (first << 4 | second) if high_first else (first | second << 4)
     nibbles = (index >> 4, index & 15) if high_first else (index & 15, index >> 4)
-    return np.array(book.bounds, np.float32), pairs.astype(np.uint8), np.stack([values[n] for n in nibbles], 1)
+    levels = np.stack([values[n] for n in nibbles], 1).view(np.uint64).reshape(-1)
+    return np.array(book.bounds, np.float32), pairs.astype(np.uint8), levels

@@ -61,6 +61,15 @@ def encode_runs(x, brains, run, smallest, bounds, pairs, plain, absmax, out):
 
 
 @kernel
+def decode_nested(codes, levels, absmax, run, offset, out):
+    """out float32 [n]: levels[codes] · absmax + offset, `run` of them with one absmax."""
+    for k in range(absmax.size):
+        s = absmax[k]
+        for i in range(k * run, min(out.size, (k + 1) * run)):
+            out[i] = levels[codes[i]] * s + offset
+
+
+@kernel
 def decode_runs(packed, scale, run, levels, out):
     """out float32 [n], n % run == 0, run % 16 == 0; levels uint64 [256], the two float32 of a byte as one number."""
     runs = out.size // run
