@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from app.session import Session
     from core.engine.model import Plan
     from core.recipes.model import Strategy
-    from core.targets.base import OutputTensor, Target
+    from core.targets.base import Outline, OutputTensor, Target
 
 # Tried on every target, in this order; what its container cannot carry, or the shape misfits, is left out.
 CANDIDATES = (
@@ -29,6 +29,7 @@ PLAIN = ("bf16", "f16")
 DEFAULTS = 12
 # Tensors that are measured together; of a longer selection, as many spread over it.
 TENSORS = 16
+FEW = 500
 EMPTY = "Open a checkpoint and select tensors: here they are tried under one strategy beside the other."
 UNSELECTED = "Select one tensor, or several: here they are tried under one strategy beside the other."
 
@@ -59,6 +60,8 @@ class BenchState:
         self.failure = ""
         self.empty = EMPTY
         self._of: tuple[object, ...] = ()
+        self._measured_of: object = None  # the tensors of the outline that _measurable is about
+        self._measurable: list[OutputTensor] = []
 
     def follow(self, session: Session) -> bool:
         """Takes over selection, target and plan. True when something else is to be measured."""
@@ -100,22 +103,32 @@ class BenchState:
         outline = session.outline
         if outline is None or not session.selection:
             self.selected = 0
+            if outline is None:
+                self._measured_of, self._measurable = None, []
             return ()
-        from core.tensors import DTYPES
-
-        wanted = set(session.selection)
-        found = [
-            t
-            for t in outline.tensors
-            if t.name in wanted
-            and len(t.shape) >= 2
-            and t.numel
-            and (t.dtype not in DTYPES or DTYPES[t.dtype].floating)
-        ]
+        # Hundreds are looked up one by one; of very many, those that can be measured were found before.
+        planned = session.planned_tensors
+        if len(session.selection) <= FEW and planned:
+            chosen = (planned[n].tensor for n in session.selection if n in planned)
+            found = [t for t in chosen if _measurable(t.shape, t.dtype)]
+        else:
+            found = self._all_measurable(outline)
+            if len(session.selection) < len(outline.tensors):
+                wanted = set(session.selection)
+                found = [t for t in found if t.name in wanted]
         self.selected = len(found)
         if len(found) > TENSORS:
             found = [found[i * len(found) // TENSORS] for i in range(TENSORS)]
         return tuple(found)
+
+    def _all_measurable(self, outline: Outline) -> list[OutputTensor]:
+        """Tensors of an outline that can be measured; kept, as going through 50,000 takes a while."""
+        if self._measured_of is not outline.tensors:
+            kinds = {(t.shape, t.dtype) for t in outline.tensors}
+            good = {kind for kind in kinds if _measurable(*kind)}
+            self._measured_of = outline.tensors
+            self._measurable = [t for t in outline.tensors if (t.shape, t.dtype) in good]
+        return self._measurable
 
     def _entries(self, target: Target, tensors: tuple[OutputTensor, ...]) -> dict[str, Entry]:
         """The current strategy, the sensible ones for the target, and those that were typed."""
@@ -270,6 +283,13 @@ class BenchState:
             cells = ["" if v is None else f"{v:.6g}" for v in numbers]
             writer.writerow([r.label, r.nbytes, *cells, int(r.label in front), r.note])
         return out.getvalue()
+
+
+def _measurable(shape: tuple[int, ...], dtype: str) -> bool:
+    """Whether a tensor is a matrix of real numbers."""
+    from core.tensors import DTYPES
+
+    return len(shape) >= 2 and 0 not in shape and (dtype not in DTYPES or DTYPES[dtype].floating)
 
 
 def _error(row: BenchRow) -> float:

@@ -40,8 +40,10 @@ class LossState:
     def add(self, report: TensorReport) -> bool:
         """Takes a tensor's report; whether there is something to draw in it."""
         value = report.output_error
+        if value is None or not math.isfinite(value):
+            return False
         role = role_of(report.name)
-        if value is None or not math.isfinite(value) or role.layer is None:
+        if role.layer is None:
             return False
         self.points[report.name] = Point(report.name, role.kind, role.layer, value)
         return True

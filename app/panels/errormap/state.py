@@ -172,8 +172,11 @@ class ErrorMapState:
         if self._marked is not None and self._marked[0] is names and self._marked[1] is layout:
             return self._marked[2]
         marked = np.zeros(layout.cells, bool)
-        places = np.fromiter(map(layout.index.get, names, repeat(-1)), np.int64)
-        at = layout.cell[places[places >= 0]]
+        if isinstance(names, tuple) and len(names) == len(layout.names):
+            at = layout.cell  # no tensor is selected twice
+        else:
+            places = np.fromiter(map(layout.index.get, names, repeat(-1)), np.int64)
+            at = layout.cell[places[places >= 0]]
         marked[at[at >= 0]] = True
         answer = marked.reshape(len(layout.lines), len(layout.columns))
         self._marked = (names, layout, answer) if isinstance(names, tuple) else None

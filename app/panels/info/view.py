@@ -14,7 +14,7 @@ from app.panels.info.state import INLINE, Fact, facts, request_of
 from app.session import Changes, Session
 
 EMPTY = "Open a checkpoint and select a tensor: its shape, strategy, size and error are listed here."
-SETTLE_MS = 60
+SETTLE_MS, SUMS_MS = 60, 1500
 KEY = "facts"
 
 
@@ -29,7 +29,7 @@ class InfoPanel(QScrollArea):
         self._shown: tuple[str, list[Fact]] = ("", [])
         self._values: list[QLabel] = []  # one per line shown
         self._stale = False  # something changed while the panel was hidden
-        self._of: tuple[str, ...] = ()  # the selection that the job is about
+        self._of: tuple[object, object] = ((), None)  # the selection and the plan that the job is about
         self._again = False  # something changed while it ran
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
@@ -44,13 +44,16 @@ class InfoPanel(QScrollArea):
         self._look()
 
     def _changed(self, changes: Changes, initiator: object) -> None:
-        if changes.plan or changes.checkpoint or changes.errors:
+        if changes.plan or changes.checkpoint:
             self._later()
+        elif changes.errors and not self._timer.isActive():
+            # Beside a run there are new ones all the time, and of many tensors only sums are shown.
+            self._timer.start(SUMS_MS if len(self._session.selection) > INLINE else SETTLE_MS)
 
     @Slot()
     def _later(self) -> None:
-        if not self._timer.isActive():
-            self._timer.start()
+        if not self._timer.isActive() or self._timer.remainingTime() > SETTLE_MS:
+            self._timer.start(SETTLE_MS)
 
     def showEvent(self, event: QShowEvent) -> None:
         super().showEvent(event)
@@ -62,13 +65,14 @@ class InfoPanel(QScrollArea):
         self._stale = not self.isVisible() and self._session.checkpoint is not None
         if self._stale:
             return  # hidden behind another tab: nobody waits for the facts
-        if self._job is not None and self._of is self._session.selection:
+        of = self._session.selection, self._session.plan
+        if self._job is not None and self._of[0] is of[0] and self._of[1] is of[1]:
             self._again = True  # one answer about many tensors after the other
             return
         request = request_of(self._session)
         self._job, self._again = None, False
         if request is not None and len(request.names) > INLINE:
-            self._of = request.names
+            self._of = of
             self._job = self._jobs.submit(facts, request, title="Facts", lane="preview", key=KEY)
         else:
             self._show(*facts(request))
@@ -80,7 +84,7 @@ class InfoPanel(QScrollArea):
                 self._show(*outcome.result)
             if self._again:
                 self._again = False
-                self._later()
+                self._timer.start(SUMS_MS)
 
     def _show(self, title: str, lines: list[Fact]) -> None:
         if (title, lines) == self._shown:

@@ -175,7 +175,8 @@ class JobsPanel(QWidget):
     @Slot()
     def _restyle(self) -> None:
         for row in self.state:
-            self._update(row)
+            if row.info.id in self.rows:
+                self.rows[row.info.id].show_row(row, restyle=True)
 
     def _reveal(self, out: Path) -> None:
         folder = out if out.is_dir() else out.parent
@@ -195,6 +196,7 @@ class _Row(QWidget):
     def __init__(self, theme: Theme, row: JobRow, jobs: JobService, reveal: Callable[[Path], None]) -> None:
         super().__init__()
         self._theme, self._jobs, self._id, self._out = theme, jobs, row.info.id, row.info.out
+        self._stage = ""  # the one that is shown
         self._reveal = reveal
         self._icon = QLabel()
         self._icon.setFixedSize(ICON, ICON)
@@ -279,17 +281,32 @@ class _Row(QWidget):
         button.clicked.connect(handler)
         return button
 
-    def show_row(self, row: JobRow) -> None:
-        icon, role, word = STAGES[row.stage]
-        self._icon.setPixmap(self._theme.icon(icon, role).pixmap(QSize(ICON, ICON), self.devicePixelRatioF()))
-        self.stage.setText(word)
+    def show_row(self, row: JobRow, restyle: bool = False) -> None:
+        """restyle: the theme is another one."""
         self.bar.setValue(row.permille)
-        # The accent is for the job that runs now.
-        self.bar.setProperty("stage", row.stage)
-        self.bar.style().polish(self.bar)
         for name, label in self.figures.items():
             label.setText(getattr(row, name))
         self.figures["memory"].setToolTip("Peak of the run" if row.report else "Memory of this program now")
+        if restyle or row.stage != self._stage:
+            # Progress comes 20 times a second: what goes with the stage is not made anew each time.
+            self._stage = row.stage
+            self._show_stage(row)
+        running = not row.over and bool(row.line)
+        self.note.setVisible(running)
+        self.note.setText(row.line if running else "")
+        self.line.setVisible(row.over and bool(row.line))
+        self.line.setText(row.line if row.over else "")
+        if self.details.toPlainText() != row.details:
+            self.details.setPlainText(row.details)
+        self.disclosure.setVisible(bool(row.details))
+
+    def _show_stage(self, row: JobRow) -> None:
+        icon, role, word = STAGES[row.stage]
+        self._icon.setPixmap(self._theme.icon(icon, role).pixmap(QSize(ICON, ICON), self.devicePixelRatioF()))
+        self.stage.setText(word)
+        # The accent is for the job that runs now.
+        self.bar.setProperty("stage", row.stage)
+        self.bar.style().polish(self.bar)
         active = not row.over
         self.pause.setVisible(active)
         self.cancel.setVisible(active)
@@ -298,16 +315,8 @@ class _Row(QWidget):
         self.pause.setToolTip("Resume" if paused else "Pause")
         self.pause.setAccessibleName("Resume" if paused else "Pause")
         self.reveal.setVisible(self._out is not None and row.stage == "done")
-        running = active and bool(row.line)
-        self.note.setVisible(running)
-        self.note.setText(row.line if running else "")
-        self.line.setVisible(row.over and bool(row.line))
-        self.line.setText(row.line if row.over else "")
         self.line.setProperty("kind", "failure" if row.stage == "failed" else "muted")
         self.line.style().polish(self.line)
-        if self.details.toPlainText() != row.details:
-            self.details.setPlainText(row.details)
-        self.disclosure.setVisible(bool(row.details))
 
     def resize_figures(self) -> None:
         for name, _, widest, _ in FIGURES:

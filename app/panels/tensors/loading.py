@@ -73,8 +73,8 @@ def table_task(request: TableRequest, ctx: JobContext) -> TableData:
     from core.errors import RecipeError
 
     rows = request.rows if request.rows is not None else make_rows(request.outline)
-    # What the menus offer is kept with the rows once it was asked for: here, not in the window.
-    _ = rows.role_names, rows.dtype_names
+    # What menus and a selection of all need is kept with the rows once it was asked for: here, not in the window.
+    _ = rows.role_names, rows.dtype_names, rows.all_names
     ctx.check()
     cells = make_cells(rows, request.plan) if request.plan is not None else None
     ctx.check()

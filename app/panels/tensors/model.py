@@ -217,7 +217,10 @@ class TensorModel(QAbstractTableModel):
         return tensors_of(self._entries()[lines], self.rows, self.passing)
 
     def names_at(self, lines: Sequence[int]) -> tuple[str, ...]:
-        return tuple(map(self.rows.names.__getitem__, self.rows_at(lines))) if self.rows is not None else ()
+        if self.rows is None:
+            return ()
+        rows = self.rows_at(lines)
+        return self.rows.all_names if len(rows) == len(self.rows) else tuple(map(self.rows.names.__getitem__, rows))
 
     def lines_of(self, names: Iterable[str]) -> list[int]:
         """Visible lines of tensors, ascending; with those of the blocks where it is all tensors."""
