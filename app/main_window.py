@@ -194,7 +194,7 @@ class MainWindow(QMainWindow):
         self.toolbar.target_chosen.connect(self.commands.set_target)
         self.toolbar.device_chosen.connect(self.commands.set_device)
         tensors = self.commands.tensors
-        self.previews = ErrorPreviews(self.session, self.jobs, tensors.visible_names)
+        self.previews = ErrorPreviews(self.session, self.jobs, tensors.visible_names, lambda: tensors.busy)
         tensors.viewport_changed.connect(self.previews.look)
         escape = QAction(self)
         escape.setShortcut(QKeySequence("Esc"))

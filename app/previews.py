@@ -31,7 +31,7 @@ KEY = "errors"
 SETTLE_MS = 150
 # Beyond the rows on screen, previews of one plan take about this long at most.
 BACKGROUND_SECONDS = 30.0
-DELIVER_SECONDS = 0.1
+DELIVER_SECONDS = 0.2
 UNKNOWN = ShownError(None, None, None, None, exact=False)
 
 
@@ -106,13 +106,21 @@ def wanted(request: ErrorRequest) -> tuple[list[PlannedTensor], list[PlannedTens
 
 
 class ErrorPreviews(QObject):
-    """visible() gives the names of the tensors on screen; call `look` when that changed."""
+    """visible() gives the names of the tensors on screen; call `look` when that changed. waits() says whether the table
+    is still being made: it comes first, and tells then what is on screen."""
 
-    def __init__(self, session: Session, jobs: JobService, visible: Callable[[], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        jobs: JobService,
+        visible: Callable[[], Sequence[str]],
+        waits: Callable[[], bool] = lambda: False,
+    ) -> None:
         super().__init__(session)
         self._session = session
         self._jobs = jobs
         self._visible = visible
+        self._waits = waits
         self._job: JobId | None = None
         self._told = False
         self._settle = QTimer(self)
@@ -152,6 +160,9 @@ class ErrorPreviews(QObject):
         session = self._session
         plan, checkpoint = session.plan, session.checkpoint
         if plan is None or checkpoint is None or not session.planned or self._jobs.running():
+            return
+        if self._waits():
+            self._settle.start()
             return
         request = ErrorRequest(
             checkpoint, plan, session.planned_tensors, tuple(self._visible()), session.known_errors()

@@ -119,13 +119,14 @@ class Watch:
         start = next((i for i, line in enumerate(lines) if "ncalls" in line), 0)
         return "\n".join(lines[start:])
 
-    def report(self) -> None:
-        """Prints both tables."""
+    def report_actions(self) -> None:
         print(f"{'action':<40}{'median, ms':>12}{'worst, ms':>12}{'in one go':>12}{'times':>8}")
         for name, found in self.actions.items():
             sums = sorted(whole for whole, _ in found)
             median, most = sums[len(sums) // 2], max(go for _, go in found)
             print(f"{name:<40}{median:>12.0f}{sums[-1]:>12.0f}{most:>12.1f}{len(sums):>8}")
+
+    def report_phases(self) -> None:
         print(f"\n{'beside a job':<40}{'longest, ms':>12}{'p99, ms':>10}{'own, ms':>10}{'sum, ms':>10}{'ticks':>8}")
         for phase, gaps in self.gaps.items():
             ordered = sorted(gaps)

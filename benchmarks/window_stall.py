@@ -130,7 +130,7 @@ def _drive(folder: Path, scratch: Path, repeat: int, run_seconds: float, profile
     watch.rest(1.0)
     Driver(window, watch, folder, scratch / "out.gguf").drive(repeat, run_seconds)
     watch.begin("close")
-    watch.report()
+    watch.report_phases()
     window.close()
     return 0
 
@@ -146,6 +146,7 @@ class Driver:
 
     def drive(self, repeat: int, run_seconds: float) -> None:
         self.actions(repeat)
+        self.watch.report_actions()
         self.run(run_seconds)
         if not run_seconds:
             self.compare()

@@ -204,10 +204,12 @@ class TensorsPanel(QWidget):
         new = data.rows is not self.model.rows
         selected = () if new else self._session.selection
         scroll = self.table.verticalScrollBar().value()
+        title = self.model.headerData(PLACE["size"], Qt.Orientation.Horizontal)
         self._following = True
         self._let_go(new)
         others = self.model.show(data)
-        self.model.headerDataChanged.emit(Qt.Orientation.Horizontal, PLACE["size"], PLACE["size"])
+        if self.model.headerData(PLACE["size"], Qt.Orientation.Horizontal) != title:
+            self.model.headerDataChanged.emit(Qt.Orientation.Horizontal, PLACE["size"], PLACE["size"])
         self._following = False
         if new:
             self._fill_menus()
