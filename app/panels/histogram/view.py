@@ -237,7 +237,11 @@ class HistogramPanel(QWidget):
             elif isinstance(outcome, Failed):
                 self.state.fail(outcome.line)
                 self._session.notify(Notice("warning", f"No histogram: {outcome.line}", outcome.details))
-            self._show()
+            result = self.state.result
+            if self._overlay_job is not None and result is not None and result.rows * result.columns <= SMALL_WEIGHTS:
+                self._soon.start()  # those laid over are nearly there, too
+            else:
+                self._show()
         elif job == self._group_job:
             self._group_job = None
             if isinstance(outcome, Done):
