@@ -50,6 +50,7 @@ class TensorsPanel(QWidget):
         self._job: JobId | None = None
         self._filter_job: JobId | None = None
         self._late: set[str] = set()  # tensors whose error came while a table was being built
+        self._opening = False  # other tensors, and none of them selected yet
         self._following = False  # the selection is being restored, nobody chose anything
         self._handing = False  # the session is being told what was selected here
         self._build()
@@ -221,8 +222,12 @@ class TensorsPanel(QWidget):
             self._restore_selection(selected)
         if not new:
             self.table.verticalScrollBar().setValue(scroll)
-        elif data.rows.names:
-            self._select_first()
+        self._opening = self._opening or new
+        # Which tensor is quantized, the plan says; a picture without it would be drawn twice.
+        if self._opening and (data.cells is not None or self._session.plan_error):
+            self._opening = False
+            if not self._session.selection:
+                self._select_first()
         self._count()
         self.viewport_changed.emit()
 
