@@ -126,14 +126,14 @@ def _drive(folder: Path, scratch: Path, repeat: int, run_seconds: float, profile
     window.load_panels()
     # As in the program itself, where a person takes longer to choose a file than the libraries take to load.
     finish_loading(window, Timing())
+    print(f"the same piece of work: {disturbance()}")
     watch = Watch(profile)
     watch.wait(lambda: window.ready)
     watch.begin("nothing at all, one second")
     watch.rest(1.0)
-    print(f"the same piece of work: {disturbance()}")
     Driver(window, watch, folder, scratch / "out.gguf").drive(repeat, run_seconds)
-    print(f"the same piece of work: {disturbance()}")
     watch.begin("close")
+    print(f"the same piece of work: {disturbance()}")
     watch.report_phases()
     window.close()
     return 0
