@@ -20,6 +20,8 @@ PIECE = 1 << 17
 # On a GPU, where every step of a search is a start of a kernel.
 GPU_PIECE = 1 << 22
 LARGER = 8
+# What a format is warmed with has at least so many columns: whole groups, where they run through rows.
+WARMING = 256
 
 _QUANTIZE = {
     **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"), "lanes_legacy"),
@@ -322,7 +324,8 @@ def warm(format: Format, weighted: bool = False, check: Callable[[], None] = lam
 
     if not format.encodable:
         return
-    w = torch.zeros(1, format.columns_per_grid)
+    grid = format.columns_per_grid
+    w = torch.zeros(1, grid * -(-WARMING // grid))
     importance = torch.ones(w.shape[1]) if weighted or format.needs_importance else None
     for effort in format.efforts:
         check()
