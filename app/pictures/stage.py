@@ -97,10 +97,10 @@ def counted(panel: Any) -> bool:
 
 
 def written(stage: Stage, out: Path, preset: str) -> bool:
-    """Runs the recipe (a preset, or "" for what is set) to its end."""
+    """Runs the recipe (a preset, or "" for what is set) until its end has been told."""
     if preset and not stage.open(stage.demo, preset):
         return False
     if not stage.wait(lambda: stage.session.planned and not stage.window.planner.busy):
         return False
     stage.window.commands.quantize_to(out)
-    return stage.wait(lambda: out.exists() and not stage.window.jobs.running())
+    return stage.wait(lambda: out.exists() and stage.window.jobs.settled)
