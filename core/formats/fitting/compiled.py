@@ -4,9 +4,10 @@ the interpreter lock, and kept on disk so that only the first start pays.
 The kept code lives in a folder named after the sources of all lanes: numba looks at the file of a kernel alone, and
 would go on using one whose helpers in another file have changed.
 
-Every function has a name of its own. Compiled code calls its parts by name, and kernels that were compiled in different
-processes and are loaded into one share the part that was loaded first. numba tells functions of one name apart by a
-number that counts from 1 in every process, so two closures of one name could be mistaken for each other.
+Compiled code calls its parts by name, and kernels that were compiled in different processes and are loaded into one
+would share the part that was loaded first: numba tells functions of one name apart by a number that counts from 1 in
+every process. So parts are seen inside their kernel only (parts.py), and, as that hangs on numba, every function has a
+name of its own besides.
 """
 
 from __future__ import annotations

@@ -12,8 +12,6 @@ import pytest
 
 from core.formats.fitting.compiled import helper, kernel, named, watch
 
-pytest.importorskip("numba")
-
 
 @helper
 def _twice(v):
