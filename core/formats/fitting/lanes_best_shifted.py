@@ -29,6 +29,7 @@ from core.formats.fitting.lanes_blocks import (
 )
 from core.formats.fitting.lanes_room import empty, flattened
 from core.formats.fitting.lanes_vector import (
+    all_of,
     any_of,
     at_least,
     at_most,
@@ -46,6 +47,7 @@ from core.formats.fitting.lanes_vector_bits import halved, store_halves
 from core.formats.fitting.tries import AGAIN, LINES
 
 F = np.float32
+HALF_NORMAL = F(2.0**-14)  # the smallest half of full precision
 
 
 def _tries(name):
@@ -149,6 +151,75 @@ def searched(x, y, w, start, low, tries, again, top, codes):
     return step, minimum, limit
 
 
+# How far off sums of 32 products in float32 may be, as a share of them: five standard deviations.
+DOUBT = F(2.0**-20)
+
+
+@helper
+def _exceeds(y, start, step, shift, codes):
+    """Whether Σ (y − step·code − shift)² is above the error of llama.cpp's line."""
+    inv, old, inv_old, new = reciprocal(step), splat(F(0)), reciprocal(start), splat(F(0))
+    c = -(shift * inv)
+    for i in range(BLOCK):
+        v = load(y, i)
+        r = fused(v, inv_old, -rint(v * inv_old))
+        u = fused(v, inv, c) - load(codes, i)
+        old, new = fused(r, r, old), fused(u, u, new)
+    return step * step * new > start * start * old
+
+
+@helper
+def searched_once(x, y, start, low, least, largest, tried, top, codes):
+    """As searched, with one try and no weights, for blocks whose codes lie within 0 … top without being bounded: both
+    lines are judged by their sums alone, and errors are added up only where those leave doubt. Returns whether all of
+    the blocks are such ones, the step and the minimum. least, largest: of x."""
+    inv, zero = reciprocal(start), splat(F(0))
+    factor, moved = inv * tried[0], splat(tried[1])
+    u, v = least - low, largest - low
+    tame = (start >= HALF_NORMAL) & (start <= HALF_MAX) & (magnitude(low) <= HALF_MAX)
+    tame = tame & (u * inv > F(-0.49)) & (v * inv < top + F(0.49)) & (fused(u, factor, moved) > F(-0.49))
+    tame = tame & (fused(v, factor, moved) < top + F(0.49))
+    if not all_of(tame):
+        return False, start, low
+    s, sq, sy, swy, s_tried, sq_tried, sy_tried = zero, zero, zero, zero, zero, zero, zero
+    for i in range(BLOCK):
+        v = load(x, i) - low
+        store(y, i, v)
+        swy = swy + v
+        s, sq, sy = _added(v, None, i, rint(v * inv), s, sq, sy)
+    if not all_of(swy == swy):  # NaN, which the extremes pass over
+        return False, start, low
+    for i in range(BLOCK):
+        v = load(y, i)
+        s_tried, sq_tried, sy_tried = _added(v, None, i, rint(fused(v, factor, moved)), s_tried, sq_tried, sy_tried)
+    sw, share, old = splat(F(BLOCK)), F(1) / F(BLOCK), start * (sy + sy - start * sq)
+    size = fused(start * start, sq, swy * swy * share)
+    best, step = _taken(sw, swy, s, sq, sy)
+    taken, a = _taken(sw, swy, s_tried, sq_tried, sy_tried)
+    better = taken > best
+    best, step = where(better, taken, best), where(better, a, step)
+    s, sq = where(better, s_tried, s), where(better, sq_tried, sq)
+    mean = low + (swy - step * s) * share
+    a, b = halved(step), halved(mean)
+    usable = (best > F(0)) & (a > F(0)) & (a <= HALF_MAX) & (magnitude(b) <= HALF_MAX)
+    # What the line takes off the squares of y, less what rounding it to halves adds, against what llama.cpp's line
+    # takes off. best is 32 times what is taken off beyond the mean.
+    moved, lift = a - step, b - mean
+    lost = moved * fused(moved, sq, F(2) * lift * s) + lift * lift * F(BLOCK)
+    sure = usable & (fused(swy, swy, best) * share - old - lost > size * DOUBT)
+    step, minimum = where(usable, a, start), where(usable, b, low)
+    inv = reciprocal(step)
+    c = -((minimum - low) * inv)
+    for i in range(BLOCK):
+        store(codes, i, _nearest(fused(load(y, i), inv, c), top))
+    if not all_of(sure):
+        worse = _exceeds(y, start, step, minimum - low, codes)
+        if any_of(worse):
+            step, minimum = where(worse, start, step), where(worse, low, minimum)
+            _encoded(y, None, step, minimum - low, top, codes)
+    return True, step, minimum
+
+
 @helper
 def _put(codes, step, minimum, to, at, size, bytes_):
     store_halves(to, at, size, step)
@@ -163,12 +234,16 @@ def _plain(x, out, size, top, tries, again):
     count, target = x.size // BLOCK, flattened(out)
     for first in range(0, count, 16):
         read_blocks(x, BLOCK, first, room, t)
-        low, high = extent(t, BLOCK)
-        start, low = halved((high - low) / top), halved(low)
-        step, minimum, limit = searched(t, y, None, start, low, tries, again, top, codes)
-        bad = max(first_beyond(where(limit == limit, start, F(np.inf))), first_beyond(low))
-        if bad >= 0:
-            return (first + bad) * BLOCK // x.shape[1]
+        least, largest = extent(t, BLOCK)
+        start, low = halved((largest - least) / top), halved(least)
+        quick, step, minimum = False, start, low
+        if tries.shape[0] == 1:
+            quick, step, minimum = searched_once(t, y, start, low, least, largest, tries[0], top, codes)
+        if not quick:
+            step, minimum, limit = searched(t, y, None, start, low, tries, again, top, codes)
+            bad = max(first_beyond(where(limit == limit, start, F(np.inf))), first_beyond(low))
+            if bad >= 0:
+                return (first + bad) * BLOCK // x.shape[1]
         to, at = place_for(target, whole, first, count, size)
         _put(codes, step, minimum, to, at, size, bytes_)
         write_rest(target, whole, first, count, size)

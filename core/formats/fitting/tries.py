@@ -16,7 +16,7 @@ FACTORS: dict[str, tuple[float, ...]] = {
 }
 # The same with a minimum: a factor of the scale, and by how many of its steps the minimum moves.
 LINES: dict[str, tuple[tuple[float, float], ...]] = {
-    "Q4_1": ((0.98, -0.125),),  # ggml is fast here: a second one would make it slower than that
+    "Q4_1": ((0.98, -0.125),),  # one: ggml is fast here, and two would be slower
     "Q5_1": ((1.02, 0.25), (1.0, 0.25), (1.0, -0.25), (1.06, 0.25)),
     "weighted": tuple((f, m) for f in (0.92, 0.96, 0.98, 1.0, 1.02, 1.04, 1.06) for m in (-0.25, 0.0, 0.25, 0.5)),
 }
