@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import QObject, QTimer
+from PySide6.QtCore import QObject, QSize, QTimer
+from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QTabWidget, QWidget
 
 from app.frame.memory import restore_panel, stored_panels
@@ -18,6 +19,32 @@ if TYPE_CHECKING:
 FILL_MS = 20
 
 
+class Place(QWidget):
+    """Where one panel stands: it gets all of the room. What changes inside a panel ends here, by intent: passed on, a
+    new word in a label would make Qt ask every panel for its height and lay the whole window out, 5 to 10 ms each
+    time."""
+
+    def __init__(self, parent: QWidget) -> None:
+        super().__init__(parent)
+        self.panel: QWidget | None = None
+
+    def fill(self, panel: QWidget) -> None:
+        """Puts the panel here, once."""
+        self.panel = panel
+        panel.setParent(self)
+        panel.setGeometry(self.rect())
+        panel.show()
+        self.updateGeometry()
+
+    def minimumSizeHint(self) -> QSize:
+        return self.panel.minimumSizeHint() if self.panel is not None else QSize()
+
+    def resizeEvent(self, event: QResizeEvent) -> None:
+        super().resizeEvent(event)
+        if self.panel is not None:
+            self.panel.setGeometry(self.rect())
+
+
 class PanelPlaces(QObject):
     """made: the panels that are there, by id; tell(id, panel): one was put into a tab."""
 
@@ -27,28 +54,22 @@ class PanelPlaces(QObject):
         self._tell = tell
         self.made: dict[str, QWidget] = {}
         self.inspector, self.bottom = self._tabs(), self._tabs()
-        for record in PANELS:
-            if record.area == "main":
-                self.main = self._make(record)
-                continue
-            tabs = self._tabs_of(record)
-            tabs.addTab(QWidget(), window.theme.icon(record.icon), record.title)
-            tabs.setTabToolTip(tabs.count() - 1, record.help)
+        self.main = Place(window)
+        self._places = {record.id: self._place(record) for record in PANELS}
+        self.panel("tensors")
 
     def panel(self, id: str) -> QWidget:
         """A panel by its record's id, made now if it was not yet."""
         if id not in self.made:
-            record = next(r for r in PANELS if r.id == id)
-            ids = [r.id for r in PANELS if r.area == record.area]
-            self._put(self._tabs_of(record), ids.index(id), record)
+            self._make(next(r for r in PANELS if r.id == id))
         return self.made[id]
 
     def show(self, id: str) -> None:
         """Brings a panel to the front."""
-        panel = self.panel(id)
+        self.panel(id)
         for tabs in (self.inspector, self.bottom):
-            if tabs.indexOf(panel) >= 0:
-                tabs.setCurrentWidget(panel)
+            if tabs.indexOf(self._places[id]) >= 0:
+                tabs.setCurrentWidget(self._places[id])
 
     def load(self) -> None:
         """Makes every panel that is not there yet."""
@@ -69,28 +90,23 @@ class PanelPlaces(QObject):
     def _tabs_of(self, record: PanelRecord) -> QTabWidget:
         return self.inspector if record.area == "inspector" else self.bottom
 
-    def _make(self, record: PanelRecord) -> QWidget:
+    def _place(self, record: PanelRecord) -> Place:
+        if record.area == "main":
+            return self.main
+        tabs = self._tabs_of(record)
+        place = Place(tabs)
+        tabs.addTab(place, self._window.theme.icon(record.icon), record.title)
+        tabs.setTabToolTip(tabs.count() - 1, record.help)
+        return place
+
+    def _make(self, record: PanelRecord) -> None:
         panel = record.factory(self._window.session, self._window.jobs)
         panel.setObjectName(f"panel-{record.id}")
         panel.setAccessibleName(record.title)
         self.made[record.id] = panel
         if record.area != "main":
             restore_panel(panel, stored_panels(self._window).get(record.id))
-        return panel
-
-    def _put(self, tabs: QTabWidget, index: int, record: PanelRecord) -> None:
-        """Replaces a tab's placeholder by the panel."""
-        current = tabs.currentIndex()
-        panel = self._make(record)
-        tabs.blockSignals(True)
-        placeholder = tabs.widget(index)
-        tabs.removeTab(index)
-        tabs.insertTab(index, panel, self._window.theme.icon(record.icon), record.title)
-        tabs.setTabToolTip(index, record.help)
-        tabs.setCurrentIndex(current)
-        tabs.blockSignals(False)
-        if placeholder is not None:
-            placeholder.deleteLater()
+        self._places[record.id].fill(panel)
         self._tell(record.id, panel)
 
     def _fill(self, tabs: QTabWidget) -> None:

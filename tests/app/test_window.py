@@ -263,7 +263,7 @@ def test_the_window_comes_back_as_it_was_left(qtbot, settings, dialogs) -> None:
     assert second.size() == first.size()
     assert second.columns.sizes() == sizes
     assert second.theme.dark
-    qtbot.waitUntil(lambda: second.inspector.currentWidget() is second.panel("info"))
+    qtbot.waitUntil(lambda: second.inspector.currentWidget().isAncestorOf(second.panel("info")))
     second.commands.set_theme("system")
     second.close()
 
