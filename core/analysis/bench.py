@@ -124,6 +124,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 def _row(request: BenchRequest, entry: Entry, limit: int, final: bool, ctx: JobContext) -> BenchRow:
     from core.formats.fitting import warm
     from core.methods import get_method
+    from core.methods.options import AUTO, effort_of
 
     method = get_method(entry.method)
     nbytes = weights = seen = 0
@@ -142,7 +143,10 @@ def _row(request: BenchRequest, entry: Entry, limit: int, final: bool, ctx: JobC
         stored_in = request.target.adapt(entry.format, tensor)
         try:
             if stored_in.family != "dense":
-                warm(stored_in, Statistic.IMPORTANCE in known, ctx.check)  # compiling is no part of the time
+                # Compiling is no part of the time. A method without the choice may use any effort.
+                chosen = entry.params.get("effort", AUTO) if "effort" in {p.key for p in method.parameters} else None
+                effort = None if chosen is None else effort_of(stored_in, chosen)
+                warm(stored_in, Statistic.IMPORTANCE in known, ctx.check, effort)
             part = _measured(request, entry, stored_in, method, tensor, known, each, weighted, ctx)
         except WorkbenchError as error:
             notes.append(str(error))

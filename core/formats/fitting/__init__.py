@@ -314,10 +314,12 @@ def decode_lanes(type_name: str, flat: Tensor, out: Tensor) -> bool:
     return True
 
 
-def warm(format: Format, weighted: bool = False, check: Callable[[], None] = lambda: None) -> None:
+def warm(
+    format: Format, weighted: bool = False, check: Callable[[], None] = lambda: None, effort: str | None = None
+) -> None:
     """Compiles (or loads from disk) all that quantizing, decoding and measuring in this format will call, with
-    importance when `weighted`, else without. check is called before each effort, and may raise: a compiler at work
-    cannot be stopped."""
+    importance when `weighted`, else without; with this effort, or with all. check is called before each effort, and may
+    raise: a compiler at work cannot be stopped."""
     import torch
 
     from core.formats.fitting.sums import error_sums
@@ -327,9 +329,9 @@ def warm(format: Format, weighted: bool = False, check: Callable[[], None] = lam
     grid = format.columns_per_grid
     w = torch.zeros(1, grid * -(-WARMING // grid))
     importance = torch.ones(w.shape[1]) if weighted or format.needs_importance else None
-    for effort in format.efforts:
+    for each in format.efforts if effort is None else (effort,):
         check()
-        error_sums(w, format.quantize(w, importance, effort).dequantize())
+        error_sums(w, format.quantize(w, importance, each).dequantize())
 
 
 def is_compiled(format: Format) -> bool:

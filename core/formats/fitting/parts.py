@@ -7,7 +7,7 @@ argument is not None, branches on `argument is None` are left out before they ar
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from llvmlite.binding import Linkage
 from numba.core import types
@@ -138,8 +138,28 @@ _PASSES = (
 )
 
 
+class _Typing:
+    """numba's typing context, which looks up what a function makes of arguments of some types once, and not at every
+    place that calls it and in every round of inference."""
+
+    found: ClassVar[dict[Any, Any]] = {}
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def resolve_function_type(self, function: Any, args: Any, kws: Any) -> Any:
+        key = function, args, tuple(kws.items())
+        if key not in self.found:
+            self.found[key] = self._context.resolve_function_type(function, args, kws)
+        return self.found[key]
+
+
 def _pipeline(compiler: Any, library: type[Any]) -> list[Any]:
     state = compiler.state
+    state.typingctx = _Typing(state.typingctx)
     state.library = library(state.targetctx.codegen(), state.func_id.func_qualname)
     state.library.enable_object_caching()
     passes = PassManager("lanes")
