@@ -1,6 +1,6 @@
 """A plan becomes a file: units handed to an executor, the journal kept, reports added up, the output published.
 
-What happens inside a unit is in work.py, how bytes reach the disk in writer.py.
+What happens inside a unit is in task.py, how bytes reach the disk in writer.py.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ def working_bytes(plan: Plan, device: str = "cpu", workers: int = 1) -> int:
 
 def _largest_piece(plan: Plan, device: str) -> tuple[int, PlannedTensor | None]:
     """Weights that a worker holds at once, at most, and whose they are."""
+    from core.engine.task import PIECE_WEIGHTS
     from core.engine.units import UNIT_WEIGHTS, row_multiple, rows_within
-    from core.engine.work import PIECE_WEIGHTS
 
     limit = PIECE_WEIGHTS if device == "cpu" else UNIT_WEIGHTS
     largest: tuple[int, PlannedTensor | None] = (0, None)

@@ -24,8 +24,9 @@ from core.engine.folds import Folder, not_folded
 from core.engine.journal import calibration_identity, identity
 from core.engine.known import bind, numbers
 from core.engine.model import Plan, PlannedTensor
+from core.engine.task import Keep
 from core.engine.units import Unit
-from core.engine.work import Keep, UnitResult, Work
+from core.engine.work import UnitResult, Work
 from core.parameters import STATIC
 from core.targets.base import STATIC_NEEDS
 

@@ -1,4 +1,4 @@
-"""The pieces a run is cut into: row slices of output tensors. What is done with one is in work.py.
+"""The pieces a run is cut into: row slices of output tensors. What is done with one is in task.py.
 
 The cut depends on the plan alone, never on workers or device, so that a journal fits the run that resumes it.
 """

@@ -15,8 +15,9 @@ from core.context import SILENT, JobContext
 from core.engine.devices import usable_cores
 from core.engine.model import Plan
 from core.engine.stages import Sink
+from core.engine.task import process
 from core.engine.units import Unit, cut
-from core.engine.work import Guard, Work, process
+from core.engine.work import Guard, Work
 from core.errors import PlanError
 
 if TYPE_CHECKING:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import core
 from core import errors
 from core.context import SILENT, JobContext
+from core.engine.task import process
 from core.engine.units import Unit
-from core.engine.work import Guard, UnitResult, Work, process
+from core.engine.work import Guard, UnitResult, Work
 from core.engine.writer import Files
 from core.errors import CheckpointError, DeviceError, MissingExtra, WorkbenchError
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from core.context import JobContext
 from core.engine.devices import usable_cores
 from core.engine.pages import will_read
+from core.engine.task import Keep, process
 from core.engine.units import Unit
-from core.engine.work import Guard, Keep, UnitResult, Work, process
+from core.engine.work import Guard, UnitResult, Work
 from core.engine.writer import Files
 from core.errors import Cancelled
 

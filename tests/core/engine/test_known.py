@@ -162,9 +162,9 @@ def moe_gguf(path: Path, experts: int = 3, rows: int = 40, columns: int = 256) -
 @pytest.mark.parametrize("piece", [1 << 20, 256 * 16])
 def test_every_expert_has_its_own_importance(tmp_path: Path, monkeypatch, piece: int) -> None:
     """Pieces of a run never mix two experts, however they fall."""
-    import core.engine.work as work
+    import core.engine.task as task
 
-    monkeypatch.setattr(work, "PIECE_WEIGHTS", piece)
+    monkeypatch.setattr(task, "PIECE_WEIGHTS", piece)
     w = moe_gguf(tmp_path / "m.gguf")
     known = weighted(256, 1, experts=3)
     known = TensorStatistics(known.values, (5, 0, 9), stacked=True)

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from core.checkpoints import open_checkpoint
-from core.engine import units, work
+from core.engine import task, units
 from core.engine.pipeline import can_resume, run
 from core.engine.plan import make_plan
 from core.errors import Cancelled, CheckpointError, DeviceError, OutputError, PlanError, WorkbenchError
@@ -32,7 +32,7 @@ def source(tmp_path: Path) -> Path:
 def small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many units and pieces from small tensors: 32 rows and 8 rows of 256 columns."""
     monkeypatch.setattr(units, "UNIT_WEIGHTS", 32 * 256)
-    monkeypatch.setattr(work, "PIECE_WEIGHTS", 8 * 256)
+    monkeypatch.setattr(task, "PIECE_WEIGHTS", 8 * 256)
 
 
 def size_on_disk(path: Path) -> int:
@@ -49,7 +49,7 @@ def test_same_bytes_whatever_the_workers_and_slices(
     whole = quantize(source, tmp_path / "whole", recipe, target, workers=1)
     assert size_on_disk(tmp_path / "whole") == whole.nbytes
     monkeypatch.setattr(units, "UNIT_WEIGHTS", 32 * 256)
-    monkeypatch.setattr(work, "PIECE_WEIGHTS", 8 * 256)
+    monkeypatch.setattr(task, "PIECE_WEIGHTS", 8 * 256)
     for workers in (1, 2, 3):
         report = quantize(source, tmp_path / f"by{workers}", recipe, target, workers=workers)
         assert digest(tmp_path / f"by{workers}") == digest(tmp_path / "whole")
@@ -338,14 +338,14 @@ def test_pause_holds_and_goes_on(source: Path, tmp_path: Path, small_units: None
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     """Fails like a device without memory for slices of more rows than `limit`."""
-    original = work._Task._quantized
+    original = task._Task._quantized
 
-    def quantized(task: work._Task, w: torch.Tensor, *rest: object):
+    def quantized(of: task._Task, w: torch.Tensor, *rest: object):
         if w.shape[0] > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return original(task, w, *rest)
+        return original(of, w, *rest)
 
-    monkeypatch.setattr(work._Task, "_quantized", quantized)
+    monkeypatch.setattr(task._Task, "_quantized", quantized)
 
 
 def test_out_of_memory_once_halves_the_slice_and_says_so(

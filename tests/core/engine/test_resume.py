@@ -17,10 +17,10 @@ from tests.core.engine.build import checkpoint_file, digest, leftovers, quantize
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from core.engine import pipeline, units, work
+from core.engine import pipeline, task, units
 from tests.core.engine.build import Watch, quantize
 units.UNIT_WEIGHTS = 32 * 256
-work.PIECE_WEIGHTS = 8 * 256
+task.PIECE_WEIGHTS = 8 * 256
 pipeline.COMMIT_SECONDS = 0
 slow = Watch(lambda watch: time.sleep(float(sys.argv[4])))
 report = quantize(Path(sys.argv[1]), Path(sys.argv[2]), "int4-g128", sys.argv[3], workers=2, resume=True, ctx=slow)
