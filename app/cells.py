@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from PySide6.QtCore import QModelIndex, QObject, QPersistentModelIndex, QSize, Slot
-from PySide6.QtGui import QPainter
-from PySide6.QtWidgets import QStyle, QStyledItemDelegate, QStyleOptionViewItem, QTableView
+from PySide6.QtCore import QModelIndex, QObject, QPersistentModelIndex, QSize, Qt, Slot
+from PySide6.QtGui import QPainter, QPalette
+from PySide6.QtWidgets import QApplication, QStyle, QStyledItemDelegate, QStyleOptionViewItem, QTableView
 
 from app.theme import current
 
 # Pixels by which the header's words stand further in than a cell's would.
 PAD = 5
+SELECTED, FOCUSED = QStyle.StateFlag.State_Selected.value, QStyle.StateFlag.State_HasFocus.value
+ACTIVE = QStyle.StateFlag.State_Active.value
+LEFT = Qt.AlignmentFlag.AlignLeft.value | Qt.AlignmentFlag.AlignVCenter.value
 
 
 class PaddedDelegate(QStyledItemDelegate):
@@ -18,28 +21,68 @@ class PaddedDelegate(QStyledItemDelegate):
     def paint(
         self, painter: QPainter, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex
     ) -> None:
-        if option.state & QStyle.StateFlag.State_Selected:
-            painter.fillRect(option.rect, option.palette.highlight())
-        inner = QStyleOptionViewItem(option)
-        inner.rect = option.rect.adjusted(PAD, 0, -PAD, 0)
-        inner.state &= ~QStyle.StateFlag.State_HasFocus
-        super().paint(painter, inner, index)
-        if option.state & QStyle.StateFlag.State_HasFocus:
+        # Called for every cell that is painted: flags as plain numbers, and the option changed in place and put back.
+        state, rect = option.state, option.rect
+        if state.value & SELECTED:
+            painter.fillRect(rect, option.palette.highlight())
+        focused = state.value & FOCUSED
+        if focused:
+            option.state = state & ~QStyle.StateFlag.State_HasFocus
+        option.rect = rect.adjusted(PAD, 0, -PAD, 0)
+        super().paint(painter, option, index)
+        option.rect = rect
+        if focused:
+            option.state = state
             painter.setPen(current().colors.accent)
-            painter.drawRect(option.rect.adjusted(0, 0, -1, -1))
+            painter.drawRect(rect.adjusted(0, 0, -1, -1))
 
     def sizeHint(self, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex) -> QSize:
         return super().sizeHint(option, index) + QSize(2 * PAD, 0)
 
 
-def dress(table: QTableView) -> None:
+class WordsDelegate(PaddedDelegate):
+    """For tables that hold nothing but words in one colour. Qt asks a model for seven things per cell, icons and fonts
+    among them, and a screen of some hundred cells takes three times as long."""
+
+    def paint(
+        self, painter: QPainter, option: QStyleOptionViewItem, index: QModelIndex | QPersistentModelIndex
+    ) -> None:
+        model, rect, palette, state = index.model(), option.rect, option.palette, option.state.value
+        text = model.data(index, Qt.ItemDataRole.DisplayRole)
+        group = QPalette.ColorGroup.Active if state & ACTIVE else QPalette.ColorGroup.Inactive
+        role = QPalette.ColorRole.Text
+        if state & SELECTED:
+            painter.fillRect(rect, palette.brush(group, QPalette.ColorRole.Highlight))
+            role = QPalette.ColorRole.HighlightedText
+        if text:
+            margin = PAD + self.margin()
+            inner = rect.adjusted(margin, 0, -margin, 0)
+            side = model.data(index, Qt.ItemDataRole.TextAlignmentRole)
+            flags = int(side) if isinstance(side, int) else side.value if side is not None else LEFT
+            painter.setPen(palette.color(group, role))
+            shown = option.fontMetrics.elidedText(str(text), option.textElideMode, inner.width())
+            painter.drawText(inner, flags | Qt.TextFlag.TextSingleLine.value, shown)
+        if state & FOCUSED:
+            painter.setPen(current().colors.accent)
+            painter.drawRect(rect.adjusted(0, 0, -1, -1))
+
+    @staticmethod
+    def margin() -> int:
+        """Pixels that the style leaves free beside a cell's text."""
+        return QApplication.style().pixelMetric(QStyle.PixelMetric.PM_FocusFrameHMargin) + 1
+
+
+def dress(table: QTableView, words: bool = False) -> None:
     """Whole rows to select, without grid and numbers; of the theme's height, now and whenever it changes; cells in line
-    with their headers, which look the same whatever is selected."""
+    with their headers, which look the same whatever is selected.
+
+    words  the cells hold nothing but words
+    """
     table.setShowGrid(False)
     table.setSelectionBehavior(QTableView.SelectionBehavior.SelectRows)
     table.verticalHeader().hide()
     table.horizontalHeader().setHighlightSections(False)
-    table.setItemDelegate(PaddedDelegate(table))
+    table.setItemDelegate(WordsDelegate(table) if words else PaddedDelegate(table))
     follow_rows(table)
 
 

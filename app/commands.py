@@ -329,7 +329,7 @@ class Commands:
     @property
     def has_comparison(self) -> bool:
         panel = self._window.made_panel("compare")
-        return panel is not None and bool(panel.state.order)  # type: ignore[attr-defined]
+        return panel is not None and len(panel.state.order) > 0  # type: ignore[attr-defined]
 
     def compare_with(self) -> None:
         """Asks for another checkpoint and compares the open one with it."""

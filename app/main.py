@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # The interpreter hands over between threads this often. Beside a job that is all Python (50,000 small tensors) the
 # window waits for its turn at every step; with 2 ms its longest stall was three times as long, the job no faster.
 SWITCH_SECONDS = 0.0003
+# How often the collector may look at everything that is not set aside.
+SWEEP_MS = 60_000
 # Between two parts of a plot that is built before anyone asks for it.
 PLOT_STEP_MS = 30
 
@@ -97,11 +99,12 @@ def make_application() -> QApplication:
     from PySide6.QtCore import Qt
     from PySide6.QtWidgets import QApplication
 
+    from app.collector import in_short_looks
+
     sys.setswitchinterval(SWITCH_SECONDS)
     # numpy's BLAS would wait for its next call in a loop, on the core that the window needs. torch has its own.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # A model of 50,000 tensors is some hundred thousand small objects: fewer looks at all of them.
-    gc.set_threshold(50_000, 20, 50)
+    in_short_looks()
     QApplication.setApplicationName("Quantbench")
     QApplication.setApplicationDisplayName("Quantbench")
     QApplication.setHighDpiScaleFactorRoundingPolicy(Qt.HighDpiScaleFactorRoundingPolicy.PassThrough)
@@ -147,7 +150,25 @@ def finish_loading(window: MainWindow, timing: Timing) -> threading.Thread:
     for i, record in enumerate(PANELS):
         QTimer.singleShot(50 * (i + 1), window, lambda r=record: window.panel(r.id))
     _make_plots(window, thread, timing)
+    _sweep_when_quiet(window)
     return thread
+
+
+def _sweep_when_quiet(window: MainWindow) -> None:
+    """Looks at all objects once in a while, when no job runs."""
+    from PySide6.QtCore import QTimer
+
+    from app.collector import sweep
+
+    timer = QTimer(window)
+    timer.setInterval(SWEEP_MS)
+
+    def look() -> None:
+        if not window.jobs.running() and not window.jobs.previews():
+            sweep()
+
+    timer.timeout.connect(look)
+    timer.start()
 
 
 def _load_kernels() -> None:

@@ -89,7 +89,7 @@ class Stage:
 
 def exact(panel: Any) -> bool:
     result = panel.state.result
-    return result is not None and result.exact and panel._job is None
+    return result is not None and result.exact and not panel.busy
 
 
 def counted(panel: Any) -> bool:

@@ -5,9 +5,20 @@ from __future__ import annotations
 import math
 
 import pyqtgraph as pg
+from PySide6.QtGui import QPainter, QPicture
 
 
-class ValueAxis(pg.AxisItem):
+class _Axis(pg.AxisItem):
+    def prepare(self) -> None:
+        """Works out ticks and words before they are painted: that takes longer than painting them."""
+        if self.picture is None:
+            nowhere = QPicture()  # the painter does not keep it
+            painter = QPainter(nowhere)
+            self.paint(painter, None, None)
+            painter.end()
+
+
+class ValueAxis(_Axis):
     """Real numbers, written as short as their step allows."""
 
     def __init__(self) -> None:
@@ -19,7 +30,7 @@ class ValueAxis(pg.AxisItem):
         return [number(v, spacing) for v in values]
 
 
-class ShareAxis(pg.AxisItem):
+class ShareAxis(_Axis):
     """Percent, from `base` on. With `logarithmic`, places are the decimal logarithms of percent."""
 
     def __init__(self) -> None:

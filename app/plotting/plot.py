@@ -119,6 +119,20 @@ class Plot(pg.GraphicsLayoutWidget):
         strip.restyle(self.theme)
         return strip
 
+    def hold(self) -> None:
+        """Leaves what is on the screen as it is until `release`."""
+        self.viewport().setUpdatesEnabled(False)
+
+    def release(self) -> None:
+        self.viewport().setUpdatesEnabled(True)
+
+    def prepare(self) -> None:
+        """Works out what else happens at the first painting: ticks and words of the axes."""
+        self.scene().prepareForPaint()
+        for strip in self._strips:
+            for axis in (strip.axis, strip.item.getAxis("bottom")):
+                axis.prepare()
+
     @property
     def strips(self) -> Sequence[Strip]:
         return tuple(self._strips)

@@ -257,6 +257,7 @@ def test_the_list_selects_and_every_metric_draws(panel, qtbot):
     for i in range(panel.metric_box.count()):
         panel.metric_box.setCurrentIndex(i)
         panel.grab()
+        qtbot.waitUntil(lambda: not panel.busy)
         worst = panel.model.lines[0]
         values = (worst.sqnr, worst.mse, worst.largest, worst.cosine)
         others = [(w.sqnr, w.mse, w.largest, w.cosine)[i] for w in panel.model.lines]

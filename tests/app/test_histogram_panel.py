@@ -356,7 +356,13 @@ def select(bench, qtbot, name: str, strategy: str) -> None:
 
 def drawn(bench, strategy: str) -> bool:
     result = bench.panel.state.result
-    return result is not None and result.exact and not result.pending and strategy in (result.label, "keep")
+    return (
+        not bench.panel.busy
+        and result is not None
+        and result.exact
+        and not result.pending
+        and strategy in (result.label, "keep")
+    )
 
 
 def test_empty_panel_says_what_to_do(bench, qtbot):
@@ -432,6 +438,7 @@ def test_choosing_a_group(bench, qtbot):
             panel.state.group is not None
             and panel.state.group.group.row == 200
             and panel.state.group.group.start == 256
+            and not panel.busy
         )
     )
     assert len(panel._rug.xvals) == 128
@@ -441,6 +448,7 @@ def test_choosing_a_group(bench, qtbot):
     qtbot.waitUntil(lambda: panel.state.group is not None and panel.state.group.group.stop == 512)
     panel.scope.setCurrentIndex(0)
     assert not panel.row.isVisible()
+    qtbot.waitUntil(lambda: not panel.busy)
     assert panel._rug.xvals == []
 
 
@@ -467,7 +475,7 @@ def test_several_selected_are_laid_over(bench, qtbot):
     names = (DOWN, "model.layers.0.mlp.down_proj.weight", "model.layers.2.mlp.down_proj.weight")
     bench.session.set_plan(None, {n: planned(bench.checkpoint, n, "q4_k") for n in names})
     bench.session.select(names)
-    qtbot.waitUntil(lambda: len(panel.state.laid_over) == 2 and panel._overlay_job is None, timeout=20_000)
+    qtbot.waitUntil(lambda: len(panel.state.laid_over) == 2 and not panel.busy, timeout=20_000)
     assert [item.isVisible() for item in panel._overlays] == [True, True, False, False]
     assert "2 more laid over" in panel.subtitle.text()
     assert "layers.2.mlp" in panel.legend.text().replace("&nbsp;", " ")
@@ -475,6 +483,7 @@ def test_several_selected_are_laid_over(bench, qtbot):
     panel.spread.click()
     assert panel._original.getData()[1].size < before
     bench.session.select(names[:1])
+    qtbot.waitUntil(lambda: not panel.busy)
     assert not any(item.isVisible() for item in panel._overlays)
 
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.plotting.words import counted
 from core.analysis.bench import BenchRequest, BenchRow, Entry, pareto
+from core.context import SILENT, JobContext
 from core.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -46,6 +48,27 @@ class Point:
     coarse: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Measurable:
+    """of: the tensors of an outline; tensors: those of them that can be measured, in their order."""
+
+    of: Sequence[OutputTensor]
+    tensors: list[OutputTensor]
+
+
+def measurable(outline: Outline, ctx: JobContext) -> Measurable:
+    """Going through 50,000 tensors takes a while, so that a job does it, once."""
+    good: dict[tuple[tuple[int, ...], str], bool] = {}
+    found = []
+    for tensor in outline.tensors:
+        kind = tensor.shape, tensor.dtype
+        if kind not in good:
+            good[kind] = _measurable(*kind)
+        if good[kind]:
+            found.append(tensor)
+    return Measurable(outline.tensors, found)
+
+
 class BenchState:
     """Which tensors are on the bench, under which strategies, and what came out so far."""
 
@@ -55,11 +78,13 @@ class BenchState:
         self.added: list[str] = []  # by typing, for as long as the window is open
         self.removed: set[str] = set()
         self.strategies: dict[str, Strategy] = {}
+        self._parsed: dict[str, Entry] = {}  # by text
         self.current = ""
         self.selected = 0
         self.failure = ""
         self.empty = EMPTY
         self._of: tuple[object, ...] = ()
+        self.open: Outline | None = None  # whose tensors must be looked through before there can be a request
         self._measured_of: object = None  # the tensors of the outline that _measurable is about
         self._measurable: list[OutputTensor] = []
 
@@ -67,6 +92,8 @@ class BenchState:
         """Takes over selection, target and plan. True when something else is to be measured."""
         self.empty = EMPTY if session.checkpoint is None else UNSELECTED
         tensors = self._tensors(session)
+        if self.open is not None:
+            return False  # what is there stays until then
         if session.checkpoint is None or not tensors:
             if session.selection and session.checkpoint is not None:
                 self.empty = "None of the selected tensors can be quantized: select a matrix of real numbers."
@@ -100,7 +127,7 @@ class BenchState:
         return bool(self._of) and self._of[0] is of[0] and self._of[1:] == of[1:]
 
     def _tensors(self, session: Session) -> tuple[OutputTensor, ...]:
-        outline = session.outline
+        self.open, outline = None, session.outline
         if outline is None or not session.selection:
             self.selected = 0
             if outline is None:
@@ -111,8 +138,13 @@ class BenchState:
         if len(session.selection) <= FEW and planned:
             chosen = (planned[n].tensor for n in session.selection if n in planned)
             found = [t for t in chosen if _measurable(t.shape, t.dtype)]
+        elif self._measured_of is not outline.tensors and len(outline.tensors) > FEW:
+            self.open = outline
+            return ()
         else:
-            found = self._all_measurable(outline)
+            if self._measured_of is not outline.tensors:
+                self.take_measurable(measurable(outline, SILENT))
+            found = self._measurable
             if len(session.selection) < len(outline.tensors):
                 wanted = set(session.selection)
                 found = [t for t in found if t.name in wanted]
@@ -121,14 +153,9 @@ class BenchState:
             found = [found[i * len(found) // TENSORS] for i in range(TENSORS)]
         return tuple(found)
 
-    def _all_measurable(self, outline: Outline) -> list[OutputTensor]:
-        """Tensors of an outline that can be measured; kept, as going through 50,000 takes a while."""
-        if self._measured_of is not outline.tensors:
-            kinds = {(t.shape, t.dtype) for t in outline.tensors}
-            good = {kind for kind in kinds if _measurable(*kind)}
-            self._measured_of = outline.tensors
-            self._measurable = [t for t in outline.tensors if (t.shape, t.dtype) in good]
-        return self._measurable
+    def take_measurable(self, found: Measurable) -> None:
+        """The answer about an outline; `follow` again."""
+        self._measured_of, self._measurable = found.of, found.tensors
 
     def _entries(self, target: Target, tensors: tuple[OutputTensor, ...]) -> dict[str, Entry]:
         """The current strategy, the sensible ones for the target, and those that were typed."""
@@ -159,12 +186,16 @@ class BenchState:
         from core.formats import get_format
         from core.recipes import parse_strategy
 
+        known = self._parsed.get(text)
+        if known is not None:
+            return known
         try:
             strategy = parse_strategy(text)
             entry = Entry(str(strategy), get_format(strategy.format), strategy.method, dict(strategy.params))
         except RecipeError:
             return None
         self.strategies[entry.label] = strategy
+        self._parsed[text] = entry
         return entry
 
     def add(self, text: str) -> str:

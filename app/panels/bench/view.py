@@ -3,9 +3,10 @@ more strategies; a double click applies one."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QSize, Qt, Slot
+from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QSize, Qt, QTimer, Slot
 from PySide6.QtGui import QColor, QGuiApplication, QKeySequence, QResizeEvent, QShortcut
 from PySide6.QtWidgets import (
     QBoxLayout,
@@ -14,20 +15,23 @@ from PySide6.QtWidgets import (
     QHeaderView,
     QLineEdit,
     QStackedLayout,
+    QStyle,
     QTableView,
     QVBoxLayout,
     QWidget,
 )
 
 from app.buttons import flat_button
-from app.cells import dress
+from app.cells import PAD, dress
 from app.edits import AssignStrategy
 from app.glossary import about
 from app.job_service import JobService
+from app.jobs import JobId
 from app.labels import ElidedLabel, Heading, empty_label, hairline
 from app.panels.bench.chart import BenchChart
-from app.panels.bench.state import BenchState
+from app.panels.bench.state import BenchState, measurable
 from app.panels.preview import Asked, PreviewPanel
+from app.plotting.turns import Turns
 from app.session import Notice, Session
 from app.theme import current
 from core.analysis.bench import BenchRow, bench
@@ -36,6 +40,7 @@ from core.errors import WorkbenchError
 
 # From this width on the chart stands beside the table.
 BESIDE = 900
+SOON_MS = 60
 HEADS = ("strategy", "size", "bpw", "SQNR, dB", "relative MSE", "weighted", "time, s")
 HELP = {1: "Exact, of these tensors in the target's container", 6: "About, on one core"}
 
@@ -46,11 +51,27 @@ class _Rows(QAbstractTableModel):
         self._state = state
         self.rows: list[BenchRow] = []
         self._front: set[str] = set()
+        self._current = ""
 
-    def refresh(self) -> None:
-        self.beginResetModel()
-        self.rows, self._front = self._state.listed(), self._state.front()
-        self.endResetModel()
+    def refresh(self) -> bool:
+        """Says what changed: cells only, as long as the same strategies stand in the same lines. Whether anything
+        did."""
+        rows, front = self._state.listed(), self._state.front()
+        if (rows, front) == (self.rows, self._front) and self._current == self._state.current:
+            return False
+        same = [row.label for row in rows] == [row.label for row in self.rows]
+        if not same:
+            self.beginResetModel()
+        self.rows, self._front, self._current = rows, front, self._state.current
+        if not same:
+            self.endResetModel()
+        elif rows:
+            self.dataChanged.emit(self.index(0, 0), self.index(len(rows) - 1, len(HEADS) - 1))
+        return True
+
+    def words(self, section: int) -> list[str]:
+        """All that stands in a column."""
+        return [str(self.data(self.index(i, section)) or "") for i in range(len(self.rows))]
 
     def rowCount(self, parent=QModelIndex()) -> int:  # noqa: B008
         return 0 if parent.isValid() else len(self.rows)
@@ -119,6 +140,12 @@ class BenchPanel(PreviewPanel):
         self._theme = current()
         self.state = BenchState()
         self._chosen = ""
+        self._searched: object = None  # the outline whose tensors are looked through
+        self._turns = Turns(self)
+        self._soon = QTimer(self)  # rows come in one by one: those of a moment are drawn together
+        self._soon.setSingleShot(True)
+        self._soon.setInterval(SOON_MS)
+        self._soon.timeout.connect(self.show_state)
         self._build()
         self.watch()
 
@@ -137,7 +164,7 @@ class BenchPanel(PreviewPanel):
         dress(self.table)
         self.table.setIconSize(QSize(10, 10))  # the strategy's colour
         header = self.table.horizontalHeader()
-        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        header.setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
         header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
         self.table.setAccessibleName("Strategies")
         self.table.doubleClicked.connect(lambda index: self.apply(self.model.rows[index.row()].label))
@@ -198,6 +225,32 @@ class BenchPanel(PreviewPanel):
 
     # --- following ----------------------------------------------------------------------------------------------------
 
+    def refresh(self) -> None:
+        super().refresh()
+        outline = self.state.open
+        if outline is not None and not self._behind and (self._searched is not outline or not self.searching):
+            self._searched = outline
+            self.submit_side("search", Asked(measurable, outline, "Tensors to measure"), self._take_measurable)
+
+    @property
+    def searching(self) -> bool:
+        """Whether the tensors that can be measured are still looked for."""
+        return "search" in self._side_jobs
+
+    @property
+    def busy(self) -> bool:
+        return super().busy or self.searching or self._turns.busy or self._soon.isActive()
+
+    def _take_measurable(self, found: Any) -> None:
+        self.state.take_measurable(found)
+        self.refresh()
+
+    def _partial(self, job: JobId, value: object) -> None:
+        if job == self._job:
+            self.take(value, False)
+            if not self._soon.isActive():
+                self._soon.start()
+
     def follow(self) -> bool:
         return self.state.follow(self._session)
 
@@ -223,6 +276,11 @@ class BenchPanel(PreviewPanel):
 
     @Slot()
     def show_state(self) -> None:
+        self._soon.stop()
+        self._turns.begin(self._picture_steps())
+
+    def _picture_steps(self) -> Iterator[None]:
+        """Texts and table, then the chart: each is painted by itself."""
         state = self.state
         self.empty.setText(state.empty)
         if state.request is None:
@@ -231,22 +289,38 @@ class BenchPanel(PreviewPanel):
         self._stack.setCurrentIndex(1)
         self.heading.title.setText(state.title())
         self.heading.subtitle.setText(state.failure or state.subtitle())
-        self.model.refresh()
+        if self.model.refresh():
+            self._fit_columns()
         self.table.setColumnHidden(5, not state.weighted)
+        self._choose_line()
+        yield
         self._mark()
 
     def _mark(self) -> None:
         """The chosen strategy, in the table and in the chart."""
-        at = next((i for i, row in enumerate(self.model.rows) if row.label == self._chosen), -1)
-        self.table.selectionModel().blockSignals(True)
-        if at >= 0:
-            self.table.selectRow(at)
-        self.table.selectionModel().blockSignals(False)
-        self.table.viewport().update()
+        at = self._choose_line()
         known = at >= 0 and self.model.rows[at].sums is not None
         self.use.setEnabled(known and self._chosen != self.state.current)
         self.remove.setEnabled(at >= 0 and self._chosen != self.state.current)
         self.chart.show_points(self.state.points(), self._chosen if at >= 0 else "")
+
+    def _fit_columns(self) -> None:
+        """As wide as what stands in them. Left to the table, it asks for every cell several times over."""
+        header, metrics = self.table.horizontalHeader(), self.table.fontMetrics()
+        room = 2 * (self.style().pixelMetric(QStyle.PixelMetric.PM_FocusFrameHMargin) + 1 + PAD)
+        for section in range(1, len(HEADS)):
+            words = max((metrics.horizontalAdvance(text) for text in self.model.words(section)), default=0)
+            header.resizeSection(section, max(header.sectionSizeHint(section), words + room))
+
+    def _choose_line(self) -> int:
+        """Selects the line of the chosen strategy. Which one it is, or −1."""
+        at = next((i for i, row in enumerate(self.model.rows) if row.label == self._chosen), -1)
+        if at >= 0 and self.table.currentIndex().row() != at:
+            self.table.selectionModel().blockSignals(True)
+            self.table.selectRow(at)
+            self.table.selectionModel().blockSignals(False)
+            self.table.viewport().update()
+        return at
 
     # --- acting -------------------------------------------------------------------------------------------------------
 

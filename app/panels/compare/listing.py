@@ -5,8 +5,10 @@ made in the job that compares (`listed`); the window appends, and sorts arrays. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from operator import contains
 from typing import TYPE_CHECKING, Any
 
 from core.analysis.comparison import haystack
@@ -61,60 +63,85 @@ class Listing:
         self._ctx.partial(listed(value))
 
 
+def nothing() -> np.ndarray:
+    """int64 [0]"""
+    import numpy as np
+
+    return np.zeros(0, np.int64)
+
+
+def append(order: np.ndarray, more: np.ndarray) -> np.ndarray:
+    import numpy as np
+
+    return np.concatenate((order, more))
+
+
 class Rows:
-    """Tensors in the order in which they came in, which is the natural order of their names."""
+    """Tensors in the order in which they came in, which is the natural order of their names. What they are sorted by
+    is put into arrays as they come."""
 
     def __init__(self) -> None:
         self.tensors: list[ComparedTensor] = []
+        self.names: list[str] = []
         self.noted = False  # whether any has something to say in the column for notes
         self._hay: list[str] = []
-        self._keys: list[tuple[Any, ...]] = []
-        self._sorted_by: dict[str, np.ndarray] = {}
+        self._parts: dict[str, list[np.ndarray]] = {column: [] for column in (*WORDS, *FIGURES)}
+        # Of columns of words: each word's number, in the order in which they came.
+        self._numbers: dict[str, dict[str, int]] = {column: {} for column in WORDS}
 
     def __len__(self) -> int:
         return len(self.tensors)
 
-    def add(self, rows: Iterable[Listed]) -> None:
-        for row in rows:
-            self.tensors.append(row.tensor)
-            self._hay.append(row.hay)
-            self._keys.append(row.keys)
-            self.noted = self.noted or bool(row.tensor.note)
-        self._sorted_by.clear()
-
-    def passing(self, words: Sequence[str], first: int = 0) -> list[int]:
-        """Indices, from `first` on, of rows that hold all the words (in lower case)."""
-        if not words:
-            return list(range(first, len(self._hay)))
-        hay = self._hay[first:] if first else self._hay
-        kept = [i for i, text in enumerate(hay, first) if words[0] in text]
-        for word in words[1:]:
-            kept = [i for i in kept if word in self._hay[i]]
-        return kept
-
-    def order(self, kept: Sequence[int], column: str, descending: bool) -> list[int]:
-        """Indices sorted by a column; unknown figures stand last, either way."""
+    def add(self, rows: Sequence[Listed]) -> None:
         import numpy as np
 
-        places = np.array(kept, np.int64)
+        if not rows:
+            return
+        self.tensors += [row.tensor for row in rows]
+        self.names += [row.tensor.name for row in rows]
+        self._hay += [row.hay for row in rows]
+        self.noted = self.noted or any(row.tensor.note for row in rows)
+        for at, column in enumerate(WORDS):
+            numbers = self._numbers[column]
+            found = [numbers.setdefault(row.keys[at], len(numbers)) for row in rows]
+            self._parts[column].append(np.array(found, np.float64))
+        figures = np.array([row.keys[len(WORDS) :] for row in rows], np.float64)
+        for at, column in enumerate(FIGURES):
+            self._parts[column].append(figures[:, at])
+
+    def passing(self, words: Sequence[str], first: int = 0) -> np.ndarray:
+        """int64: indices, from `first` on, of rows that hold all the words (in lower case)."""
+        import numpy as np
+
+        kept = np.arange(first, len(self._hay))
+        for word in words:
+            hay = map(self._hay.__getitem__, kept.tolist())
+            kept = kept[np.fromiter(map(contains, hay, repeat(word)), bool, kept.size)]
+        return kept
+
+    def order(self, kept: np.ndarray, column: str, descending: bool) -> np.ndarray:
+        """int64: indices sorted by a column; unknown figures stand last, either way."""
+        import numpy as np
+
         if column == "name":
-            return (places[::-1] if descending else places).tolist()
-        keys = self.keys(column)[places]
+            return kept[::-1] if descending else kept
+        keys = self.keys(column)[kept]
         # NaN sorts last, before and after the change of sign.
-        return places[np.argsort(-keys if descending else keys, kind="stable")].tolist()
+        return kept[np.argsort(-keys if descending else keys, kind="stable")]
 
     def keys(self, column: str) -> np.ndarray:
         """float64 [rows]: figures, NaN where unknown; words as their place among all words."""
         import numpy as np
 
-        found = self._sorted_by.get(column)
-        if found is None:
-            at = (*WORDS, *FIGURES).index(column)
-            values = [keys[at] for keys in self._keys]
-            if column in WORDS:
-                place = {word: i for i, word in enumerate(sorted(set(values)))}
-                values = [place[word] for word in values]
-            found = self._sorted_by[column] = np.array(values, np.float64)
+        parts = self._parts[column]
+        if len(parts) != 1:
+            parts[:] = [np.concatenate(parts) if parts else np.zeros(0)]
+        found = parts[0]
+        if column in WORDS:
+            words = list(self._numbers[column])
+            place = np.empty(len(words))
+            place[np.array(sorted(range(len(words)), key=words.__getitem__), np.int64)] = np.arange(len(words))
+            return place[found.astype(np.int64)]
         return found
 
     def weakest(self) -> tuple[float, str] | None:
@@ -126,4 +153,4 @@ class Rows:
         if not known.size:
             return None
         lowest = figures[known].min()
-        return float(lowest), min(self.tensors[i].name for i in known[figures[known] == lowest])
+        return float(lowest), min(self.names[i] for i in known[figures[known] == lowest])

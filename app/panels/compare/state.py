@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from app.panels.compare.listing import Listed, Listing, Rows, figure, listed
+from app.panels.compare.listing import Listed, Listing, Rows, append, figure, listed, nothing
 from core.context import JobContext
 from core.engine.progress import bytes_text
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from core.analysis.compare import ComparedTensor, Comparison
 
 Slot = Literal["a", "b", "source"]
@@ -73,12 +75,12 @@ def compare_task(request: CompareRequest, ctx: JobContext) -> Comparison:
 
 
 class CompareState:
-    """paths: by slot, "" for none. listing: tensors as they came in. order: indices into `rows`, as shown."""
+    """paths: by slot, "" for none. listing: tensors as they came in. order: int64, indices into `rows`, as shown."""
 
     def __init__(self) -> None:
         self.paths: dict[Slot, str] = dict.fromkeys(SLOTS, "")
         self.listing = Rows()
-        self.order: list[int] = []
+        self.order: np.ndarray = nothing()
         self.result: Comparison | None = None
         self.request: CompareRequest | None = None
         self.failure = ""
@@ -99,7 +101,7 @@ class CompareState:
 
     def begin(self) -> CompareRequest:
         """Forgets the last comparison."""
-        self.listing, self.order = Rows(), []
+        self.listing, self.order = Rows(), nothing()
         self.result, self.failure, self.stopped, self.running = None, "", False, True
         self.request = CompareRequest(self.paths["a"], self.paths["b"], self.paths["source"])
         return self.request
@@ -108,12 +110,12 @@ class CompareState:
         """More tensors; they are shown at the end until `arrange`."""
         first = len(self.listing)
         self.listing.add(rows)
-        self.order += self.listing.passing(self._wanted, first)
+        self.order = append(self.order, self.listing.passing(self._wanted, first))
 
     def finish(self, result: Comparison) -> None:
         self.running, self.result = False, result
         if len(self.listing) != len(result.tensors):
-            self.listing, self.order = Rows(), []
+            self.listing, self.order = Rows(), nothing()
             self.take([listed(t) for t in result.tensors])
         self.arrange()
 

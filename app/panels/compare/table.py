@@ -14,7 +14,7 @@ def listing_table(theme: Theme, model: QAbstractTableModel, parent: QWidget) -> 
     """A table of whole lines, which Ctrl+C and the menu copy."""
     table = QTableView(parent)
     table.setModel(model)
-    dress(table)
+    dress(table, words=True)
     table.setShowGrid(False)
     table.setWordWrap(False)
     table.setTabKeyNavigation(False)
@@ -52,5 +52,7 @@ def copy_lines(table: QTableView) -> None:
 def selected_lines(table: QTableView) -> list[int]:
     """The selected lines, ascending, from ranges: asking for every cell takes seconds for 50,000 of them."""
     parts = table.selectionModel().selection()
-    rows = {row for part in parts for row in range(part.top(), part.bottom() + 1)}  # type: ignore[attr-defined]
-    return sorted(rows)
+    runs = {range(part.top(), part.bottom() + 1) for part in parts}  # type: ignore[attr-defined]
+    if len(runs) == 1:
+        return list(*runs)
+    return sorted({row for run in runs for row in run})

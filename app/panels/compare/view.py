@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -30,6 +31,7 @@ from app.panels.compare.model import ComparedModel, PairsModel
 from app.panels.compare.state import COLUMNS, PLACE, SLOTS, CompareState, compare_task, name_of
 from app.panels.compare.state import Slot as Side
 from app.panels.compare.table import listing_table, selected_lines
+from app.plotting.turns import Turns
 from app.session import Changes, Notice, Session
 from app.theme import current
 from core.analysis.compare import Comparison
@@ -60,6 +62,7 @@ class ComparePanel(QWidget):
         self.state = CompareState()
         self._job: JobId | None = None
         self._waiting: list[Listed] = []
+        self._turns = Turns(self)
         self._by_hand: set[Side] = set()
         self._last_out = ""
         self.model = ComparedModel(self.state, self)
@@ -327,8 +330,8 @@ class ComparePanel(QWidget):
         self.views["tensors"].setText(f"{len(state.order):,} tensors")
         self.views["metadata"].setText(f"{len(result.metadata) if result else 0:,} metadata")
         self.views["lonely"].setText(f"{len(result.only_a) + len(result.only_b) if result else 0:,} in one only")
-        if self.save.isEnabled() != bool(state.order):
-            self.save.setEnabled(bool(state.order))
+        if self.save.isEnabled() != bool(len(state.order)):
+            self.save.setEnabled(bool(len(state.order)))
             self.listed_changed.emit()
 
     def show_view(self, view: str) -> None:
@@ -370,10 +373,16 @@ class ComparePanel(QWidget):
 
     @Slot()
     def _choose(self) -> None:
-        rows, order, planned = self.state.rows, self.state.order, self._session.planned_tensors
-        names = [name for i in selected_lines(self.table) if (name := rows[order[i]].name) in planned]
-        if names:
-            self._session.select(names, self)
+        state, planned = self.state, self._session.planned_tensors
+        names = map(state.listing.names.__getitem__, state.order[selected_lines(self.table)].tolist())
+        chosen = list(filter(planned.__contains__, names))
+        if chosen:
+            self._turns.begin(self._choice_steps(chosen))
+
+    def _choice_steps(self, names: list[str]) -> Iterator[None]:
+        """All other panels follow, in a turn of their own."""
+        yield
+        self._session.select(names, self)
 
     # Taking away
 
@@ -387,5 +396,6 @@ class ComparePanel(QWidget):
 
     def index_of(self, name: str) -> QModelIndex:
         """The cell of a tensor's name, invalid when it is not listed."""
-        row = next((i for i, t in enumerate(self.state.shown) if t.name == name), -1)
+        names = self.state.listing.names
+        row = next((i for i, at in enumerate(self.state.order.tolist()) if names[at] == name), -1)
         return self.model.index(row, 0) if row >= 0 else QModelIndex()

@@ -249,12 +249,12 @@ class ErrorMapState:
         if key.size > LISTED:
             part = np.argpartition(key, LISTED)[:LISTED]
             known, key = known[part], key[part]
-        found = []
-        for i in known[np.argsort(key, kind="stable")].tolist():
-            sqnr, mse, largest, cosine = map(float, values.errors[:, i])
-            sampled = bool(values.sampled[i])
-            found.append(Worst(layout.names[i], values.strategies[i], sqnr, mse, largest, cosine, sampled))
-        return found
+        order = known[np.argsort(key, kind="stable")]
+        places, errors, sampled = order.tolist(), values.errors[:, order].T.tolist(), values.sampled[order].tolist()
+        return [
+            Worst(layout.names[i], values.strategies[i], sqnr, mse, largest, cosine, of_rows)
+            for i, (sqnr, mse, largest, cosine), of_rows in zip(places, errors, sampled, strict=True)
+        ]
 
     def csv(self) -> str:
         """Every tensor of the map as comma-separated values."""

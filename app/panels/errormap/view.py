@@ -3,6 +3,7 @@ selects what it touches, a lasso what it holds, and a selection gets a strategy 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QPoint, QRect, Qt, QTimer, Slot
@@ -33,6 +34,7 @@ from app.panels.errormap.state import ErrorMapState, Worst
 from app.panels.preview import Asked, PreviewPanel
 from app.plotting.exporting import Exporter
 from app.plotting.maps import ColorScale, Scale
+from app.plotting.turns import Turns
 from app.session import Changes, Notice, Session
 from app.strategies.choices import strategy_choices
 from app.strategies.picker import StrategyPicker, picker_title
@@ -112,6 +114,7 @@ class ErrorMapPanel(PreviewPanel):
         self._redraw.setSingleShot(True)
         self._redraw.setInterval(REDRAW_MS)
         self._redraw.timeout.connect(self.show_state)
+        self._turns = Turns(self)
         self._build()
         session.changed.connect(self._errors_came)
         self.watch()
@@ -170,7 +173,7 @@ class ErrorMapPanel(PreviewPanel):
         self.list.setModel(self.model)
         self.list.setWordWrap(False)
         self.list.setTextElideMode(Qt.TextElideMode.ElideMiddle)
-        dress(self.list)
+        dress(self.list, words=True)
         header = self.list.horizontalHeader()
         header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
         for section, width in ((1, 88), (2, 76), (3, 96), (4, 92), (5, 84)):
@@ -193,6 +196,11 @@ class ErrorMapPanel(PreviewPanel):
         self._stack = QStackedLayout(self)
         self._stack.addWidget(self.empty)
         self._stack.addWidget(full)
+
+    @property
+    def busy(self) -> bool:
+        """Whether the map is being made, or its list written."""
+        return self._job is not None or self._turns.busy
 
     # --- following ----------------------------------------------------------------------------------------------------
 
@@ -224,7 +232,7 @@ class ErrorMapPanel(PreviewPanel):
         # Other calibration data, another plan: a map that is made anew has it all.
         if not changes.errors or changes.plan or changes.checkpoint or changes.calibration:
             return
-        if self.busy:
+        if self._job is not None:
             self.state.note(changes.errors)
         if self.state.values is not None:
             self.state.update(self._session, changes.errors)
@@ -263,8 +271,14 @@ class ErrorMapPanel(PreviewPanel):
         self.scale.show_scale(texts[0], texts[1])
         self.scale.setToolTip(f"{metric.title}, best to worst; hatched: not measured yet; a dash: kept as it is")
         self.apart.setVisible(state.layout.experts)
-        self.model.show(state.worst_first())
         self._mark()
+        self._turns.begin(self._list_steps())
+
+    def _list_steps(self) -> Iterator[None]:
+        """The list, after the map."""
+        yield
+        if self.state.ready:
+            self.model.show(self.state.worst_first())
 
     def showEvent(self, event: QShowEvent) -> None:
         super().showEvent(event)

@@ -22,6 +22,7 @@ from app.panels.histogram.controls import Controls
 from app.panels.histogram.legend import OVERLAY_ROLES, legend_html
 from app.panels.histogram.state import OVERLAYS, HistogramState, overlay_task
 from app.plotting.making import Making
+from app.plotting.turns import Turns
 from app.session import Changes, Notice, Session
 from app.theme import current
 from core.analysis.histogram import GroupView, HistogramResult, group_view, histogram
@@ -60,6 +61,7 @@ class HistogramPanel(QWidget):
         self._framed = ""  # the tensor whose home view is set
         self.plot: Plot | None = None
         self.making = Making(self._plot_steps)
+        self._turns = Turns(self)
         self._build()
         session.selection_changed.connect(self._selected)
         session.changed.connect(self._changed)
@@ -68,6 +70,12 @@ class HistogramPanel(QWidget):
         jobs.progressed.connect(self._progressed)
         self._theme.changed.connect(self._write_legend)
         self._refresh()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a picture is being counted or drawn."""
+        counted = self._job is not None or self._overlay_job is not None or self._soon.isActive()
+        return counted or self._turns.busy
 
     # --- building -----------------------------------------------------------------------------------------------------
 
@@ -184,7 +192,7 @@ class HistogramPanel(QWidget):
         """Nothing of the new tensor is there yet: take the picture of the one before away, so that nobody reads it as
         the new one's."""
         if self.state.result is None and self.plot is not None:
-            self.plot.hide()
+            self._hide_plot()
             for label in (self.title, self.percentiles, self.numbers, self.notes, self.legend):
                 label.clear()
             self.subtitle.setText(self.state.subtitle())
@@ -274,12 +282,29 @@ class HistogramPanel(QWidget):
         if state.result is None:
             if state.failure:
                 self._stack.setCurrentIndex(1)
-                if self.plot is not None:
-                    self.plot.hide()
+                self._hide_plot()
             return
-        plot = self.plot or self._make_plot()
-        plot.show()
         self._stack.setCurrentIndex(1)
+        plot = self.plot or self._make_plot()
+        # A plot is painted anew whenever it is touched, and most of what the session tells changes nothing in it.
+        if self._turns.busy or plot.isHidden() or self._drawn != self._key(*plot.x_range):
+            self._turns.begin(self._picture_steps(plot))
+
+    def _hide_plot(self) -> None:
+        self._turns.stop()
+        if self.plot is not None:
+            self.plot.release()
+            self.plot.hide()
+
+    def _picture_steps(self, plot: Plot) -> Iterator[None]:
+        """Makes the plot, and paints it when all is there."""
+        state = self.state
+        plot.hold()
+        plot.show()
+        yield
+        if state.result is None:
+            plot.release()
+            return
         # A zoom by hand stays while the picture of the same tensor becomes exact, or its strategy changes.
         fresh = self._framed != state.result.name
         go = fresh or plot.at_home
@@ -287,23 +312,23 @@ class HistogramPanel(QWidget):
         plot.name = f"{state.result.name}-histogram"
         plot.set_home(*state.home(), state.bounds(), go=go)
         self._draw(*plot.x_range)
+        yield
+        plot.prepare()
+        yield
+        plot.release()
+
+    def _key(self, low: float, high: float) -> tuple[object, ...]:
+        """What a picture from low to high depends on."""
+        state = self.state
+        how = state.group, state.place, state.logarithmic, state.by_spread
+        return (state.result, *how, *state.laid_over, low, high)
 
     @Slot(float, float)
     def _draw(self, low: float, high: float) -> None:
         state = self.state
         if state.result is None or self.plot is None:
             return
-        # A plot is painted anew whenever it is touched, and most of what the session tells changes nothing in it.
-        drawn = (
-            state.result,
-            state.group,
-            state.place,
-            state.logarithmic,
-            state.by_spread,
-            *state.laid_over,
-            low,
-            high,
-        )
+        drawn = self._key(low, high)
         if drawn == self._drawn:
             return
         self._drawn = drawn

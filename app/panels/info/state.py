@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -42,31 +42,47 @@ class FactsRequest:
     names: tuple[str, ...]
     by_name: Mapping[str, PlannedTensor]
     errors: Mapping[tuple[str, Strategy], ShownError]
+    kept: Kept
 
 
-def request_of(session: Session) -> FactsRequest | None:
-    """The request for what is selected now, None without a checkpoint."""
+@dataclass
+class Kept:
+    """What the facts about many tensors have found that stays as long as selection and plan do. Beside a run they are
+    asked for every other second, with new errors alone."""
+
+    chosen: dict[str, PlannedTensor] | None = None
+    lines: tuple[Fact, ...] = ()
+
+
+def request_of(session: Session, kept: Kept | None = None) -> FactsRequest | None:
+    """The request for what is selected now, None without a checkpoint. kept: of the same selection and plan."""
     if session.checkpoint is None:
         return None
     names = session.selection
-    errors: dict[tuple[str, Strategy], ShownError] = {}
+    errors: Mapping[tuple[str, Strategy], ShownError]
     if len(names) > INLINE:
-        errors.update(session.known_errors())
+        errors = session.known_errors()
     else:
+        errors = {}
         for name in names:
             planned, error = session.tensor(name), session.error(name)
             if planned is not None and error is not None:
                 errors[name, planned.strategy] = error
-    return FactsRequest(session.checkpoint, session.plan, session.totals, names, session.planned_tensors, errors)
+    plan, totals = session.plan, session.totals
+    return FactsRequest(session.checkpoint, plan, totals, names, session.planned_tensors, errors, kept or Kept())
 
 
 def facts(request: FactsRequest | None, ctx: JobContext = SILENT) -> tuple[str, list[Fact]]:
     """Title and lines. Takes milliseconds up to INLINE names; beyond that it belongs into a job."""
     if request is None:
         return "", []
-    chosen = [t for t in map(request.by_name.get, request.names) if t is not None]
+    chosen = request.kept.chosen
+    if chosen is None:
+        found = zip(request.names, map(request.by_name.get, request.names), strict=True)
+        chosen = request.kept.chosen = {name: t for name, t in found if t is not None}
     if len(chosen) == 1:
-        return chosen[0].tensor.name, _of_tensor(chosen[0], request)
+        (only,) = chosen.values()
+        return only.tensor.name, _of_tensor(only, request)
     if chosen:
         return f"{len(chosen):,} tensors", _of_many(chosen, request)
     return request.checkpoint.path.name, _of_checkpoint(request)
@@ -105,12 +121,43 @@ def _of_tensor(planned: PlannedTensor, request: FactsRequest) -> list[Fact]:
     return lines
 
 
-def _of_many(chosen: Sequence[PlannedTensor], request: FactsRequest) -> list[Fact]:
+def _of_many(chosen: Mapping[str, PlannedTensor], request: FactsRequest) -> list[Fact]:
+    if not request.kept.lines:
+        request.kept.lines = tuple(_planned(chosen.values()))
+    lines = list(request.kept.lines)
+    # By what is known, not by what is chosen: a strategy's hash takes longer than all else.
+    known = [
+        (error.sqnr_db, name)
+        for (name, strategy), error in request.errors.items()
+        if error.sqnr_db is not None
+        and (t := chosen.get(name)) is not None
+        and (t.strategy is strategy or t.strategy == strategy)
+        and math.isfinite(error.sqnr_db)
+    ]
+    if known:
+        worst = min(known)
+        mean = math.fsum(v for v, _ in known) / len(known)
+        lines += [
+            Fact("", "Weight error", heading=True),
+            Fact("SQNR, mean", f"{mean:.1f} dB over {len(known):,} tensors"),
+            Fact("SQNR, worst", f"{worst[0]:.1f} dB, {worst[1]}"),
+        ]
+    return lines
+
+
+def _planned(chosen: Collection[PlannedTensor]) -> list[Fact]:
+    """What the plan says of many tensors."""
     weights = sum(t.tensor.numel for t in chosen)
     nbytes = sum(t.nbytes for t in chosen)
-    strategies: dict[str, int] = {}
+    counts: dict[int, int] = {}
+    objects = {}
     for t in chosen:
-        strategies[str(t.strategy)] = strategies.get(str(t.strategy), 0) + 1
+        at = id(t.strategy)
+        counts[at] = counts.get(at, 0) + 1
+        objects[at] = t.strategy
+    strategies: dict[str, int] = {}
+    for at, strategy in objects.items():
+        strategies[str(strategy)] = strategies.get(str(strategy), 0) + counts[at]
     lines = [
         Fact("weights", f"{weights:,}"),
         Fact("size", f"{nbytes:,} bytes ({bytes_text(nbytes)})"),
@@ -118,23 +165,7 @@ def _of_many(chosen: Sequence[PlannedTensor], request: FactsRequest) -> list[Fac
         Fact("", "Strategies", heading=True),
     ]
     ranked = sorted(strategies.items(), key=lambda item: -item[1])
-    lines += [Fact(name, f"{count:,} tensor{'' if count == 1 else 's'}") for name, count in ranked]
-    known = [
-        (e.sqnr_db, t.tensor.name)
-        for t in chosen
-        if (e := request.errors.get((t.tensor.name, t.strategy))) is not None
-        and e.sqnr_db is not None
-        and math.isfinite(e.sqnr_db)
-    ]
-    if known:
-        worst = min(known)
-        mean = sum(v for v, _ in known) / len(known)
-        lines += [
-            Fact("", "Weight error", heading=True),
-            Fact("SQNR, mean", f"{mean:.1f} dB over {len(known):,} tensors"),
-            Fact("SQNR, worst", f"{worst[0]:.1f} dB, {worst[1]}"),
-        ]
-    return lines
+    return lines + [Fact(name, f"{count:,} tensor{'' if count == 1 else 's'}") for name, count in ranked]
 
 
 def _of_checkpoint(request: FactsRequest) -> list[Fact]:

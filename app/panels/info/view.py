@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from PySide6.QtCore import Qt, QTimer, Slot
 from PySide6.QtGui import QShowEvent
 from PySide6.QtWidgets import QFrame, QGridLayout, QLabel, QScrollArea, QVBoxLayout, QWidget
@@ -10,12 +12,15 @@ from app.glossary import about
 from app.job_service import JobService
 from app.jobs import Done, JobId, Outcome
 from app.labels import embolden
-from app.panels.info.state import INLINE, Fact, facts, request_of
+from app.panels.info.state import INLINE, Fact, Kept, facts, request_of
+from app.plotting.making import Making
 from app.session import Changes, Session
 
 EMPTY = "Open a checkpoint and select a tensor: its shape, strategy, size and error are listed here."
 SETTLE_MS, SUMS_MS = 60, 1500
 KEY = "facts"
+# Facts about one tensor, about.
+LINES = 30
 
 
 class InfoPanel(QScrollArea):
@@ -27,9 +32,11 @@ class InfoPanel(QScrollArea):
         self._jobs = jobs
         self._job: JobId | None = None
         self._shown: tuple[str, list[Fact]] = ("", [])
+        self._lines: list[_Line] = []  # as many as were ever needed
         self._values: list[QLabel] = []  # one per line shown
         self._stale = False  # something changed while the panel was hidden
         self._of: tuple[object, object] = ((), None)  # the selection and the plan that the job is about
+        self._kept = Kept()
         self._again = False  # something changed while it ran
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
@@ -40,11 +47,14 @@ class InfoPanel(QScrollArea):
         session.changed.connect(self._changed)
         session.selection_changed.connect(self._later)
         jobs.finished.connect(self._finished)
-        self._rebuild("", [])
+        self._build()
+        self.making = Making(self._line_steps)
+        self._arrange("", [])
         self._look()
 
     def _changed(self, changes: Changes, initiator: object) -> None:
         if changes.plan or changes.checkpoint:
+            self._kept = Kept()  # nothing here keeps a plan that is gone
             self._later()
         elif changes.errors and not self._timer.isActive():
             # Beside a run there are new ones all the time, and of many tensors only sums are shown.
@@ -69,10 +79,12 @@ class InfoPanel(QScrollArea):
         if self._job is not None and self._of[0] is of[0] and self._of[1] is of[1]:
             self._again = True  # one answer about many tensors after the other
             return
-        request = request_of(self._session)
+        if self._of[0] is not of[0] or self._of[1] is not of[1]:
+            self._kept = Kept()
+            self._of = of
+        request = request_of(self._session, self._kept)
         self._job, self._again = None, False
         if request is not None and len(request.names) > INLINE:
-            self._of = of
             self._job = self._jobs.submit(facts, request, title="Facts", lane="preview", key=KEY)
         else:
             self._show(*facts(request))
@@ -92,46 +104,92 @@ class InfoPanel(QScrollArea):
         same = self._shown[0] == title and [_place(f) for f in self._shown[1]] == [_place(f) for f in lines]
         self._shown = (title, lines)
         if not same or len(self._values) != len(lines):
-            self._rebuild(title, lines)
+            self._arrange(title, lines)
             return
         for label, fact in zip(self._values, lines, strict=True):
             if label.text() != fact.value:
                 label.setText(fact.value)
 
-    def _rebuild(self, title: str, lines: list[Fact]) -> None:
-        """A page of new labels: other facts than before."""
-        page = QWidget(self)
+    def _build(self) -> None:
+        page = self._page = QWidget(self)
         page.setBackgroundRole(self.backgroundRole())
         outer = QVBoxLayout(page)
         outer.setContentsMargins(16, 12, 16, 12)
         outer.setSpacing(8)
-        self._values = []
-        if not lines:
-            outer.addWidget(_text(EMPTY, "muted", page))
-        else:
-            heading = _text(title, "", page)
-            embolden(heading)
-            outer.addWidget(heading)
-            grid = QGridLayout()
-            grid.setContentsMargins(0, 0, 0, 0)
-            grid.setHorizontalSpacing(16)
-            grid.setVerticalSpacing(4)
-            grid.setColumnStretch(1, 1)
-            for row, fact in enumerate(lines):
-                value = _text(fact.value, "", page)
-                self._values.append(value)
-                if fact.heading:
-                    value.setContentsMargins(0, 8, 0, 0)
-                    embolden(value)
-                    grid.addWidget(value, row, 0, 1, 2)
-                    continue
-                label = _text(fact.label, "muted", page)
-                label.setToolTip(about(fact.label))
-                grid.addWidget(label, row, 0, Qt.AlignmentFlag.AlignTop)
-                grid.addWidget(value, row, 1)
-            outer.addLayout(grid)
+        self._empty = _text(EMPTY, "muted", page)
+        self._title = _text("", "", page)
+        embolden(self._title)
+        self._grid = QGridLayout()
+        self._grid.setContentsMargins(0, 0, 0, 0)
+        self._grid.setHorizontalSpacing(16)
+        self._grid.setVerticalSpacing(4)
+        self._grid.setColumnStretch(1, 1)
+        outer.addWidget(self._empty)
+        outer.addWidget(self._title)
+        outer.addLayout(self._grid)
         outer.addStretch(1)
         self.setWidget(page)
+
+    def _line_steps(self) -> Iterator[None]:
+        """Labels for as many lines as a tensor has, before anyone looks at one."""
+        while len(self._lines) < LINES:
+            self._add_line()
+            if not len(self._lines) % 6:
+                yield
+
+    def _add_line(self) -> None:
+        line = _Line(self._page, self._grid, len(self._lines))
+        line.hide()
+        self._lines.append(line)
+
+    def _arrange(self, title: str, lines: list[Fact]) -> None:
+        """Other facts than before, in the labels that are there: making some fifty of them at every click takes longer
+        than all else."""
+        self._page.setUpdatesEnabled(False)
+        self._empty.setVisible(not lines)
+        self._title.setVisible(bool(lines))
+        self._title.setText(title)
+        while len(self._lines) < len(lines):
+            self._add_line()
+        self._values = [line.show_fact(fact) for line, fact in zip(self._lines, lines, strict=False)]
+        for line in self._lines[len(lines) :]:
+            line.hide()
+        self._page.setUpdatesEnabled(True)
+
+
+class _Line:
+    """One line of the page: a heading across, or a word and what is known."""
+
+    def __init__(self, page: QWidget, grid: QGridLayout, row: int) -> None:
+        self.word, self.value, self.heading = _text("", "muted", page), _text("", "", page), _text("", "", page)
+        self.heading.setContentsMargins(0, 8, 0, 0)
+        embolden(self.heading)
+        grid.addWidget(self.word, row, 0, Qt.AlignmentFlag.AlignTop)
+        grid.addWidget(self.value, row, 1)
+        grid.addWidget(self.heading, row, 0, 1, 2)
+        for label in (self.word, self.value, self.heading):
+            label.ensurePolished()
+
+    def show_fact(self, fact: Fact) -> QLabel:
+        """Returns the label that holds the value."""
+        if fact.heading:
+            shown, hidden = (self.heading,), (self.word, self.value)
+        else:
+            shown, hidden = (self.word, self.value), (self.heading,)  # type: ignore[assignment]
+            if self.word.text() != fact.label:
+                self.word.setText(fact.label)
+                self.word.setToolTip(about(fact.label))
+        for label in hidden:
+            label.hide()
+        if shown[-1].text() != fact.value:
+            shown[-1].setText(fact.value)
+        for label in shown:
+            label.show()
+        return shown[-1]
+
+    def hide(self) -> None:
+        for label in (self.word, self.value, self.heading):
+            label.hide()
 
 
 def _place(fact: Fact) -> tuple[str, bool]:

@@ -33,7 +33,8 @@ from app.panels.outliers.state import AXES, QUANTITIES, OutlierState
 from app.panels.outliers.table import LineModel
 from app.panels.preview import Asked, PreviewPanel
 from app.plotting.making import Making
-from app.plotting.maps import ColorScale
+from app.plotting.maps import ColorScale, colors
+from app.plotting.turns import Turns
 from app.plotting.words import short
 from app.session import Notice, Session
 from app.theme import current
@@ -63,11 +64,17 @@ class OutliersPanel(PreviewPanel):
         self.bars: Bars
         self.map: WeightMap
         self.making = Making(self._plot_steps)
+        self._turns = Turns(self)
         self._framed: tuple[str, str] = ("", "")
         self._shown: HeatView | None = None
         self._build()
         self._theme.changed.connect(self._redraw)
         self.watch()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a picture is being counted or drawn."""
+        return super().busy or self._turns.busy
 
     # --- building -----------------------------------------------------------------------------------------------------
 
@@ -93,7 +100,7 @@ class OutliersPanel(PreviewPanel):
         self.model = LineModel(self.list)
         self.list.setModel(self.model)
         self.list.setSelectionMode(QTableView.SelectionMode.SingleSelection)
-        dress(self.list)
+        dress(self.list, words=True)
         self.list.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
         self.list.setAccessibleName("Beyond the threshold")
         self.list.clicked.connect(self._line_chosen)
@@ -173,6 +180,8 @@ class OutliersPanel(PreviewPanel):
         yield
         self.map = WeightMap(plot, self.scale)
         yield
+        colors()  # read from a file at its first use
+        yield
         plot.hovered.connect(self._hovered)
         plot.exports.failed.connect(self._tell)
         plot.range_changed.connect(self._draw)
@@ -205,7 +214,7 @@ class OutliersPanel(PreviewPanel):
     @Slot()
     def blank(self) -> None:
         if self.plot is not None and self.state.result is None:
-            self.plot.hide()
+            self._hide_plot()
             self.scale.show_scale("", "")
             self.model.show([], self.state.x_label)
             for label in (self.heading.title, self.numbers, self.notes):
@@ -231,11 +240,25 @@ class OutliersPanel(PreviewPanel):
         if state.result is None:
             self.model.show([], state.x_label)
             self.scale.show_scale("", "")
-            if self.plot is not None:
-                self.plot.hide()
+            self._hide_plot()
             return
-        plot = self.plot or self._make_plot()
+        self._turns.begin(self._picture_steps(self.plot or self._make_plot()))
+
+    def _hide_plot(self) -> None:
+        self._turns.stop()
+        if self.plot is not None:
+            self.plot.release()
+            self.plot.hide()
+
+    def _picture_steps(self, plot: Plot) -> Iterator[None]:
+        """Makes plot and list, and paints the plot when all is there."""
+        state = self.state
+        plot.hold()
         plot.show()
+        yield
+        if state.result is None:
+            plot.release()
+            return
         fresh = self._framed != (state.result.name, state.axis)
         go = fresh or plot.at_home
         self._framed = (state.result.name, state.axis)
@@ -248,7 +271,18 @@ class OutliersPanel(PreviewPanel):
             strip.item.vb.setLimits(minXRange=min(4, max(1, state.length)))
         if go:
             self._rows_home()
-        self._redraw()
+        yield
+        if state.result is None:
+            plot.release()
+            return
+        self._draw(*plot.x_range)
+        yield
+        plot.prepare()
+        yield
+        plot.release()
+        yield
+        if state.result is not None:
+            self._fill_list()
 
     def _write(self) -> None:
         state = self.state
