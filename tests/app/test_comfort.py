@@ -88,6 +88,7 @@ def test_every_panel_with_a_plot_exports_it(opened, qtbot, tmp_path) -> None:
     # The plot in front is one that is seen: there is a picture in it.
     histogram = opened.panel("histogram")
     qtbot.waitUntil(lambda: histogram.plot is not None and histogram.plot.isVisible(), timeout=120_000)
+    qtbot.waitUntil(lambda: not histogram.busy, timeout=120_000)
     exports = histogram.findChild(Exporter)
     asked = []
     exports.ask_path = lambda name, kinds: asked.append(name) or str(tmp_path / "seen.svg")
