@@ -110,6 +110,7 @@ class MainWindow(QMainWindow):
     def _build(self) -> None:
         self.setWindowTitle("Quantbench")
         self.setAcceptDrops(True)
+        self.setAnimated(False)  # there is nothing to dock, and Qt makes an animation at every layout
         self.resize(*START_SIZE)
         self.setMinimumSize(960, 560)
         self.recent_menu = RecentMenu(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from PySide6.QtCore import QObject, QSize, QTimer
+from PySide6.QtCore import QEvent, QObject, Qt, QTimer, Slot
 from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import QTabWidget, QWidget
 
@@ -20,9 +20,9 @@ FILL_MS = 20
 
 
 class Place(QWidget):
-    """Where one panel stands: it gets all of the room. What changes inside a panel ends here, by intent: passed on, a
-    new word in a label would make Qt ask every panel for its height and lay the whole window out, 5 to 10 ms each
-    time."""
+    """Where one panel stands: it gets all of the room, and what changes in it ends here, unless it needs more room than
+    ever before. Qt passes every new word in a label on, asks all panels for their heights and lays the whole window out
+    anew, 5 to 10 ms each time."""
 
     def __init__(self, parent: QWidget) -> None:
         super().__init__(parent)
@@ -34,15 +34,26 @@ class Place(QWidget):
         panel.setParent(self)
         panel.setGeometry(self.rect())
         panel.show()
-        self.updateGeometry()
+        self._keep()
 
-    def minimumSizeHint(self) -> QSize:
-        return self.panel.minimumSizeHint() if self.panel is not None else QSize()
+    def event(self, event: QEvent) -> bool:
+        if event.type() == QEvent.Type.LayoutRequest:
+            self._keep()
+        return super().event(event)
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
         if self.panel is not None:
             self.panel.setGeometry(self.rect())
+
+    def measure(self) -> None:
+        """Text has another size: what the panel needs is found out anew."""
+        self.setMinimumSize(0, 0)
+        self._keep()
+
+    def _keep(self) -> None:
+        if self.panel is not None:
+            self.setMinimumSize(self.panel.minimumSizeHint().expandedTo(self.minimumSize()))
 
 
 class PanelPlaces(QObject):
@@ -57,6 +68,7 @@ class PanelPlaces(QObject):
         self.main = Place(window)
         self._places = {record.id: self._place(record) for record in PANELS}
         self.panel("tensors")
+        window.theme.resized.connect(self._measure, Qt.ConnectionType.QueuedConnection)
 
     def panel(self, id: str) -> QWidget:
         """A panel by its record's id, made now if it was not yet."""
@@ -80,6 +92,11 @@ class PanelPlaces(QObject):
         """Makes the panels in front, once the window is drawn."""
         for tabs in (self.inspector, self.bottom):
             QTimer.singleShot(FILL_MS, self, lambda t=tabs: self._fill(t))
+
+    @Slot()
+    def _measure(self) -> None:
+        for place in self._places.values():
+            place.measure()
 
     def _tabs(self) -> QTabWidget:
         tabs = QTabWidget(self._window)

@@ -28,10 +28,11 @@ class Layouts(QObject):
 def test_a_new_word_in_a_panel_lays_out_the_panel_alone(opened) -> None:
     panel = opened.commands.tensors
     around = (opened.columns, opened.rows, opened.centralWidget(), opened)
+    panel.bar.count.setText("as many as there are")
     for _ in range(5):
         QApplication.processEvents()
     layouts = Layouts(panel, *around)
-    panel.bar.count.setText("as many as there are")
+    panel.bar.count.setText("fewer")
     for _ in range(5):
         QApplication.processEvents()
     assert layouts.asked[panel]
@@ -56,3 +57,11 @@ def test_panels_fill_their_room_and_keep_what_they_need(opened) -> None:
         assert panel.width() >= least.width(), record.id
         assert panel.height() >= least.height(), record.id
         assert panel.geometry() == panel.parentWidget().rect(), record.id
+
+
+def test_a_panel_that_needs_more_room_is_heard(opened) -> None:
+    panel, before = opened.commands.tensors, opened.columns.minimumSizeHint().width()
+    panel.bar.count.setMinimumWidth(panel.bar.count.minimumWidth() + 100)
+    for _ in range(5):
+        QApplication.processEvents()
+    assert opened.columns.minimumSizeHint().width() == before + 100

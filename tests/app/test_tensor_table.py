@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from PySide6.QtCore import QModelIndex, Qt
+from PySide6.QtCore import QEvent, QModelIndex, QObject, QPoint, Qt
+from PySide6.QtWidgets import QApplication, QWidget
 
 from app.frame.memory import remember, restore
 from app.panels.tensors.columns import COLUMNS, PLACE
@@ -267,3 +268,58 @@ def test_columns_and_grouping_are_remembered(opened, settings) -> None:
     restore(opened)
     assert panel.table.isColumnHidden(PLACE["dtype"])
     assert not panel.model.grouped
+
+
+class _Paints(QObject):
+    """How often a widget was painted."""
+
+    def __init__(self, widget: QWidget) -> None:
+        super().__init__(widget)
+        self.count = 0
+        widget.installEventFilter(self)
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        self.count += event.type() == QEvent.Type.Paint
+        return False
+
+
+def _quiet() -> None:
+    for _ in range(10):
+        QApplication.processEvents()
+
+
+def test_columns_stay_where_they_are_and_lines_are_painted_once_when_the_scroll_bar_comes(opened) -> None:
+    panel, table = opened.commands.tensors, opened.commands.tensors.table
+    opened.resize(1280, 800)
+    panel.bar.edit.setText("blk.0.attn_q")
+    _quiet()
+    bar = table.verticalScrollBar()
+    assert not bar.isVisible()
+    widths = [table.columnWidth(i) for i in range(len(COLUMNS))]
+    paints = _Paints(table.viewport())
+    panel.bar.edit.clear()
+    _quiet()
+    assert bar.isVisible()
+    assert [table.columnWidth(i) for i in range(len(COLUMNS))] == widths
+    assert not table.horizontalScrollBar().isVisible()
+    assert sum(widths) == table.viewport().width()
+    assert paints.count == 1
+
+
+def test_a_column_that_was_dragged_leaves_the_rest_to_the_last(opened, qtbot, monkeypatch) -> None:
+    table = opened.commands.tensors.table
+    header = table.horizontalHeader()
+    # Qt asks the application which buttons are down, and a test has none.
+    down = [Qt.MouseButton.LeftButton]
+    monkeypatch.setattr("app.panels.tensors.table.QApplication.mouseButtons", lambda: down[0])
+    place = QPoint(header.sectionViewportPosition(0) + header.sectionSize(0) - 1, header.height() // 2)
+    width = header.sectionSize(0)
+    qtbot.mousePress(header.viewport(), Qt.MouseButton.LeftButton, pos=place)
+    qtbot.mouseMove(header.viewport(), place - QPoint(40, 0))
+    qtbot.mouseRelease(header.viewport(), Qt.MouseButton.LeftButton, pos=place - QPoint(40, 0))
+    assert header.sectionSize(0) == width - 40
+    down[0] = Qt.MouseButton.NoButton
+    qtbot.waitUntil(lambda: header.length() == table.viewport().width())
+    opened.resize(opened.width() - 40, opened.height())
+    qtbot.waitUntil(lambda: header.length() == table.viewport().width())
+    assert header.sectionSize(0) == width - 40

@@ -15,6 +15,7 @@ from PySide6.QtCore import (
     QPoint,
     QRect,
     Qt,
+    QTimer,
     Signal,
     Slot,
 )
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 # Of the room that is over: which part a column takes, and how many pixels at most.
 SHARES = {"name": (0.5, 280), "strategy": (0.1, 40), "size": (0.15, 80), "sqnr": (0.15, 80)}
+# How often one looks whether a column is still being dragged.
+RELEASED_MS = 100
 
 
 class TensorTable(QTableView):
@@ -50,7 +53,7 @@ class TensorTable(QTableView):
         self.setModel(model)
         self._chosen: np.ndarray | None = None  # bool [lines], made when it is asked for
         self.selectionModel().selectionChanged.connect(self._selection_changed)
-        model.modelReset.connect(self._selection_changed)
+        model.modelReset.connect(self._lines_changed)
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
         self.setEditTriggers(QAbstractItemView.EditTrigger.DoubleClicked | QAbstractItemView.EditTrigger.EditKeyPressed)
@@ -78,9 +81,12 @@ class TensorTable(QTableView):
         header.setMinimumSectionSize(40)
         for i, column in enumerate(COLUMNS):
             self.setColumnWidth(i, column.width)
-        header.setStretchLastSection(True)
         self._fitting = False
         self._fitted = True  # until the user drags a column: then widths are theirs
+        self._released = QTimer(self)
+        self._released.setSingleShot(True)
+        self._released.setInterval(RELEASED_MS)
+        self._released.timeout.connect(self._fill_up)
         theme.resized.connect(self._resize_lines)
         self._resize_lines()
         header.sectionResized.connect(self._resized)
@@ -127,16 +133,23 @@ class TensorTable(QTableView):
         return QRect(cell.left() + PAD + self.tensors.depth(line) * INDENT, cell.top(), FOLD, cell.height())
 
     def fit(self) -> None:
-        """Shares the room out: names take half of what is over, bars some, the rule's column the rest."""
+        """Shares the room out: names take half of what is over, bars some, the last column the rest. Room for the scroll
+        bar is kept free: when it comes, no column changes, or Qt would paint everything once more."""
         if not self._fitted:
             return
+        header, px = self.horizontalHeader(), self._theme.px
         shown = [c for i, c in enumerate(COLUMNS) if not self.isColumnHidden(i)]
-        px = self._theme.px
-        over = max(0, self.viewport().width() - sum(px(c.width) for c in shown))
+        shown.sort(key=lambda c: header.visualIndex(PLACE[c.id]))
+        room = self.contentsRect().width() - self.verticalScrollBar().sizeHint().width()
+        over = max(0, room - sum(px(c.width) for c in shown))
         self._fitting = True
         for column in shown:
             share, most = SHARES.get(column.id, (0.0, 0))
-            self.setColumnWidth(PLACE[column.id], px(column.width) + min(int(over * share), most))
+            width = px(column.width) + min(int(over * share), most)
+            if column is shown[-1]:
+                width = max(header.minimumSectionSize(), room)
+            room -= width
+            self.setColumnWidth(PLACE[column.id], width)
         self._fitting = False
 
     def show_column(self, column: int, shown: bool) -> None:
@@ -151,11 +164,22 @@ class TensorTable(QTableView):
         """What save_widths gave."""
         if self.horizontalHeader().restoreState(QByteArray(state[1:])):
             self._fitted = state[:1] == b"f"
+            self._fill_up()
         self.fit()
 
     def _resized(self, section: int, before: int, after: int) -> None:
-        if not self._fitting and QApplication.mouseButtons() & Qt.MouseButton.LeftButton:
+        if self._fitted and not self._fitting and QApplication.mouseButtons() & Qt.MouseButton.LeftButton:
             self._fitted = False
+            self._released.start()
+
+    @Slot()
+    def _fill_up(self) -> None:
+        """Where widths are the user's, the last column fills what they leave free. Not while one is dragged: Qt would
+        not hear of it."""
+        if QApplication.mouseButtons() & Qt.MouseButton.LeftButton:
+            self._released.start()
+        else:
+            self.horizontalHeader().setStretchLastSection(not self._fitted)
 
     @Slot()
     def _resize_lines(self) -> None:
@@ -213,6 +237,12 @@ class TensorTable(QTableView):
 
     def _selection_changed(self, *_: object) -> None:
         self._chosen = None
+
+    @Slot()
+    def _lines_changed(self) -> None:
+        self._chosen = None
+        # Now and not some time later: the scroll bar comes before the first painting instead of after it.
+        self.executeDelayedItemsLayout()
 
     def resizeEvent(self, event: QResizeEvent) -> None:
         super().resizeEvent(event)
