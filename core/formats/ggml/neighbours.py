@@ -53,14 +53,19 @@ def neighbours(name: str) -> Neighbours:
     point = np.full(len(every), -1, np.int16)
     point[codes @ powers] = np.arange(count)
     off = np.flatnonzero(point < 0)
-    # Squared distances between codes are small whole numbers, exact in float32.
+    # Squared distances between codes are whole numbers up to 4 · 7²: exact in float32, and right in bytes that wrap.
     a, b = every[off].astype(np.float32), codes.astype(np.float32)
-    distance = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * (a @ b.T)
+    distance = (a @ (-2 * b.T)).astype(np.int16).astype(np.uint8)
+    distance += (a * a).sum(1, keepdims=True).astype(np.uint8)
+    distance += (b * b).sum(1).astype(np.uint8)
     reach = distance.min(1, keepdims=True)
     for _ in range(SHELLS[name] - 1):
-        reach = np.where(distance > reach, distance, np.inf).min(1, keepdims=True)
+        # What is nearer wraps around to the far end.
+        beyond = reach + np.uint8(1)
+        reach = (distance - beyond).min(1, keepdims=True) + beyond
     owner, near = np.nonzero(distance <= reach)
-    near = near[np.lexsort((near, distance[owner, near], owner))]
+    # Each list is in order of index; it stays so among equal distances.
+    near = near[np.argsort(owner.astype(np.int32) << 8 | distance[owner, near], kind="stable")]
     held = np.bincount(owner, minlength=len(off))
     begin = np.cumsum(held) - held
     room = -(-held // LANES) * LANES
