@@ -15,7 +15,17 @@ SHORT: dict[str, list[str]] = {
     "first_paint": ["--rounds", "3"],
     "quality": [],
 }
-WITH_OPTIONS = ("formats", "threads", "startup", "first_paint", "opening", "window_stall", "quality", "published")
+WITH_OPTIONS = (
+    "formats",
+    "threads",
+    "first_use",
+    "startup",
+    "first_paint",
+    "opening",
+    "window_stall",
+    "quality",
+    "published",
+)
 
 if __name__ == "__main__":
     name, *options = sys.argv[1:] or [""]
