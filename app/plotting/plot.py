@@ -126,6 +126,11 @@ class Plot(pg.GraphicsLayoutWidget):
     def release(self) -> None:
         self.viewport().setUpdatesEnabled(True)
 
+    def put_away(self) -> None:
+        """Hides it, and whatever is held back with it."""
+        self.release()
+        self.hide()
+
     def prepare(self) -> None:
         """Works out what else happens at the first painting: ticks and words of the axes."""
         self.scene().prepareForPaint()

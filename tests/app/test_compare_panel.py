@@ -12,6 +12,7 @@ from PySide6.QtCore import QMimeData, QPointF, Qt, QUrl
 from PySide6.QtGui import QDropEvent
 from PySide6.QtWidgets import QApplication
 
+from app.cells import PAD, WordsDelegate
 from app.panels.compare.state import COLUMNS, CompareState, cell, compare_task
 from app.panels.compare.table import copy_lines
 from tests.core.engine.build import checkpoint_file, weights
@@ -180,3 +181,27 @@ def test_it_can_be_stopped(window, qtbot, pair, monkeypatch) -> None:
     assert panel.state.stopped
     assert panel.title.text().startswith("Stopped after")
     assert panel.start.text() == "Compare"
+
+
+def test_columns_hold_their_words_and_names_take_the_rest(opened, qtbot, pair) -> None:
+    panel = opened.panel("compare")
+    opened.show_panel("compare")
+    panel.choose("a", str(pair[0]))
+    panel.compare_with(str(pair[1]))
+    qtbot.waitUntil(lambda: panel.state.result is not None, timeout=20_000)
+    header, table, model = panel.table.horizontalHeader(), panel.table, panel.model
+    metrics, room = table.fontMetrics(), 2 * (PAD + WordsDelegate.margin())
+    for section in range(1, model.columnCount()):
+        texts = [model.data(model.index(row, section)) for row in range(model.rowCount())]
+        assert max(map(metrics.horizontalAdvance, texts)) + room <= header.sectionSize(section)
+        title = model.headerData(section, Qt.Orientation.Horizontal)
+        assert header.fontMetrics().horizontalAdvance(title) < header.sectionSize(section)
+    # With room for all, nothing is left over and nothing scrolls.
+    opened.resize(2560, 1440)
+    qtbot.waitUntil(lambda: header.length() == table.viewport().width())
+    qtbot.waitUntil(lambda: not table.horizontalScrollBar().isVisible())
+    # A width set by hand stays until there are other tensors.
+    header.resizeSection(0, 150)
+    opened.resize(2400, 1440)
+    qtbot.waitUntil(lambda: header.length() != table.viewport().width())
+    assert header.sectionSize(0) == 150

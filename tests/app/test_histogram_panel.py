@@ -375,8 +375,8 @@ def test_empty_panel_says_what_to_do(bench, qtbot):
 def test_draws_the_demo(bench, qtbot):
     select(bench, qtbot, DOWN, "q4_k")
     panel = bench.panel
-    assert "SQNR 23." in panel.title.text()
-    assert DOWN in panel.subtitle.text()
+    assert "SQNR 23." in panel.heading.title.text()
+    assert DOWN in panel.heading.subtitle.text()
     weights = bench.checkpoint.read(DOWN).float()
     assert panel.percentiles.text().startswith(f"min {short(float(weights.min()))}")
     edges, heights = panel._original.getData()
@@ -404,7 +404,7 @@ def test_a_change_of_strategy_redraws_and_keeps_the_zoom(bench, qtbot):
             len(first) != len(panel._dequantized.getData()[1]) or bool((first != panel._dequantized.getData()[1]).any())
         )
     )
-    assert "SQNR 18." in panel.title.text()
+    assert "SQNR 18." in panel.heading.title.text()
 
 
 def test_another_tensor_goes_home(bench, qtbot):
@@ -477,7 +477,7 @@ def test_several_selected_are_laid_over(bench, qtbot):
     bench.session.select(names)
     qtbot.waitUntil(lambda: len(panel.state.laid_over) == 2 and not panel.busy, timeout=20_000)
     assert [item.isVisible() for item in panel._overlays] == [True, True, False, False]
-    assert "2 more laid over" in panel.subtitle.text()
+    assert "2 more laid over" in panel.heading.subtitle.text()
     assert "layers.2.mlp" in panel.legend.text().replace("&nbsp;", " ")
     before = panel._original.getData()[1].size
     panel.spread.click()
@@ -494,14 +494,14 @@ def test_a_slow_tensor_takes_the_old_picture_away(bench, qtbot):
     panel.state.result = None
     panel._blank()
     assert not panel.plot.isVisible()
-    assert "another" in panel.subtitle.text()
+    assert "another" in panel.heading.subtitle.text()
 
 
 def test_a_kept_tensor(bench, qtbot):
     select(bench, qtbot, NORM, "keep")
     panel = bench.panel
-    assert panel.title.text().startswith("Farthest weight")
-    assert panel.subtitle.text().endswith("kept as BF16")
+    assert panel.heading.title.text().startswith("Farthest weight")
+    assert panel.heading.subtitle.text().endswith("kept as BF16")
     assert not panel._dequantized.isVisible()
     assert not panel.scope.isEnabled()
 
@@ -525,7 +525,7 @@ def test_a_failure_is_said_and_the_next_tensor_is_shown(bench, qtbot):
     bench.session.noticed.connect(notices.append)
     bench.panel._job = 10**6
     bench.panel._finished(10**6, Failed("model.safetensors: truncated", "Traceback …"))
-    assert bench.panel.title.text() == "There is no histogram of this tensor"
+    assert bench.panel.heading.title.text() == "There is no histogram of this tensor"
     assert "truncated" in bench.panel.notes.text()
     assert not bench.panel.plot.isVisible()
     assert "truncated" in notices[0].text

@@ -26,28 +26,29 @@ View = Literal["tensors", "metadata", "lonely"]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column. term: its entry in the glossary; source: only shown where a common source is given."""
+    """One column. term: its entry in the glossary; widest: a text that should fit in, whatever stands there now;
+    source: only shown where a common source is given."""
 
     id: str
     title: str
     term: str
-    width: int
+    widest: str
     number: bool = True
     source: bool = False
 
 
 COLUMNS = (
-    Column("name", "tensor", "tensor", 168, number=False),
-    Column("dtype", "stored as", "dtype", 104, number=False),
-    Column("sqnr", "SQNR, dB", "sqnr", 72),
-    Column("source_a", "A to source, dB", "sqnr", 104, source=True),
-    Column("source_b", "B to source, dB", "sqnr", 104, source=True),
-    Column("bytes_a", "size of A", "size", 76),
-    Column("bytes_b", "size of B", "size", 76),
-    Column("mse", "relative MSE", "relative_mse", 88),
-    Column("max", "max |a−b|", "max_abs", 76),
-    Column("cosine", "cosine", "cosine", 72),
-    Column("note", "note", "note", 120, number=False),
+    Column("name", "tensor", "tensor", "", number=False),
+    Column("dtype", "stored as", "dtype", "Q8_0 → Q4_K", number=False),
+    Column("sqnr", "SQNR, dB", "sqnr", "100.0"),
+    Column("source_a", "A to source, dB", "sqnr", "100.0", source=True),
+    Column("source_b", "B to source, dB", "sqnr", "100.0", source=True),
+    Column("bytes_a", "size of A", "size", "100.0 KiB"),
+    Column("bytes_b", "size of B", "size", "100.0 KiB"),
+    Column("mse", "relative MSE", "relative_mse", "0.00531"),
+    Column("max", "max |a−b|", "max_abs", "0.00531"),
+    Column("cosine", "cosine", "cosine", "0.999999"),
+    Column("note", "note", "note", "only metadata are stored", number=False),
 )
 PLACE = {c.id: i for i, c in enumerate(COLUMNS)}
 

@@ -28,9 +28,10 @@ from app.labels import embolden
 from app.panels.compare.files import FileButton
 from app.panels.compare.listing import Listed
 from app.panels.compare.model import ComparedModel, PairsModel
-from app.panels.compare.state import COLUMNS, PLACE, SLOTS, CompareState, compare_task, name_of
+from app.panels.compare.state import SLOTS, CompareState, compare_task, name_of
 from app.panels.compare.state import Slot as Side
 from app.panels.compare.table import listing_table, selected_lines
+from app.panels.compare.widths import Widths
 from app.plotting.turns import Turns
 from app.session import Changes, Notice, Session
 from app.theme import current
@@ -159,6 +160,8 @@ class ComparePanel(QWidget):
         self.table.horizontalHeader().setSortIndicator(0, Qt.SortOrder.AscendingOrder)
         self.table.horizontalHeader().sortIndicatorChanged.connect(self._sorted)
         self.table.selectionModel().selectionChanged.connect(self._selected)
+        self.widths = Widths(self.table, self.model)
+        self.widths.fit()
         self.other = listing_table(self._theme, self.pairs, self)
         self.other.horizontalHeader().setStretchLastSection(True)
         self._tables = QStackedLayout()
@@ -252,7 +255,7 @@ class ComparePanel(QWidget):
         self._waiting.clear()
         request = self.state.begin()
         self.model.anew()
-        self._fit_columns()
+        self.widths.fit()
         title = f"Compare {name_of(request.a)} with {name_of(request.b)}"
         self._job = self._jobs.submit(compare_task, request, title=title, together=True)
         self._show()
@@ -294,7 +297,7 @@ class ComparePanel(QWidget):
             self.state.stop()
         self.model.anew()
         self.pairs.anew()
-        self._fit_columns()
+        self.widths.fit()
         self._show()
 
     # Showing
@@ -342,12 +345,6 @@ class ComparePanel(QWidget):
         self.other.setColumnWidth(0, 220)
         self.other.setColumnWidth(1, 140)
         self._tables.setCurrentIndex(0 if view == "tensors" else 1)
-
-    def _fit_columns(self) -> None:
-        for section in range(self.model.columnCount()):
-            column = COLUMNS[PLACE[self.model.column_id(section)]]
-            wide = self.table.fontMetrics().horizontalAdvance(column.title) + 40
-            self.table.setColumnWidth(section, max(column.width, wide))
 
     @Slot()
     def _filter(self) -> None:

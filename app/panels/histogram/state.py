@@ -1,25 +1,21 @@
-"""What the histogram panel shows, as texts and arrays: no Qt. Counting is done in core/analysis/histogram.py, drawing
-in view.py."""
+"""What the histogram panel shows, as texts and arrays: no Qt. What is asked for is in requests.py, counting is done in
+core/analysis/histogram.py, drawing in view.py."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from app.calibration import statistics_of
 from app.panels.histogram.picture import Picture, csv_of, percent, picture_of, short
-from core.analysis.histogram import GroupRequest, GroupView, HistogramRequest, HistogramResult, histogram
-from core.context import JobContext
+from app.panels.histogram.requests import OverlayRequest, output_tensor, request_of, same
+from app.panels.histogram.shape import humps_of, spread
+from core.analysis.histogram import GroupRequest, GroupView, HistogramRequest, HistogramResult
 
 if TYPE_CHECKING:
     from app.session import Session
-    from core.analysis.counts import Counts
     from core.analysis.reach import Group
-    from core.engine.model import Plan
-    from core.targets.base import OutputTensor
 
 PERCENTILES = (0.1, 1.0, 99.0, 99.9)
 # A tensor whose outermost weights lie this many times farther out than its 0.05th and 99.95th percentile is first shown
@@ -27,24 +23,8 @@ PERCENTILES = (0.1, 1.0, 99.0, 99.9)
 FAR_OUT = 3.0
 # Tensors that are laid over the first one at most: more lines than these nobody tells apart.
 OVERLAYS = 4
-# Bins in which humps are looked for: finer ones show the noise of sampling.
-HUMP_BINS = 64
 EMPTY = "Open a checkpoint and select a tensor: its weights appear here, with what the strategy makes of them."
 UNSELECTED = "Select a tensor: its weights appear here, with what the strategy makes of them."
-
-
-@dataclass(frozen=True)
-class OverlayRequest:
-    """Tensors to lay over another, weights alone."""
-
-    tensors: tuple[HistogramRequest, ...]
-
-
-def overlay_task(request: OverlayRequest, ctx: JobContext) -> int:
-    """Hands over one histogram after the other, each coarse first. Returns how many."""
-    for each in request.tensors:
-        ctx.partial(histogram(each, ctx))
-    return len(request.tensors)
 
 
 class HistogramState:
@@ -68,17 +48,17 @@ class HistogramState:
         before = self.request
         self.empty = EMPTY if session.checkpoint is None else UNSELECTED
         names = session.selection
-        tensor = _output_tensor(session, names[0]) if names else None
+        tensor = output_tensor(session, names[0]) if names else None
         self.others = max(0, len(names) - 1)
         if tensor is None or session.checkpoint is None:
             self._show_nothing()
             return False
-        self.request = _request(session, tensor)
-        laid_over = (_output_tensor(session, n) for n in names[1 : OVERLAYS + 1])
+        self.request = request_of(session, tensor)
+        laid_over = (output_tensor(session, n) for n in names[1 : OVERLAYS + 1])
         self.overlay_requests = tuple(HistogramRequest(session.checkpoint, t) for t in laid_over if t is not None)
         wanted = {r.tensor.name for r in self.overlay_requests}
         self.overlays = {n: r for n, r in self.overlays.items() if n in wanted}
-        if before is not None and _same(before, self.request):
+        if before is not None and same(before, self.request):
             return False
         if before is None or before.tensor != self.request.tensor or before.checkpoint is not self.request.checkpoint:
             self.result, self.place = None, None
@@ -173,11 +153,11 @@ class HistogramState:
             return f"{bad:,} {'weight is' if bad == 1 else 'weights are'} NaN or infinite"
         if not result.moments.count:
             return "The tensor is empty"
-        humps = _humps(result.original, self.home())
+        humps = humps_of(result.original, self.home())
         two = f"Two humps, around {short(humps[0])} and {short(humps[1])}" if humps else ""
         error, reach = result.error, result.reach
         if error is None:
-            return two or _spread(result)
+            return two or spread(result)
         if two:
             return f"{two} · SQNR {error.sqnr_db:.1f} dB" if error.e2 and error.sqnr_db is not None else two
         if error.e2 == 0:
@@ -332,87 +312,3 @@ class HistogramState:
         self.request, self.result, self.group, self.place, self.failure = None, None, None, None, ""
         self.overlay_requests, self.overlays = (), {}
         self._drawn = None
-
-
-def _output_tensor(session: Session, name: str) -> OutputTensor | None:
-    planned = session.tensor(name)
-    if planned is not None:
-        return planned.tensor
-    outline = session.outline
-    return next((t for t in outline.tensors if t.name == name), None) if outline is not None else None
-
-
-def _request(session: Session, tensor: OutputTensor) -> HistogramRequest:
-    assert session.checkpoint is not None
-    planned = session.tensor(tensor.name)
-    if planned is None:
-        return HistogramRequest(session.checkpoint, tensor)
-    if planned.copy or planned.format.name.upper() == tensor.dtype:
-        return HistogramRequest(session.checkpoint, tensor, label=f"kept as {planned.format.name.upper()}")
-    strategy = planned.strategy
-    if not planned.quantized:
-        return HistogramRequest(session.checkpoint, tensor, planned.format, label=planned.format.name)
-    plan = session.plan
-    return HistogramRequest(
-        session.checkpoint,
-        tensor,
-        planned.format,
-        strategy.method,
-        dict(strategy.params),
-        str(strategy),
-        statistics_of(plan, planned) if plan is not None else {},
-        _known(plan) if plan is not None else "",
-    )
-
-
-def _known(plan: Plan) -> str:
-    gathered_on_the_way = plan.calibration.identity if plan.calibration is not None else ""
-    return plan.known.identity or gathered_on_the_way
-
-
-def _same(a: HistogramRequest, b: HistogramRequest) -> bool:
-    return a.checkpoint is b.checkpoint and (a.tensor, a.format, a.method, a.params, a.label, a.known) == (
-        b.tensor,
-        b.format,
-        b.method,
-        b.params,
-        b.label,
-        b.known,
-    )
-
-
-def _spread(result: HistogramResult) -> str:
-    moments = result.moments
-    if moments.minimum == moments.maximum:
-        return f"All weights are {short(moments.minimum)}"
-    if not moments.std:
-        return ""
-    farthest = max((moments.minimum, moments.maximum), key=lambda w: abs(w - moments.mean))
-    return f"Farthest weight {short(farthest)}, {abs(farthest - moments.mean) / moments.std:.1f} σ from the mean"
-
-
-def _humps(counts: Counts, view: tuple[float, float]) -> tuple[float, float] | None:
-    """Where the two humps of a distribution are; None where it has one, or a comb of levels.
-
-    A hump is a run of smoothed bins that stands out by half of its height, and holds a tenth of all weights.
-    """
-    part = counts.rebinned(*view, HUMP_BINS)
-    if part.counts.size < 16 or not part.counts.sum():
-        return None
-    window = np.array([1, 2, 3, 4, 3, 2, 1], np.float64)
-    smooth = np.convolve(part.counts, window / window.sum(), mode="same")
-    centers = (part.edges[:-1] + part.edges[1:]) / 2
-    inner = np.flatnonzero((smooth[1:-1] > smooth[:-2]) & (smooth[1:-1] >= smooth[2:])) + 1
-    peaks = [int(i) for i in inner if smooth[i] > smooth.max() / 5]
-    kept: list[int] = []
-    for peak in peaks:
-        # Of two with no valley between them the higher one stays.
-        if kept and smooth[kept[-1] : peak + 1].min() > min(smooth[kept[-1]], smooth[peak]) / 2:
-            kept[-1] = max(kept[-1], peak, key=lambda i: smooth[i])
-        else:
-            kept.append(peak)
-    if len(kept) != 2:
-        return None
-    valley = kept[0] + int(smooth[kept[0] : kept[1] + 1].argmin())
-    share = float(part.counts[:valley].sum()) / float(part.counts.sum())
-    return (float(centers[kept[0]]), float(centers[kept[1]])) if 0.1 < share < 0.9 else None

@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING, cast
 
 from PySide6.QtCore import Qt, QTimer, Slot
 from PySide6.QtGui import QResizeEvent, QShowEvent
-from PySide6.QtWidgets import (
-    QLabel,
-    QStackedLayout,
-    QVBoxLayout,
-    QWidget,
-)
+from PySide6.QtWidgets import QLabel, QStackedLayout, QVBoxLayout, QWidget
 
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Progress
-from app.labels import ElidedLabel, embolden, hairline
+from app.labels import ElidedLabel, Heading, empty_label, hairline
 from app.panels.histogram.controls import Controls
 from app.panels.histogram.legend import OVERLAY_ROLES, legend_html
-from app.panels.histogram.state import OVERLAYS, HistogramState, overlay_task
+from app.panels.histogram.requests import overlay_task
+from app.panels.histogram.state import OVERLAYS, HistogramState
 from app.plotting.making import Making
 from app.plotting.turns import Turns
 from app.session import Changes, Notice, Session
@@ -80,14 +76,8 @@ class HistogramPanel(QWidget):
     # --- building -----------------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        self.empty = QLabel(self.state.empty)
-        self.empty.setWordWrap(True)
-        self.empty.setProperty("kind", "muted")
-        self.empty.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self.empty.setContentsMargins(24, 24, 24, 24)
-        self.title = ElidedLabel()
-        embolden(self.title)
-        self.subtitle = ElidedLabel("muted", Qt.TextElideMode.ElideMiddle)
+        self.empty = empty_label(self.state.empty)
+        self.heading = Heading()
         self.percentiles, self.numbers = ElidedLabel("muted"), ElidedLabel("muted")
         self.legend, self.notes = QLabel(), QLabel()
         self.legend.setTextFormat(Qt.TextFormat.RichText)
@@ -99,7 +89,7 @@ class HistogramPanel(QWidget):
         self._column = QVBoxLayout(full)
         self._column.setContentsMargins(12, 8, 12, 8)
         self._column.setSpacing(4)
-        for widget in (self.title, self.subtitle, self.notes, self.legend):
+        for widget in (self.heading, self.notes, self.legend):
             self._column.addWidget(widget)
         self._place_of_plot = self._column.count()
         self._column.addStretch(1)
@@ -115,12 +105,12 @@ class HistogramPanel(QWidget):
         made = self.controls = Controls(self._theme)
         self.log, self.spread, self.home = made.log, made.spread, made.home
         self.scope, self.row, self.group = made.scope, made.row, made.group
-        self.log.toggled.connect(self._toggle_log)
+        self.log.toggled.connect(self._toggled)
         self.scope.currentIndexChanged.connect(self._scope_chosen)
         for spin in (self.row, self.group):
             spin.valueChanged.connect(self._place_chosen)
-        self.spread.toggled.connect(self._toggle_spread)
-        self.home.clicked.connect(self._go_home)
+        self.spread.toggled.connect(self._toggled)
+        self.home.clicked.connect(lambda: self.plot.go_home() if self.plot is not None else None)
         return made
 
     def _make_plot(self) -> Plot:
@@ -193,9 +183,9 @@ class HistogramPanel(QWidget):
         the new one's."""
         if self.state.result is None and self.plot is not None:
             self._hide_plot()
-            for label in (self.title, self.percentiles, self.numbers, self.notes, self.legend):
+            for label in (self.heading.title, self.percentiles, self.numbers, self.notes, self.legend):
                 label.clear()
-            self.subtitle.setText(self.state.subtitle())
+            self.heading.subtitle.setText(self.state.subtitle())
 
     def showEvent(self, event: QShowEvent) -> None:
         super().showEvent(event)
@@ -229,7 +219,7 @@ class HistogramPanel(QWidget):
 
     def _progressed(self, progress: Progress) -> None:
         if progress.id == self._job and progress.total and progress.elapsed > 1:
-            self.subtitle.setText(f"{self.state.subtitle()} · {progress.permille / 10:.0f} %")
+            self.heading.subtitle.setText(f"{self.state.subtitle()} · {progress.permille / 10:.0f} %")
 
     def _finished(self, job: JobId, outcome: Outcome) -> None:
         if job == self._overlay_job:
@@ -267,12 +257,11 @@ class HistogramPanel(QWidget):
     def _show(self) -> None:
         state = self.state
         self.empty.setText(state.empty)
-        if state.request is None or (state.result is None and not state.failure):
-            self._stack.setCurrentIndex(0 if state.request is None else self._stack.currentIndex())
-            if state.request is None:
-                return
-        self.title.setText(state.title())
-        self.subtitle.setText(state.subtitle())
+        if state.request is None:
+            self._stack.setCurrentIndex(0)
+            return
+        self.heading.title.setText(state.title())
+        self.heading.subtitle.setText(state.subtitle())
         self.notes.setText(state.notes())
         self.notes.setVisible(bool(state.notes()))
         self.percentiles.setText(state.percentiles())
@@ -293,8 +282,7 @@ class HistogramPanel(QWidget):
     def _hide_plot(self) -> None:
         self._turns.stop()
         if self.plot is not None:
-            self.plot.release()
-            self.plot.hide()
+            self.plot.put_away()
 
     def _picture_steps(self, plot: Plot) -> Iterator[None]:
         """Makes the plot, and paints it when all is there."""
@@ -375,15 +363,9 @@ class HistogramPanel(QWidget):
 
     # --- acting -------------------------------------------------------------------------------------------------------
 
-    @Slot(bool)
-    def _toggle_log(self, on: bool) -> None:
-        self.state.logarithmic = on
-        if self.plot is not None:
-            self._draw(*self.plot.x_range)
-
-    @Slot(bool)
-    def _toggle_spread(self, on: bool) -> None:
-        self.state.by_spread = on
+    @Slot()
+    def _toggled(self) -> None:
+        self.state.logarithmic, self.state.by_spread = self.log.isChecked(), self.spread.isChecked()
         if self.plot is not None:
             self._draw(*self.plot.x_range)
 
@@ -410,11 +392,6 @@ class HistogramPanel(QWidget):
     @Slot(str)
     def _tell(self, line: str) -> None:
         self._session.notify(Notice("error", line))
-
-    @Slot()
-    def _go_home(self) -> None:
-        if self.plot is not None:
-            self.plot.go_home()
 
     @Slot(object)
     def _hovered(self, x: float | None) -> None:

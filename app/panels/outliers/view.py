@@ -149,7 +149,7 @@ class OutliersPanel(PreviewPanel):
         self.log.setCheckable(True)
         self.log.toggled.connect(self._toggle_log)
         self.home = flat_button(self._theme, "arrows-out-line-horizontal", "Reset zoom (double-click the plot)")
-        self.home.clicked.connect(self._go_home)
+        self.home.clicked.connect(lambda: self.plot.go_home() if self.plot is not None else None)
         line = QHBoxLayout()
         line.setSpacing(8)
         beyond = QLabel("beyond")
@@ -247,8 +247,7 @@ class OutliersPanel(PreviewPanel):
     def _hide_plot(self) -> None:
         self._turns.stop()
         if self.plot is not None:
-            self.plot.release()
-            self.plot.hide()
+            self.plot.put_away()
 
     def _picture_steps(self, plot: Plot) -> Iterator[None]:
         """Makes plot and list, and paints the plot when all is there."""
@@ -272,9 +271,6 @@ class OutliersPanel(PreviewPanel):
         if go:
             self._rows_home()
         yield
-        if state.result is None:
-            plot.release()
-            return
         self._draw(*plot.x_range)
         yield
         plot.prepare()
@@ -381,11 +377,6 @@ class OutliersPanel(PreviewPanel):
     @Slot(str)
     def _tell(self, line: str) -> None:
         self._session.notify(Notice("error", line))
-
-    @Slot()
-    def _go_home(self) -> None:
-        if self.plot is not None:
-            self.plot.go_home()
 
     @Slot()
     def _rows_home(self) -> None:

@@ -1,0 +1,68 @@
+"""How wide the columns of compared tensors are: as wide as what stands in them, and the names get the rest. Names are
+shortened in their middle down to a minimum; below that the table scrolls sideways, figures first.
+"""
+
+from __future__ import annotations
+
+from PySide6.QtCore import QEvent, QObject, Slot
+from PySide6.QtWidgets import QTableView
+
+from app.cells import PAD, WordsDelegate
+from app.panels.compare.model import ComparedModel
+from app.panels.compare.state import COLUMNS, PLACE, cell
+from app.theme import current
+
+# Pixels that names have at least where they are that long, and those beside a word of the header. Lines that are looked
+# at to see how wide a column must be.
+NAMES, BESIDE, LOOKED_AT = 176, 8, 200
+
+
+class Widths(QObject):
+    """fit() after other tensors or other columns; a width that was set by hand stays until then."""
+
+    def __init__(self, table: QTableView, model: ComparedModel) -> None:
+        super().__init__(table)
+        self._table, self._model = table, model
+        self._fitting = self._by_hand = False
+        self._names = 0
+        table.horizontalHeader().sectionResized.connect(self._resized)
+        table.viewport().installEventFilter(self)
+
+    @Slot()
+    def fit(self) -> None:
+        header, metrics = self._table.horizontalHeader(), self._table.fontMetrics()
+        room = 2 * (PAD + WordsDelegate.margin()) + 4
+        self._by_hand, self._fitting = False, True
+        for section in range(self._model.columnCount()):
+            column = COLUMNS[PLACE[self._model.column_id(section)]]
+            words = max(metrics.horizontalAdvance(text) for text in {column.widest, *self._texts(column.id)})
+            title = header.fontMetrics().horizontalAdvance(column.title)
+            width = max(title + 2 * BESIDE, words + room)
+            if section:
+                header.resizeSection(section, width)
+            else:
+                self._names = min(current().px(NAMES), width)
+        self._fitting = False
+        self._fit_names()
+
+    def _texts(self, column: str) -> set[str]:
+        count = self._model.rowCount()
+        step = max(1, count // LOOKED_AT)
+        return {cell(self._model.tensor(row), column) for row in range(0, count, step)}
+
+    def _fit_names(self) -> None:
+        """The names' column takes what the others leave."""
+        header = self._table.horizontalHeader()
+        others = sum(header.sectionSize(section) for section in range(1, header.count()))
+        self._fitting = True
+        header.resizeSection(0, max(self._names, self._table.viewport().width() - others))
+        self._fitting = False
+
+    @Slot(int, int, int)
+    def _resized(self, section: int, before: int, now: int) -> None:
+        self._by_hand = self._by_hand or not self._fitting
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        if event.type() == QEvent.Type.Resize and not self._by_hand:
+            self._fit_names()
+        return False
