@@ -30,7 +30,7 @@ def as_it_was(qtbot):
 
 def test_text_and_rows_grow_at_once_and_are_kept(opened, settings) -> None:
     theme, actions = opened.theme, opened.actions_by_id
-    table, label = opened.commands.tensors.table, opened.panel("histogram").title
+    table, label = opened.commands.tensors.table, opened.panel("histogram").heading.title
     before, row, width = QApplication.font().pointSizeF(), table.rowHeight(0), table.columnWidth(1)
     for _ in range(3):
         actions["font-larger"].trigger()

@@ -27,6 +27,7 @@ class Widths(QObject):
         self._names = 0
         table.horizontalHeader().sectionResized.connect(self._resized)
         table.viewport().installEventFilter(self)
+        current().resized.connect(self.fit)
 
     @Slot()
     def fit(self) -> None:
