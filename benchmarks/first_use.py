@@ -4,8 +4,8 @@
 
 "first": quantizing, decoding and measuring once in the format's own effort, where nothing has been compiled yet;
 "other": the same in its other effort besides, for those who ask for it. "later": the first of both in the next process,
-which loads from disk what was compiled. "+importance": with an importance matrix. The start of numba and of torch, to
-which no format adds, is not counted. Kernels that many formats share (sums of errors, the search for NaN) are, each
+which loads from disk what was compiled. "+importance": with an importance matrix. "numba": its start, once a process and
+the same for all formats, which the other columns leave out, as they do torch's. Kernels that many formats share (sums of errors, the search for NaN) are, each
 time: 1.5 to 2 s, which a second format does not cost again.
 """
 
@@ -29,8 +29,12 @@ TYPES = (
 # Formats whose kernels do not look at importance.
 PLAIN = ("q8_0", "mxfp4", "tq1_0", "int4-g128-asym", "fp8-e4m3", "mxfp8", "nvfp4", "nf4", "llm-int8")
 ONE = """
-import sys, time
-import numba, numba.np.ufunc, torch
+import sys, time, torch
+began = time.process_time()
+import numba
+from numba.core.registry import cpu_target
+cpu_target.target_context.refresh()
+print(time.process_time() - began)
 from core.formats import get_format
 from core.formats.fitting import warm
 torch.set_num_threads(1)
@@ -43,7 +47,7 @@ for effort in sorted(f.efforts, key=lambda e: e != f.default_effort):
 
 
 def seconds(name: str, weighted: bool, folder: Path) -> list[float]:
-    """Processor seconds of the format's own effort, then of the other one, in a new process."""
+    """Processor seconds of numba's start, the format's own effort and the other one, in a new process."""
     environment = {**os.environ, "QUANTBENCH_KERNELS": str(folder), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", ONE, name, "weighted" if weighted else "plain"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -59,7 +63,7 @@ def main(argv: Sequence[str] | None = ()) -> int:
     parser.add_argument("--types", default=",".join(TYPES))
     parser.add_argument("--times", type=int, default=1, help="of which the least counts")
     options = parser.parse_args(argv)
-    print(f"{'':22}{'first':>8}{'other':>8}{'later':>8}")
+    print(f"{'':22}{'first':>8}{'other':>8}{'later':>8}{'numba':>8}")
     for name in chosen(options.types, TYPES, "type"):
         needed = get_format(name).needs_importance
         for weighted in [True] if needed else [False] if name in PLAIN else [False, True]:
@@ -70,9 +74,12 @@ def main(argv: Sequence[str] | None = ()) -> int:
                     tries.append(
                         (*first[:1], first[1] if len(first) > 1 else 0.0, seconds(name, weighted, Path(folder))[0])
                     )
-            own, other, again = (min(column) for column in zip(*tries, strict=True))
+            own, other, again, start = (min(column) for column in zip(*tries, strict=True))
             label = name + (" +importance" if weighted else "")
-            print(f"{label:22}{own:>8.1f}{f'{other:.1f}' if other >= 0.05 else '–':>8}{again:>8.2f}", flush=True)
+            print(
+                f"{label:22}{own:>8.1f}{f'{other:.1f}' if other >= 0.05 else '–':>8}{again:>8.2f}{start:>8.2f}",
+                flush=True,
+            )
     return 0
 
 
