@@ -71,7 +71,8 @@ def main(argv: Sequence[str] | None = ()) -> int:
             for _ in range(options.times):
                 with tempfile.TemporaryDirectory() as folder:
                     first = seconds(name, weighted, Path(folder))
-                    tries.append((first[1], sum(first[2:]), later[1], later[0]))
+                    later = seconds(name, weighted, Path(folder))
+                tries.append((first[1], sum(first[2:]), later[1], later[0]))
             own, other, again, start = (min(column) for column in zip(*tries, strict=True))
             label = name + (" +importance" if weighted else "")
             print(
