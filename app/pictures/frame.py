@@ -15,7 +15,8 @@ def empty(stage: Stage, name: str) -> bool:
     ready = stage.open(stage.demo) and ready
     for _ in range(2):
         tour.next.click()
-    ready = stage.take("tour") and ready
+    panel = stage.window.panel("histogram")
+    ready = stage.wait(lambda: exact(panel)) and stage.take("tour", settled=lambda: exact(panel)) and ready
     tour.end()
     stage.session.close()
     return stage.take("empty-recent") and ready

@@ -121,7 +121,7 @@ class MapCanvas(QWidget):
     def _measure(self) -> None:
         """Widths of labels: thousands of layers are not measured again at every paint."""
         metrics = self._small()
-        self._left = 8 + max((metrics.horizontalAdvance(line) for line in self._lines), default=0)
+        self._left = 8 + GAP + max((metrics.horizontalAdvance(line) for line in self._lines), default=0)
         self._label = 8 + metrics.horizontalAdvance("8" * max(map(len, self._columns), default=0))
 
     @Slot()
