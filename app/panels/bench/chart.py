@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from PySide6.QtCore import QEvent, QPoint, QPointF, QRectF, QSize, Qt, Signal
-from PySide6.QtGui import QColor, QContextMenuEvent, QMouseEvent, QPainter, QPaintEvent, QPen
+from PySide6.QtGui import QColor, QContextMenuEvent, QMouseEvent, QPainter, QPainterPath, QPaintEvent, QPen, QPolygonF
 from PySide6.QtWidgets import QMenu, QSizePolicy, QWidget
 
 from app.panels.bench.state import Point
@@ -90,7 +90,8 @@ class BenchChart(QWidget):
         self._paint_axes(painter)
         front = sorted((p for p in self._points if p.front), key=lambda p: p.bpw)
         painter.setPen(QPen(colors.muted, 1.5, Qt.PenStyle.DashLine))
-        painter.drawPolyline([self.place(p) for p in front])
+        line = [self.place(p) for p in front]
+        painter.drawPolyline(line)
         taken: list[QRectF] = []
         marks = sorted(self._points, key=lambda p: (p.label != self._chosen, not p.current, not p.front, -p.sqnr))
         for point in reversed(marks):
@@ -99,7 +100,7 @@ class BenchChart(QWidget):
             at = self.place(point)
             taken.append(QRectF(at.x() - RADIUS, at.y() - RADIUS, 2 * RADIUS, 2 * RADIUS))
         for point in marks:
-            self._paint_label(painter, point, taken)
+            self._paint_label(painter, point, taken, line)
 
     def _paint_mark(self, painter: QPainter, point: Point) -> None:
         """A disc on the front, a ring off it; paler while coarse; a square around the one in force."""
@@ -117,21 +118,28 @@ class BenchChart(QWidget):
             painter.setPen(QPen(theme.colors.accent, 2))
             painter.drawEllipse(at, RADIUS + 4, RADIUS + 4)
 
-    def _paint_label(self, painter: QPainter, point: Point, taken: list[QRectF]) -> None:
-        """Where there is room: left above, right below, right, left; else nowhere, the tooltip has it."""
+    def _paint_label(self, painter: QPainter, point: Point, taken: list[QRectF], line: list[QPointF]) -> None:
+        """Where there is room, and rather beside the front's line than over it: left above, right below, right, left;
+        else nowhere, the tooltip has it."""
         metrics, at = self.fontMetrics(), self.place(point)
         width, height = metrics.horizontalAdvance(point.label) + 2, metrics.height()
         away = 10.0
-        places = (
+        above = (
             QRectF(at.x() - away - width, at.y() - height, width, height),
+            QRectF(at.x() - width / 2, at.y() - away - height, width, height),
+        )
+        places: tuple[QRectF, ...] = (
+            *above[:1],
             QRectF(at.x() + away, at.y(), width, height),
             QRectF(at.x() + away, at.y() - height / 2, width, height),
             QRectF(at.x() - away - width, at.y() - height / 2, width, height),
-            QRectF(at.x() - width / 2, at.y() - away - height, width, height),
+            *above[1:],
             QRectF(at.x() - width / 2, at.y() + away, width, height),
         )
+        if not point.front:
+            places = tuple(p for p in places if p not in above)  # there, it would seem to name one that is better
         inside = QRectF(self.field()).adjusted(2, -8, 14, 0)
-        for rect in places:
+        for rect in sorted(places, key=lambda r: _crosses(line, r)):
             if inside.contains(rect) and not any(rect.intersects(other) for other in taken):
                 painter.setPen(current().colors.text if point.front or point.current else current().colors.muted)
                 painter.drawText(rect, Qt.AlignmentFlag.AlignCenter, point.label)
@@ -191,6 +199,14 @@ class BenchChart(QWidget):
     def leaveEvent(self, event: QEvent) -> None:
         super().leaveEvent(event)
         self.setToolTip("")
+
+
+def _crosses(line: Sequence[QPointF], rect: QRectF) -> bool:
+    """Whether a polyline runs through a rectangle."""
+    path = QPainterPath()
+    # There and back: a closed shape without a surface.
+    path.addPolygon(QPolygonF([*line, *reversed(line)]))
+    return path.intersects(rect)
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:

@@ -121,8 +121,7 @@ class InfoPanel(QScrollArea):
         embolden(self._title)
         self._grid = QGridLayout()
         self._grid.setContentsMargins(0, 0, 0, 0)
-        self._grid.setHorizontalSpacing(16)
-        self._grid.setVerticalSpacing(4)
+        self._grid.setSpacing(0)
         self._grid.setColumnStretch(1, 1)
         outer.addWidget(self._empty)
         outer.addWidget(self._title)
@@ -162,7 +161,10 @@ class _Line:
 
     def __init__(self, page: QWidget, grid: QGridLayout, row: int) -> None:
         self.word, self.value, self.heading = _text("", "muted", page), _text("", "", page), _text("", "", page)
-        self.heading.setContentsMargins(0, 8, 0, 0)
+        # A grid leaves out the space between lines of which a part is hidden.
+        self.word.setContentsMargins(0, 0, 16, 4)
+        self.value.setContentsMargins(0, 0, 0, 4)
+        self.heading.setContentsMargins(0, 8, 0, 4)
         embolden(self.heading)
         grid.addWidget(self.word, row, 0, Qt.AlignmentFlag.AlignTop)
         grid.addWidget(self.value, row, 1)

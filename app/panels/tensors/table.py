@@ -133,8 +133,8 @@ class TensorTable(QTableView):
         return QRect(cell.left() + PAD + self.tensors.depth(line) * INDENT, cell.top(), FOLD, cell.height())
 
     def fit(self) -> None:
-        """Shares the room out: names take half of what is over, bars some, the last column the rest. Room for the scroll
-        bar is kept free: when it comes, no column changes, or Qt would paint everything once more."""
+        """Shares the room out: names take half of what is over, bars some, the last column the rest. Room for the
+        scroll bar is kept free: when it comes, no column changes, or Qt would paint everything once more."""
         if not self._fitted:
             return
         header, px = self.horizontalHeader(), self._theme.px
