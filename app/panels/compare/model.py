@@ -41,6 +41,15 @@ class ComparedModel(QAbstractTableModel):
     def tensor(self, row: int) -> ComparedTensor:
         return self._state.rows[self._state.order[row]]
 
+    def words(self, row: int) -> list[str]:
+        """What stands in a line, by section."""
+        tensor = self.tensor(row)
+        return [cell(tensor, COLUMNS[i].id) for i in self._columns]
+
+    def side(self, section: int) -> int:
+        """The alignment of a column's cells."""
+        return _RIGHT if COLUMNS[self._columns[section]].number else _LEFT
+
     def column_id(self, section: int) -> str:
         return COLUMNS[self._columns[section]].id
 
@@ -89,6 +98,14 @@ class PairsModel(QAbstractTableModel):
         self.beginResetModel()
         self._lines = self._state.pairs()
         self.endResetModel()
+
+    def words(self, row: int) -> tuple[str, str, str]:
+        """What stands in a line, by section."""
+        return self._lines[row]
+
+    def side(self, section: int) -> int:
+        """The alignment of a column's cells."""
+        return _LEFT
 
     def rowCount(self, parent: Index = QModelIndex()) -> int:  # noqa: B008
         return 0 if parent.isValid() else len(self._lines)
