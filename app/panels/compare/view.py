@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from PySide6.QtCore import QModelIndex, Qt, QTimer, Signal, Slot
 from PySide6.QtWidgets import (
@@ -41,6 +41,11 @@ from core.analysis.compare import Comparison
 FLUSH_MS = 400
 # Selecting by dragging comes in many steps: the other panels follow this long after the last one.
 CHOOSE_MS = 20
+# Chosen tensors that are looked up in one go.
+AT_ONCE = 10_000
+if TYPE_CHECKING:
+    import numpy as np
+
 _TITLES: dict[Side, tuple[str, str, str]] = {
     "a": ("A", "Choose the first checkpoint", "The first checkpoint; errors are those of B against it"),
     "b": ("B", "Choose what to compare with", "The second checkpoint"),
@@ -68,13 +73,9 @@ class ComparePanel(QWidget):
         self._last_out = ""
         self.model = ComparedModel(self.state, self)
         self.pairs = PairsModel(self.state, self)
-        self._flush = QTimer(self)
-        self._flush.setSingleShot(True)
-        self._flush.setInterval(FLUSH_MS)
+        self._flush = QTimer(self, singleShot=True, interval=FLUSH_MS)
         self._flush.timeout.connect(self._take)
-        self._choosing = QTimer(self)
-        self._choosing.setSingleShot(True)
-        self._choosing.setInterval(CHOOSE_MS)
+        self._choosing = QTimer(self, singleShot=True, interval=CHOOSE_MS)
         self._choosing.timeout.connect(self._choose)
         self._build()
         session.changed.connect(self._changed)
@@ -370,16 +371,18 @@ class ComparePanel(QWidget):
 
     @Slot()
     def _choose(self) -> None:
-        state, planned = self.state, self._session.planned_tensors
-        names = map(state.listing.names.__getitem__, state.order[selected_lines(self.table)].tolist())
-        chosen = list(filter(planned.__contains__, names))
-        if chosen:
-            self._turns.begin(self._choice_steps(chosen))
+        self._turns.begin(self._choice_steps(self.state.listing.names, self.state.order, selected_lines(self.table)))
 
-    def _choice_steps(self, names: list[str]) -> Iterator[None]:
-        """All other panels follow, in a turn of their own."""
-        yield
-        self._session.select(names, self)
+    def _choice_steps(self, names: list[str], order: np.ndarray, lines: list[int]) -> Iterator[None]:
+        """Looks for those of the plan, so many at a time, and hands them on."""
+        planned = self._session.planned_tensors
+        chosen: list[str] = []
+        for start in range(0, len(lines), AT_ONCE):
+            places = order[lines[start : start + AT_ONCE]].tolist()
+            chosen += filter(planned.__contains__, map(names.__getitem__, places))
+            yield
+        if chosen:
+            self._session.select(chosen, self)
 
     # Taking away
 
@@ -393,6 +396,5 @@ class ComparePanel(QWidget):
 
     def index_of(self, name: str) -> QModelIndex:
         """The cell of a tensor's name, invalid when it is not listed."""
-        names = self.state.listing.names
-        row = next((i for i, at in enumerate(self.state.order.tolist()) if names[at] == name), -1)
+        row = next((i for i, t in enumerate(self.state.shown) if t.name == name), -1)
         return self.model.index(row, 0) if row >= 0 else QModelIndex()
