@@ -110,7 +110,6 @@ class MainWindow(QMainWindow):
     def _build(self) -> None:
         self.setWindowTitle("Quantbench")
         self.setAcceptDrops(True)
-        self.setAnimated(False)  # there is nothing to dock, and Qt makes an animation at every layout
         self.resize(*START_SIZE)
         self.setMinimumSize(960, 560)
         self.recent_menu = RecentMenu(self)
@@ -257,10 +256,12 @@ class MainWindow(QMainWindow):
         if changes.checkpoint:
             self.tour.look_again()
             self._retitle()
-            self.pages.setCurrentWidget(self.rows if self.session.checkpoint is not None else self.empty)
-            self.empty.show_recent(self.settings.get("files/recent"))
             if self.session.checkpoint is not None:
+                self.pages.setCurrentWidget(self.rows)
                 self.commands.tensors.table.setFocus()
+            else:
+                self.empty.show_recent(self.settings.get("files/recent"))
+                self.pages.setCurrentWidget(self.empty)
         if changes.recipe or changes.target or changes.device:
             self._remember_work()
         if changes.errors and not (changes.plan or changes.history):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PySide6.QtCore import QObject, Signal
+from PySide6.QtCore import QObject, QTimer, Signal, Slot
 
 from app.calibration import NOTHING, CalibrationData, plan_options
 from app.collector import without_collections
@@ -128,13 +128,17 @@ class Planner(QObject):
         self._plan: JobId | None = None
         self._outline_of: tuple[Any, str] | None = None  # the checkpoint and target of session.outline
         self._asked: PlanRequest | None = None
+        self._soon = QTimer(self)  # the window shows what changed first: beside a job its painting takes twice as long
+        self._soon.setSingleShot(True)
+        self._soon.setInterval(0)
+        self._soon.timeout.connect(self.refresh)
         session.changed.connect(self._changed)
         jobs.partial.connect(self._partial)
         jobs.finished.connect(self._finished)
 
     @property
     def busy(self) -> bool:
-        return self._plan is not None or self._open is not None
+        return self._plan is not None or self._open is not None or self._soon.isActive()
 
     def open(self, path: str | Path) -> None:
         """Reads a checkpoint's headers in the background; the session changes when they are there."""
@@ -162,14 +166,13 @@ class Planner(QObject):
                 break
         return path
 
+    @Slot()
     def refresh(self) -> None:
         """Plans anew. The result of any planning under way is dropped."""
+        self._drop()
         session = self._session
         checkpoint = session.checkpoint
         if checkpoint is None:
-            if self._plan is not None:
-                self._jobs.cancel(self._plan)
-                self._plan = None
             return
         known = self._outline_of == (id(checkpoint), session.target)
         request = PlanRequest(
@@ -189,7 +192,15 @@ class Planner(QObject):
         if changes.checkpoint:
             self._outline_of = None
         if changes.checkpoint or changes.recipe or changes.target or changes.device or changes.calibration:
-            self.refresh()
+            self._drop()
+            self._soon.start()
+
+    def _drop(self) -> None:
+        """What is being planned is not asked for any more."""
+        self._soon.stop()
+        if self._plan is not None:
+            self._jobs.cancel(self._plan)
+            self._plan = None
 
     def _partial(self, job: JobId, value: object) -> None:
         if job == self._plan and self._asked is not None:

@@ -306,14 +306,15 @@ class _Glyph(QIconEngine):
     def __init__(self, theme: Theme, name: str, role: str) -> None:
         super().__init__()
         self._theme, self._name, self._role = theme, name, role
+        # By width, height and colour: buttons ask at every painting.
+        self._pixmaps: dict[tuple[int, int, int], QPixmap] = {}
 
     def clone(self) -> QIconEngine:
         return _Glyph(self._theme, self._name, self._role)
 
     def paint(self, painter: QPainter, rect: QRect, mode: QIcon.Mode, state: QIcon.State) -> None:
-        colors = self._theme.colors
         painter.save()
-        painter.setPen(colors.disabled if mode == QIcon.Mode.Disabled else getattr(colors, self._role))
+        painter.setPen(self._color(mode))
         font = QFont(_icon_family())
         font.setPixelSize(rect.height())
         painter.setFont(font)
@@ -322,9 +323,17 @@ class _Glyph(QIconEngine):
         painter.restore()
 
     def pixmap(self, size: QSize, mode: QIcon.Mode, state: QIcon.State) -> QPixmap:
-        pixmap = QPixmap(size)
-        pixmap.fill(Qt.GlobalColor.transparent)
-        painter = QPainter(pixmap)
-        self.paint(painter, QRect(QPoint(0, 0), size), mode, state)
-        painter.end()
+        key = size.width(), size.height(), self._color(mode).rgba()
+        pixmap = self._pixmaps.get(key)
+        if pixmap is None:
+            pixmap = QPixmap(size)
+            pixmap.fill(Qt.GlobalColor.transparent)
+            painter = QPainter(pixmap)
+            self.paint(painter, QRect(QPoint(0, 0), size), mode, state)
+            painter.end()
+            self._pixmaps[key] = pixmap
         return pixmap
+
+    def _color(self, mode: QIcon.Mode) -> QColor:
+        colors = self._theme.colors
+        return colors.disabled if mode == QIcon.Mode.Disabled else getattr(colors, self._role)

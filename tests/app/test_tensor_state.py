@@ -41,7 +41,11 @@ def arranged(rows: Rows, wanted=None, order=None, grouped=True, folded=NONE) -> 
     wanted, order = wanted or Filter(), order or Order()
     ordered = ordering(rows, None, None, order)
     backwards = order.column == "name" and order.descending
-    return arrange(rows, ordered, matching(rows, wanted), grouped, folded, backwards)
+    made = arrange(rows, ordered, matching(rows, wanted), grouped, folded, backwards)
+    assert made.array is not None
+    assert made.array.dtype == np.int64
+    assert made.array.tolist() == made.entries
+    return made
 
 
 def test_blocks_come_in_natural_order_and_hold_their_tensors(rows: Rows) -> None:

@@ -241,6 +241,17 @@ def test_pause_and_resume_from_the_menu(opened, gate, qtbot, tmp_path: Path) -> 
     assert isinstance(opened.jobs.outcome(job), Done)
 
 
+def test_a_change_is_shown_before_it_is_planned(opened, qtbot) -> None:
+    first = opened.session.plan
+    opened.toolbar.preset.chosen.emit("Q8_0")
+    assert opened.planner.busy
+    assert not [job for job in opened.jobs.previews() if job.title == "Plan"]
+    opened.toolbar.preset.chosen.emit("Q4_0")
+    qtbot.waitUntil(lambda: opened.session.planned and not opened.planner.busy, timeout=20_000)
+    assert opened.session.plan is not first
+    assert opened.session.plan.recipe.name == "Q4_0"
+
+
 def test_the_window_comes_back_as_it_was_left(qtbot, settings, dialogs) -> None:
     from PySide6.QtWidgets import QApplication
 

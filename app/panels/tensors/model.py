@@ -74,7 +74,7 @@ class TensorModel(QAbstractTableModel):
         self.source_bytes: Mapping[str, int] = {}
         self._ordered: np.ndarray | None = None
         self._lines: list[int] = []
-        self._array: np.ndarray | None = None  # int64 [lines], the same as _lines
+        self._array: np.ndarray | None = None  # int64 [lines], the same as _lines; None without lines
         # The lines that anyone sees: changes elsewhere are told when they scroll in.
         self.on_screen = range(0, 1 << 30)
         self._shown = 0
@@ -130,7 +130,7 @@ class TensorModel(QAbstractTableModel):
 
     def _rearrange(self, arrangement: Arrangement) -> None:
         self.beginResetModel()
-        self._lines, self._shown, self._array = arrangement.entries, arrangement.shown, None
+        self._lines, self._shown, self._array = arrangement.entries, arrangement.shown, arrangement.array
         self.endResetModel()
 
     def refresh(self) -> None:

@@ -259,10 +259,18 @@ class Look:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """The visible lines, top to bottom, and how many tensors pass the filter."""
+    """The visible lines, top to bottom, and how many tensors pass the filter.
+
+    array  int64 [lines], the same as entries: Qt asks for single lines, a selection for many; None without lines
+    """
 
     entries: list[int]
     shown: int
+    array: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, array: np.ndarray, shown: int) -> Arrangement:
+        return cls(array.tolist(), shown, array)
 
 
 def ordering(rows: Rows, cells: Cells | None, sqnr: np.ndarray | None, order: Order) -> np.ndarray:
@@ -334,9 +342,9 @@ def arrange(
     chosen = ordered if passing is None else ordered[passing[ordered]]
     count = len(chosen)
     if not grouped:
-        return Arrangement(chosen.tolist(), count)
+        return Arrangement.of(chosen, count)
     if "" in folded:
-        return Arrangement([MODEL], count)
+        return Arrangement.of(np.array([MODEL], np.int64), count)
     blocks = rows.block[chosen]
     by_block = np.argsort(-blocks if reverse_blocks else blocks, kind="stable")
     chosen, blocks = chosen[by_block], blocks[by_block]
@@ -345,7 +353,7 @@ def arrange(
     if folded:
         closed = np.array([label in folded for label in rows.blocks], bool)
         entries = entries[(entries < 0) | ~closed[np.insert(blocks, first, blocks[first])]]
-    return Arrangement([MODEL, *entries.tolist()], count)
+    return Arrangement.of(np.concatenate(([MODEL], entries)), count)
 
 
 def tensors_of(entries: Sequence[int] | np.ndarray, rows: Rows, passing: np.ndarray | None) -> list[int]:
@@ -357,7 +365,9 @@ def tensors_of(entries: Sequence[int] | np.ndarray, rows: Rows, passing: np.ndar
     if (lines == MODEL).any():
         chosen[:] = True
     else:
-        chosen |= np.isin(rows.block, entry_block(lines[lines < MODEL]))
+        blocks = lines[lines < MODEL]
+        if blocks.size:
+            chosen |= np.isin(rows.block, entry_block(blocks))
     if passing is not None:
         chosen &= passing
     chosen[lines[lines >= 0]] = True
