@@ -38,10 +38,6 @@ class Commands:
         self.session: Session = window.session
         self.stopped: StoppedRuns = StoppedRuns(window)
         self.report_page: ReportPage = ReportPage(window)
-        # The window passes on to these what quantizer and jobs say.
-        self.took_stop, self.took_rest = self.stopped.took_stop, self.stopped.took_rest
-        self.took_kept, self.took_reopened = self.stopped.took_kept, self.stopped.took_reopened
-        self.took_page = self.report_page.took_page
         self._last_out: Path | None = None
 
     def dispatch(self, action: Action) -> None:

@@ -13,6 +13,7 @@ from PySide6.QtCore import QObject, Signal
 
 from app.calibration import NOTHING, CalibrationChoice, CalibrationData
 from app.edits import Document, Edit
+from app.history import History
 from app.totals import PlanTotals, Totals
 from core.recipes.model import Match, Recipe, Rule, Strategy
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 START_RECIPE = Recipe("Q4_K_M", (Rule(Match(), preset="Q4_K_M"),))
 START_TARGET = "gguf"
-_UNDO_LIMIT = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +69,6 @@ class Notice:
     actions: tuple[str, ...] = ()
 
 
-@dataclass(slots=True)
-class _Entry:
-    edit: Edit
-    inverse: Edit
-    bytes_before: int | None
-    bytes_after: int | None = None
-
-
 class Session(QObject):
     """changed(Changes, initiator) follows every change; initiator is what was passed to the call, so that a view can
     leave out what it did itself. selection holds names of output tensors, in the container's order. left(thing): a
@@ -104,8 +96,7 @@ class Session(QObject):
         self._report: Report | None = None
         self._selection: tuple[str, ...] = ()
         self._errors: dict[tuple[str, Strategy], ShownError] = {}
-        self._undo: list[_Entry] = []
-        self._redo: list[_Entry] = []
+        self._history = History()
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -222,8 +213,7 @@ class Session(QObject):
         self._document = Document(recipe, self.target, kept)
         self._forget()
         self._totals = totals if totals is not None else Totals.of(checkpoint)
-        self._undo.clear()
-        self._redo.clear()
+        self._history.clear()
         self.select(())
         return self._tell(
             Changes(
@@ -243,8 +233,7 @@ class Session(QObject):
         """Recipe and target to start with; not an edit, so nothing to undo."""
         before, self._document = self._document, document
         self._calibration = None if document.calibration.source else NOTHING
-        self._undo.clear()
-        self._redo.clear()
+        self._history.clear()
         calibration = before.calibration != document.calibration
         return self._tell(
             Changes(recipe=True, target=before.target != document.target, calibration=calibration, history=True), None
@@ -255,8 +244,7 @@ class Session(QObject):
         self.let_go(self._outline)
         self._checkpoint = None
         self._forget()
-        self._undo.clear()
-        self._redo.clear()
+        self._history.clear()
         self.select(())
         return self._tell(
             Changes(checkpoint=True, outline=True, plan=True, problems=True, report=True, history=True), None
@@ -275,40 +263,25 @@ class Session(QObject):
         if after == before:
             return Changes()
         current = self._plan.nbytes if self._plan is not None and self.planned else None
-        entry = _Entry(edit, edit.invert(before), current)
-        previous = self._undo[-1] if self._undo else None
-        joined = previous.edit.merged(edit) if previous is not None and not self._redo else None
-        if previous is not None and joined is not None:
-            first = previous.inverse.apply(before)
-            previous.edit, previous.inverse, previous.bytes_after = joined, joined.invert(first), None
-        else:
-            self._undo.append(entry)
-            del self._undo[:-_UNDO_LIMIT]
-        self._redo.clear()
+        self._history.add(edit, before, current)
         return self._become(after, initiator)
 
     @property
     def undo_label(self) -> str:
         """What undo would take back, with its change in bytes once planned; "" when there is nothing."""
-        return _entry_text(self._undo[-1]) if self._undo else ""
+        return self._history.undo_label
 
     @property
     def redo_label(self) -> str:
-        return _entry_text(self._redo[-1]) if self._redo else ""
+        return self._history.redo_label
 
     def undo(self, initiator: Any = None) -> Changes:
-        if not self._undo:
-            return Changes()
-        entry = self._undo.pop()
-        self._redo.append(entry)
-        return self._become(entry.inverse.apply(self._document), initiator)
+        edit = self._history.back()
+        return self._become(edit.apply(self._document), initiator) if edit is not None else Changes()
 
     def redo(self, initiator: Any = None) -> Changes:
-        if not self._redo:
-            return Changes()
-        entry = self._redo.pop()
-        self._undo.append(entry)
-        return self._become(entry.edit.apply(self._document), initiator)
+        edit = self._history.forth()
+        return self._become(edit.apply(self._document), initiator) if edit is not None else Changes()
 
     def select(self, names: Iterable[str], initiator: Any = None) -> None:
         """Other tensors are in view everywhere."""
@@ -344,8 +317,8 @@ class Session(QObject):
         self._plan, self._planned, self._plan_error = plan, by_name, error
         self._planned_with = calibration
         self._plan_totals = PlanTotals.of(plan) if plan is not None and totals is None else totals
-        if plan is not None and self.planned and self._undo and self._undo[-1].bytes_after is None:
-            self._undo[-1].bytes_after = plan.nbytes
+        if plan is not None and self.planned:
+            self._history.planned(plan.nbytes)
         return self._tell(Changes(plan=True, outline=outline, history=True), None)
 
     def set_calibration_data(self, data: CalibrationData | None) -> Changes:
@@ -414,18 +387,3 @@ class Session(QObject):
     def _tell(self, changes: Changes, initiator: Any) -> Changes:
         self.changed.emit(changes, initiator)
         return changes
-
-
-def _entry_text(entry: _Entry) -> str:
-    if entry.bytes_before is None or entry.bytes_after is None:
-        return entry.edit.label
-    return f"{entry.edit.label} ({signed_bytes(entry.bytes_after - entry.bytes_before)})"
-
-
-def signed_bytes(delta: int) -> str:
-    """−1258291 → "−1.2 MiB"."""
-    from core.engine.progress import bytes_text
-
-    if delta == 0:
-        return "± 0 B"
-    return f"{'+' if delta > 0 else '−'}{bytes_text(abs(delta))}"

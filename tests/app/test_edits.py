@@ -22,7 +22,8 @@ from app.edits import (
     SetTarget,
     is_by_hand,
 )
-from app.session import Changes, Session, signed_bytes
+from app.history import signed_bytes
+from app.session import Changes, Session
 from core.errors import RecipeError
 from core.recipes.model import Match, Recipe, Rule, Strategy
 from core.targets.base import Outline

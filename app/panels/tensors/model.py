@@ -6,7 +6,6 @@ Python takes seconds; a table view asks about the rows on screen alone, so foldi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,9 @@ from PySide6.QtCore import (
     Signal,
 )
 
+from app.panels.tensors import texts
 from app.panels.tensors.columns import COLUMNS, PLACE
-from app.panels.tensors.errors import EXACT, SAMPLED, UNKNOWN, WRITTEN, Errors, error_cell, update_worst
+from app.panels.tensors.errors import Errors, error_cell, update_worst
 from app.panels.tensors.state import (
     MODEL,
     Arrangement,
@@ -36,7 +36,6 @@ from app.panels.tensors.state import (
     ordering,
     tensors_of,
 )
-from core.engine.progress import bytes_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -296,126 +295,8 @@ class TensorModel(QAbstractTableModel):
         self.assigned.emit(self.rows_at([index.row()]), str(value))
         return True
 
-    # Texts
-
     def text(self, line: int, column: str) -> str:
-        rows = self.rows
-        assert rows is not None
-        entry = self._lines[line]
-        if entry < 0:
-            return self._sum_text(entry, column)
-        cells = self.cells
-        if column == "name":
-            return rows.short[entry] if self.grouped else rows.names[entry]
-        if column == "role":
-            return rows.roles[entry]
-        if column == "shape":
-            return rows.shapes[entry]
-        if column == "dtype":
-            return rows.dtypes[entry]
-        if column == "sqnr":
-            return self._sqnr_text(entry)
-        if cells is None:
-            return ""
-        if column == "strategy":
-            return cells.strategy[entry]
-        if column == "bpw":
-            return f"{cells.bpw[entry]:.2f}"
-        if column == "size":
-            return size_text(cells.nbytes[entry], cells.unit[1])
-        return cells.rule[entry]
-
-    def _sum_text(self, entry: int, column: str) -> str:
-        rows, cells = self.rows, self.cells
-        assert rows is not None
-        block = entry_block(entry)
-        if column == "name":
-            return self.title or "model" if entry == MODEL else rows.blocks[block]
-        if column == "shape":
-            count = len(rows) if entry == MODEL else len(rows.members[block])
-            return f"{count:,} tensor{'' if count == 1 else 's'}"
-        if column == "sqnr":
-            worst = self.worst(entry)
-            return f"≥ {worst:.1f}" if math.isfinite(worst) else ""
-        if cells is None:
-            return ""
-        if column == "strategy":
-            return cells.model_strategy if entry == MODEL else cells.block_strategy[block]
-        if column == "bpw":
-            return f"{cells.model_bpw if entry == MODEL else cells.block_bpw[block]:.2f}"
-        if column == "size":
-            nbytes = cells.model_bytes if entry == MODEL else cells.block_bytes[block]
-            return size_text(nbytes, cells.unit[1])
-        return ""
-
-    def worst(self, entry: int) -> float:
-        """The lowest known SQNR under a block or the model; NaN when none is known."""
-        if self.errors is None:
-            return math.nan
-        if entry != MODEL:
-            return self.errors.worst[entry_block(entry)]
-        known = [w for w in self.errors.worst if w == w]
-        return min(known, default=math.nan)
-
-    def _sqnr_text(self, row: int) -> str:
-        if self.errors is None:
-            return ""
-        value, mark = float(self.errors.sqnr[row]), int(self.errors.mark[row])
-        if mark == UNKNOWN or value != value:
-            return ""
-        if value == math.inf:
-            return "exact"
-        return f"≈ {value:.1f}" if mark == SAMPLED else f"{value:.1f}"
+        return texts.text(self, self._lines[line], column)
 
     def tooltip(self, line: int, column: str) -> str:
-        rows, cells = self.rows, self.cells
-        assert rows is not None
-        entry = self._lines[line]
-        if entry < 0:
-            if column == "sqnr":
-                return "The worst tensor in here"
-            return "How many tensors" if column == "shape" else ""
-        if column == "name":
-            sources = [n for n in rows.outline.tensors[entry].source.names() if n != rows.names[entry]]
-            return "\n".join((rows.names[entry], *(f"from {n}" for n in sources)))
-        if column == "shape":
-            return f"{rows.shapes[entry]} = {rows.numel[entry]:,} weights"
-        if cells is None:
-            return ""
-        if column == "strategy":
-            return self._strategy_tooltip(entry)
-        if column == "size":
-            return f"{cells.nbytes[entry]:,} bytes ({bytes_text(cells.nbytes[entry])})"
-        if column == "sqnr":
-            return self._sqnr_tooltip(entry)
-        return cells.rule[entry] if column == "rule" else ""
-
-    def _strategy_tooltip(self, row: int) -> str:
-        cells = self.cells
-        assert cells is not None
-        lines = [f"stored as {cells.stored[row]}"]
-        if cells.badge[row] == "fallback":
-            lines.append(f"not as asked: {cells.reason[row]}")
-        elif cells.reason[row]:
-            lines.append(f"{cells.badge[row]}: {cells.reason[row]}" if cells.badge[row] else cells.reason[row])
-        lines.append(f"rule: {cells.rule[row]}")
-        return "\n".join(lines)
-
-    def _sqnr_tooltip(self, row: int) -> str:
-        assert self.cells is not None
-        if self.cells.badge[row] == "kept" or self.cells.plan.tensors[row].copy:
-            return "Not quantized"
-        if self.errors is None:
-            return ""
-        return {
-            UNKNOWN: "Not looked at yet",
-            SAMPLED: "Preview from a sample of rows",
-            EXACT: "Preview over all rows",
-            WRITTEN: "Measured by the run over all rows",
-        }[int(self.errors.mark[row])]
-
-
-def size_text(nbytes: int, unit: int) -> str:
-    """Bytes in a fixed unit, one decimal; what would round to nothing says so."""
-    value = nbytes / unit
-    return "< 0.1" if 0 < value < 0.05 else f"{value:,.1f}"
+        return texts.tooltip(self, self._lines[line], column)

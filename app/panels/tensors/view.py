@@ -1,5 +1,5 @@
 """The tensor panel: filter bar and table together, following the session, and how a selection becomes an assignment.
-What is shown is in model.py and state.py, how it is painted in delegate.py."""
+What is shown is in model.py, texts.py and state.py, how it is painted in painting.py."""
 
 from __future__ import annotations
 
