@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
+from heapq import nsmallest
 from typing import TYPE_CHECKING
 
 from core.engine.progress import bytes_text
@@ -23,10 +24,12 @@ _KEPT = 32
 
 @dataclass(frozen=True, slots=True)
 class ReportText:
-    """line: size, speed, error, fallbacks; details: several lines, where it is and what was not as asked."""
+    """line: size, speed, error, fallbacks; details: several lines, where it is and what was not as asked; fallbacks:
+    what was not as asked, line by line."""
 
     line: str
     details: str
+    fallbacks: tuple[str, ...]
 
 
 _KNOWN: OrderedDict[int, tuple[Report, ReportText]] = OrderedDict()
@@ -37,7 +40,7 @@ def describe(report: Report) -> ReportText:
     known = _KNOWN.get(id(report))
     if known is not None and known[0] is report:
         return known[1]
-    text = ReportText(report_line(report), report_details(report))
+    text = ReportText(report_line(report), report_details(report), fallback_lines(report))
     _KNOWN[id(report)] = (report, text)
     while len(_KNOWN) > _KEPT:
         _KNOWN.popitem(last=False)
@@ -75,9 +78,10 @@ def report_details(report: Report) -> str:
     ]
     lines += [f"{key}: {value}" for key, value in report.notes.items()]
     lines += fallback_lines(report)
-    measured = [(t.sqnr_db, t.strategy, t.name) for t in report.tensors if t.sqnr_db is not None]
-    measured = sorted(m for m in measured if math.isfinite(m[0]))
+    known = [(t.sqnr_db, t.strategy, t.name) for t in report.tensors if t.sqnr_db is not None]
+    measured = [m for m in known if math.isfinite(m[0])]
     if measured:
         lines += ["", f"SQNR, dB, the worst {min(WORST, len(measured))} of {len(measured)} quantized tensors"]
-        lines += [f"{value:7.1f}  {strategy:<12} {name}" for value, strategy, name in measured[:WORST]]
+        # Sorting all of them would keep the window's thread waiting.
+        lines += [f"{value:7.1f}  {strategy:<12} {name}" for value, strategy, name in nsmallest(WORST, measured)]
     return "\n".join(lines)

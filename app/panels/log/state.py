@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from app.reports import fallback_lines
+from app.reports import describe
 from app.totals import PlanTotals, Totals
 from core.engine.progress import bytes_text
 
@@ -134,7 +134,7 @@ class LogState:
 
     def reported(self, report: Report) -> None:
         """What of a finished run did not go as asked."""
-        lines = fallback_lines(report)
+        lines = describe(report).fallbacks
         for line in lines[:FINDINGS]:
             self.add("warning", f"Fallback: {line}")
         if len(lines) > FINDINGS:
