@@ -25,16 +25,20 @@ class Layouts(QObject):
         return False
 
 
+def lay_out() -> None:
+    """All that widgets ask for, without what timers and jobs of the opened checkpoint do meanwhile."""
+    for _ in range(10):
+        QApplication.sendPostedEvents(None, QEvent.Type.LayoutRequest.value)
+
+
 def test_a_new_word_in_a_panel_lays_out_the_panel_alone(opened) -> None:
     panel = opened.commands.tensors
     around = (opened.columns, opened.rows, opened.centralWidget(), opened)
     panel.bar.count.setText("as many as there are")
-    for _ in range(5):
-        QApplication.processEvents()
+    lay_out()
     layouts = Layouts(panel, *around)
     panel.bar.count.setText("fewer")
-    for _ in range(5):
-        QApplication.processEvents()
+    lay_out()
     assert layouts.asked[panel]
     assert not any(layouts.asked[widget] for widget in around)
 
