@@ -37,15 +37,15 @@ from app.session import Changes, Notice, Session
 from app.theme import current
 from core.analysis.compare import Comparison
 
+if TYPE_CHECKING:
+    import numpy as np
+
 # Tensors come in by the hundred; each time the table grows, Qt goes over all its lines.
 FLUSH_MS = 400
 # Selecting by dragging comes in many steps: the other panels follow this long after the last one.
 CHOOSE_MS = 20
 # Chosen tensors that are looked up in one go.
 AT_ONCE = 10_000
-if TYPE_CHECKING:
-    import numpy as np
-
 _TITLES: dict[Side, tuple[str, str, str]] = {
     "a": ("A", "Choose the first checkpoint", "The first checkpoint; errors are those of B against it"),
     "b": ("B", "Choose what to compare with", "The second checkpoint"),

@@ -29,15 +29,6 @@ def overlay_task(request: OverlayRequest, ctx: JobContext) -> int:
     return len(request.tensors)
 
 
-def output_tensor(session: Session, name: str) -> OutputTensor | None:
-    """A tensor of the plan, or of the outline before there is one."""
-    planned = session.tensor(name)
-    if planned is not None:
-        return planned.tensor
-    outline = session.outline
-    return next((t for t in outline.tensors if t.name == name), None) if outline is not None else None
-
-
 def request_of(session: Session, tensor: OutputTensor) -> HistogramRequest:
     """A tensor under the strategy that the plan gives it; its weights alone where it is kept or there is no plan."""
     assert session.checkpoint is not None

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from app.panels.histogram.picture import Picture, csv_of, percent, picture_of, short
-from app.panels.histogram.requests import OverlayRequest, output_tensor, request_of, same
+from app.panels.histogram.requests import OverlayRequest, request_of, same
 from app.panels.histogram.shape import humps_of, spread
+from app.panels.outputs import output_tensor
 from core.analysis.histogram import GroupRequest, GroupView, HistogramRequest, HistogramResult
 
 if TYPE_CHECKING:

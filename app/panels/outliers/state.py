@@ -13,6 +13,7 @@ import numpy as np
 
 from app.panels.outliers import findings
 from app.panels.outliers.profile import Profile, profile_of
+from app.panels.outputs import output_tensor
 from core.analysis.outliers import (
     ACTIVATION_THRESHOLD,
     Inputs,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from app.session import Session
-    from core.targets.base import OutputTensor
 
 Axis = Literal["columns", "rows", "inputs"]
 Quantity = Literal["peak", "range", "rms", "kurtosis"]
@@ -301,12 +301,3 @@ class OutlierState:
             cells: list[object] = [row[0], *(f"{v:.6g}" for v in row[1:]), int(lines.bad[i])]
             writer.writerow([*cells, f"{inputs[i]:.6g}"] if inputs is not None else cells)
         return out.getvalue()
-
-
-def output_tensor(session: Session, name: str) -> OutputTensor | None:
-    """An output tensor by name, planned or not."""
-    planned = session.tensor(name)
-    if planned is not None:
-        return planned.tensor
-    outline = session.outline
-    return next((t for t in outline.tensors if t.name == name), None) if outline is not None else None
