@@ -52,11 +52,7 @@ TERMS = (
         "size",
         "Size",
         "Bytes in the file, scales and padding included; 1 MiB is 1,048,576 bytes.",
-        words=(
-            "size of a",
-            "size of b",
-            "file size",
-        ),
+        words=("file size",),
     ),
     Term(
         "bpw",
@@ -98,12 +94,7 @@ TERMS = (
         "sqnr",
         "SQNR",
         "Signal to quantization noise of the weights in decibels, 10·log₁₀(Σw²/Σ(w−ŵ)²): 6 dB more is half the error.",
-        words=(
-            "a to source",
-            "b to source",
-            "mean",
-            "worst",
-        ),
+        words=("mean", "worst"),
     ),
     Term(
         "relative_mse",

@@ -13,8 +13,10 @@ from PySide6.QtGui import QDropEvent
 from PySide6.QtWidgets import QApplication
 
 from app.cells import PAD, WordsDelegate
+from app.panels.compare.model import ComparedModel
 from app.panels.compare.state import COLUMNS, CompareState, cell, compare_task
 from app.panels.compare.table import copy_lines
+from app.panels.compare.widths import beside
 from tests.core.engine.build import checkpoint_file, weights
 
 
@@ -183,6 +185,46 @@ def test_it_can_be_stopped(window, qtbot, pair, monkeypatch) -> None:
     assert panel.start.text() == "Compare"
 
 
+def test_what_both_were_made_from_is_told_in_short_columns_with_long_tooltips(opened, qtbot, pair) -> None:
+    opened.resize(1280, 800)
+    panel = opened.panel("compare")
+    opened.show_panel("compare")
+    panel.choose("source", str(pair[0]))
+    panel.choose("a", str(pair[1]))
+    panel.compare_with(str(pair[0]))
+    qtbot.waitUntil(lambda: panel.state.result is not None, timeout=20_000)
+    table, model, across = panel.table, panel.model, Qt.Orientation.Horizontal
+    section = model.section_of("source_b")
+    assert model.headerData(section, across) == "B, dB"
+    assert model.headerData(section, across, Qt.ItemDataRole.ToolTipRole).startswith("SQNR of B against the source.\n")
+    edge = table.columnViewportPosition(section) + table.columnWidth(section)
+    assert edge <= table.viewport().width(), "seen whole"
+
+
+def test_columns_take_the_room_they_fit_in_whole() -> None:
+    plain = [False] * 3
+    assert beside([50, 60, 70], plain, 180) == 180
+    assert beside([50, 60, 70], plain, 179) == 110
+    assert beside([50, 60, 70], plain, 40) == 0
+    assert beside([50, 60, 70], [False, True, False], 179) == 50, "half of a pair is of no use"
+
+
+def test_sizes_have_the_unit_of_the_largest_tensor(tmp_path: Path) -> None:
+    def sized(rows: int) -> CompareState:
+        tensors = {"big": torch.ones(rows, 1024), "small": torch.ones(3)}
+        path = checkpoint_file(tmp_path / f"{rows}.safetensors", tensors)
+        return compared(path, path)
+
+    state = sized(4)
+    assert state.unit == ("KiB", 1 << 10)
+    assert [cell(t, "bytes_a", state.unit[1]) for t in state.shown] == ["16.0", "< 0.1"]
+    model = ComparedModel(sized(4096), QApplication.instance())
+    model.anew()
+    section = model.section_of("bytes_b")
+    assert model.headerData(section, Qt.Orientation.Horizontal) == "B, MiB"
+    assert [model.data(model.index(row, section)) for row in range(2)] == ["16.0", "< 0.1"]
+
+
 def test_columns_hold_their_words_and_names_take_the_rest(opened, qtbot, pair) -> None:
     panel = opened.panel("compare")
     opened.show_panel("compare")
@@ -196,6 +238,11 @@ def test_columns_hold_their_words_and_names_take_the_rest(opened, qtbot, pair) -
         assert max(map(metrics.horizontalAdvance, texts)) + room <= header.sectionSize(section)
         title = model.headerData(section, Qt.Orientation.Horizontal)
         assert header.fontMetrics().horizontalAdvance(title) < header.sectionSize(section)
+    # Where there is no room for all, those that fit are seen whole, and the names get what they leave.
+    opened.resize(1280, 800)
+    qtbot.waitUntil(lambda: header.length() > table.viewport().width())
+    edges = [header.sectionViewportPosition(section) for section in range(model.columnCount())]
+    assert edges.index(table.viewport().width()) > model.section_of("bytes_b")
     # With room for all, nothing is left over and nothing scrolls.
     opened.resize(2560, 1440)
     qtbot.waitUntil(lambda: header.length() == table.viewport().width())

@@ -84,6 +84,7 @@ class Rows:
         self.tensors: list[ComparedTensor] = []
         self.names: list[str] = []
         self.noted = False  # whether any has something to say in the column for notes
+        self.largest = 0  # bytes of the largest, in either file
         self._hay: list[str] = []
         self._parts: dict[str, list[np.ndarray]] = {column: [] for column in (*WORDS, *FIGURES)}
         # Of columns of words: each word's number, in the order in which they came.
@@ -101,6 +102,7 @@ class Rows:
         self.names += [row.tensor.name for row in rows]
         self._hay += [row.hay for row in rows]
         self.noted = self.noted or any(row.tensor.note for row in rows)
+        self.largest = max(self.largest, *(max(row.tensor.bytes_a, row.tensor.bytes_b) for row in rows))
         for at, column in enumerate(WORDS):
             numbers = self._numbers[column]
             found = [numbers.setdefault(row.keys[at], len(numbers)) for row in rows]

@@ -24,9 +24,11 @@ class ComparedModel(QAbstractTableModel):
         self._state = state
         self._columns = state.columns
         self._count = 0
+        self.unit = state.unit
 
     def anew(self) -> None:
         self.beginResetModel()
+        self.unit = self._state.unit
         self._columns = self._state.columns
         self._count = len(self._state.order)
         self.endResetModel()
@@ -37,6 +39,10 @@ class ComparedModel(QAbstractTableModel):
             self.beginInsertRows(QModelIndex(), self._count, count - 1)
             self._count = count
             self.endInsertRows()
+        if self.unit != self._state.unit:
+            self.unit = self._state.unit
+            self.headerDataChanged.emit(Qt.Orientation.Horizontal, 0, len(self._columns) - 1)
+            self.dataChanged.emit(self.index(0, 0), self.index(self._count - 1, len(self._columns) - 1))
 
     def tensor(self, row: int) -> ComparedTensor:
         return self._state.rows[self._state.order[row]]
@@ -44,7 +50,7 @@ class ComparedModel(QAbstractTableModel):
     def words(self, row: int) -> list[str]:
         """What stands in a line, by section."""
         tensor = self.tensor(row)
-        return [cell(tensor, COLUMNS[i].id) for i in self._columns]
+        return [cell(tensor, COLUMNS[i].id, self.unit[1]) for i in self._columns]
 
     def side(self, section: int) -> int:
         """The alignment of a column's cells."""
@@ -68,7 +74,7 @@ class ComparedModel(QAbstractTableModel):
             return None
         column = COLUMNS[self._columns[index.column()]]
         if role == Qt.ItemDataRole.DisplayRole:
-            return cell(self.tensor(index.row()), column.id)
+            return cell(self.tensor(index.row()), column.id, self.unit[1])
         if role == Qt.ItemDataRole.TextAlignmentRole:
             return _RIGHT if column.number else _LEFT
         if role == Qt.ItemDataRole.ToolTipRole:
@@ -80,10 +86,12 @@ class ComparedModel(QAbstractTableModel):
             return None
         column = COLUMNS[self._columns[section]]
         if role == Qt.ItemDataRole.DisplayRole:
-            return column.title
+            return column.title.format(unit=self.unit[0])
         if role == Qt.ItemDataRole.TextAlignmentRole:
             return _RIGHT if column.number else _LEFT
-        return explain(column.term) if role == Qt.ItemDataRole.ToolTipRole else None
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return "\n".join((*((f"{column.full}.",) if column.full else ()), explain(column.term)))
+        return None
 
 
 class PairsModel(QAbstractTableModel):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from app.panels.compare.listing import Listed, Listing, Rows, append, figure, listed, nothing
+from app.sizes import Unit, size_text, unit_of
 from core.context import JobContext
 from core.engine.progress import bytes_text
 
@@ -26,8 +27,9 @@ View = Literal["tensors", "metadata", "lonely"]
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column. term: its entry in the glossary; widest: a text that should fit in, whatever stands there now;
-    source: only shown where a common source is given."""
+    """One column. title: {unit} is that of sizes; term: its entry in the glossary; widest: a text that should fit in,
+    whatever stands there now; source: only shown where a common source is given; full: the title in full words, where
+    it is short; tied: of no use without the column after it."""
 
     id: str
     title: str
@@ -35,17 +37,20 @@ class Column:
     widest: str
     number: bool = True
     source: bool = False
+    full: str = ""
+    tied: bool = False
 
 
+# In the order in which they are missed: where not all of them fit, the last are reached by scrolling.
 COLUMNS = (
     Column("name", "tensor", "tensor", "", number=False),
     Column("dtype", "stored as", "dtype", "Q8_0 → Q4_K", number=False),
     Column("sqnr", "SQNR, dB", "sqnr", "100.0"),
-    Column("source_a", "A to source, dB", "sqnr", "100.0", source=True),
-    Column("source_b", "B to source, dB", "sqnr", "100.0", source=True),
-    Column("bytes_a", "size of A", "size", "100.0 KiB"),
-    Column("bytes_b", "size of B", "size", "100.0 KiB"),
-    Column("mse", "relative MSE", "relative_mse", "0.00531"),
+    Column("source_a", "A, dB", "sqnr", "100.0", source=True, full="SQNR of A against the source", tied=True),
+    Column("source_b", "B, dB", "sqnr", "100.0", source=True, full="SQNR of B against the source"),
+    Column("bytes_a", "A, {unit}", "size", "100.0", full="Size of A", tied=True),
+    Column("bytes_b", "B, {unit}", "size", "100.0", full="Size of B"),
+    Column("mse", "rel. MSE", "relative_mse", "0.00531"),
     Column("max", "max |a−b|", "max_abs", "0.00531"),
     Column("cosine", "cosine", "cosine", "0.999999"),
     Column("note", "note", "note", "only metadata are stored", number=False),
@@ -146,6 +151,11 @@ class CompareState:
         noted = self.listing.noted
         return [i for i, c in enumerate(COLUMNS) if (sourced or not c.source) and (noted or c.id != "note")]
 
+    @property
+    def unit(self) -> Unit:
+        """Of sizes, by the largest tensor so far."""
+        return unit_of(self.listing.largest)
+
     def pairs(self) -> list[tuple[str, str, str]]:
         """The lines of the views beside the tensors: metadata as (key, a, b), lonely tensors as (name, where, "")."""
         if self.result is None:
@@ -206,8 +216,8 @@ def name_of(path: str) -> str:
     return Path(path).name or path
 
 
-def cell(t: ComparedTensor, column: str) -> str:
-    """What stands in a cell."""
+def cell(t: ComparedTensor, column: str, unit: int = 1 << 10) -> str:
+    """What stands in a cell. unit: bytes of what sizes are told in."""
     if column == "name":
         return t.name
     if column == "dtype":
@@ -215,7 +225,7 @@ def cell(t: ComparedTensor, column: str) -> str:
     if column == "note":
         return t.note
     if column in ("bytes_a", "bytes_b"):
-        return bytes_text(getattr(t, column))
+        return size_text(getattr(t, column), unit)
     value = figure(t, column)
     if column in ("sqnr", "source_a", "source_b"):
         return decibel(value)

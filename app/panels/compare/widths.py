@@ -1,8 +1,11 @@
 """How wide the columns of compared tensors are: as wide as what stands in them, and the names get the rest. Names are
-shortened in their middle down to a minimum; below that the table scrolls sideways, figures first.
+shortened in their middle down to a minimum. Where there is no room for all columns, those that have room are seen
+whole, none is cut, and the others are reached by scrolling sideways.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from PySide6.QtCore import QEvent, QObject, Slot
 from PySide6.QtWidgets import QTableView
@@ -32,12 +35,12 @@ class Widths(QObject):
     @Slot()
     def fit(self) -> None:
         header, metrics = self._table.horizontalHeader(), self._table.fontMetrics()
-        room = 2 * (PAD + WordsDelegate.margin()) + 4
+        room = 2 * (PAD + WordsDelegate.margin())
         self._by_hand, self._fitting = False, True
         for section in range(self._model.columnCount()):
             column = COLUMNS[PLACE[self._model.column_id(section)]]
             words = max(metrics.horizontalAdvance(text) for text in {column.widest, *self._texts(column.id)})
-            title = header.fontMetrics().horizontalAdvance(column.title)
+            title = header.fontMetrics().horizontalAdvance(column.title.format(unit=self._model.unit[0]))
             width = max(title + 2 * BESIDE, words + room)
             if section:
                 header.resizeSection(section, width)
@@ -49,14 +52,16 @@ class Widths(QObject):
     def _texts(self, column: str) -> set[str]:
         count = self._model.rowCount()
         step = max(1, count // LOOKED_AT)
-        return {cell(self._model.tensor(row), column) for row in range(0, count, step)}
+        unit = self._model.unit[1]
+        return {cell(self._model.tensor(row), column, unit) for row in range(0, count, step)}
 
     def _fit_names(self) -> None:
-        """The names' column takes what the others leave."""
-        header = self._table.horizontalHeader()
-        others = sum(header.sectionSize(section) for section in range(1, header.count()))
+        """The names' column takes what is left by the columns that have room beside it."""
+        header, width = self._table.horizontalHeader(), self._table.viewport().width()
+        sizes = [header.sectionSize(section) for section in range(1, self._model.columnCount())]
+        tied = [COLUMNS[PLACE[self._model.column_id(section)]].tied for section in range(1, self._model.columnCount())]
         self._fitting = True
-        header.resizeSection(0, max(self._names, self._table.viewport().width() - others))
+        header.resizeSection(0, max(self._names, width - beside(sizes, tied, width - self._names)))
         self._fitting = False
 
     @Slot(int, int, int)
@@ -67,3 +72,16 @@ class Widths(QObject):
         if event.type() == QEvent.Type.Resize and not self._by_hand:
             self._fit_names()
         return False
+
+
+def beside(sizes: Sequence[int], tied: Sequence[bool], room: int) -> int:
+    """How much of the room the first columns take, as many as fit whole. tied: a column that is not shown without the
+    next one."""
+    taken = best = 0
+    for size, held in zip(sizes, tied, strict=True):
+        taken += size
+        if taken > room:
+            break
+        if not held:
+            best = taken
+    return best

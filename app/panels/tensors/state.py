@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from app.sizes import Unit, unit_of
 from core.errors import RecipeError
 from core.tensors import natural_key
 
@@ -146,12 +147,9 @@ class Cells:
     largest: int
 
     @cached_property
-    def unit(self) -> tuple[str, int]:
+    def unit(self) -> Unit:
         """The unit of the size column, the same for all rows: by the largest tensor."""
-        for word, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-            if self.largest >= 10 * size:
-                return word, size
-        return "KiB", 1 << 10
+        return unit_of(self.largest)
 
 
 def make_cells(rows: Rows, plan: Plan) -> Cells:

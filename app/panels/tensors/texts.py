@@ -7,6 +7,7 @@ from typing import Protocol
 
 from app.panels.tensors.errors import EXACT, SAMPLED, UNKNOWN, WRITTEN, Errors
 from app.panels.tensors.state import MODEL, Cells, Rows, entry_block
+from app.sizes import size_text
 from core.engine.progress import bytes_text
 
 
@@ -141,9 +142,3 @@ def _sqnr_tooltip(table: Shown, row: int) -> str:
         EXACT: "Preview over all rows",
         WRITTEN: "Measured by the run over all rows",
     }[int(table.errors.mark[row])]
-
-
-def size_text(nbytes: int, unit: int) -> str:
-    """Bytes in a fixed unit, one decimal; what would round to nothing says so."""
-    value = nbytes / unit
-    return "< 0.1" if 0 < value < 0.05 else f"{value:,.1f}"
