@@ -259,10 +259,12 @@ _PLACEHOLDER = re.compile(r"@(\w+)")
 
 
 def style_sheet(table: ColorTable, padding: int = GRID) -> str:
-    """resources/styles/quantbench.qss with `@role` replaced by colours and `@pad` by pixels. Raises KeyError for an
-    unknown role."""
-    text = files("resources").joinpath("styles", "quantbench.qss").read_text(encoding="utf-8")
+    """resources/styles/quantbench.qss with `@role` replaced by colours, `@pad` by pixels, `@styles` by its folder and
+    `@shade` by "light" or "dark". Raises KeyError for an unknown role."""
+    styles = files("resources").joinpath("styles")
+    text = styles.joinpath("quantbench.qss").read_text(encoding="utf-8")
     roles = {**dict(table.items()), "pad": f"{padding}px"}
+    roles |= {"styles": Path(str(styles)).as_posix(), "shade": "dark" if table is DARK else "light"}
     return _PLACEHOLDER.sub(lambda m: roles[m.group(1)], text)
 
 

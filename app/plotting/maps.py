@@ -85,7 +85,7 @@ class ColorScale(QWidget):
     def sizeHint(self) -> QSize:
         metrics = self.fontMetrics()
         return QSize(
-            metrics.horizontalAdvance(self._low) + metrics.horizontalAdvance(self._high) + 96, metrics.height() + 4
+            metrics.horizontalAdvance(self._low) + metrics.horizontalAdvance(self._high) + 80, metrics.height() + 4
         )
 
     def minimumSizeHint(self) -> QSize:

@@ -25,8 +25,8 @@ HOVER_MS = 25
 RANGE_MS = 40
 # Axes of all strips are this wide, so that their plots stand flush.
 AXIS_WIDTH = 58
-# Below this height axes lose their words.
-COMPACT = 260
+# Where a strip has less height than this, axes lose their words.
+COMPACT = 130
 
 
 class _View(pg.ViewBox):
@@ -249,7 +249,7 @@ class Plot(pg.GraphicsLayoutWidget):
         super().resizeEvent(event)
         if not hasattr(self, "_strips"):
             return  # the base class resizes itself while it is built
-        compact = self.height() < COMPACT
+        compact = self.height() < COMPACT * len(self._strips)
         for strip in self._strips:
             strip.set_compact(compact)
         if self._strips:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 
-def percent(value: float) -> str:
-    """0.3 → "0.3 %", 12.34 → "12 %": two figures; less than a ten-thousandth of a percent says so."""
+def percent(value: float, column: bool = False) -> str:
+    """0.3 → "0.3 %", 12.34 → "12 %": two figures; less than a ten-thousandth of a percent says so. column: zeros at the
+    end stay ("0.30 %"), as the numbers stand under one another."""
     if value == 0:
         return "0 %"
     if value < 1e-4:
@@ -14,14 +15,15 @@ def percent(value: float) -> str:
     if value >= 99.95:
         return "100 %"
     digits = max(0, 1 - math.floor(math.log10(value)))
-    return f"{value:.{min(digits, 5)}f}".rstrip("0").rstrip(".") + " %" if digits else f"{value:.0f} %"
+    text = f"{value:.{min(digits, 5)}f}"
+    return f"{text if column or not digits else text.rstrip('0').rstrip('.')} %"
 
 
-def short(value: float) -> str:
-    """Three figures, a true minus: 0.0213, −1.2e-05."""
+def short(value: float, column: bool = False) -> str:
+    """Three figures, a true minus: 0.0213, −1.2e-5. column: zeros at the end stay (0.100, 1.90)."""
     if value == 0:
         return "0"
-    text = f"{value:.3g}"
+    text = f"{value:#.3g}".rstrip(".") if column else f"{value:.3g}"
     if "e" in text:
         mantissa, exponent = text.split("e")
         text = f"{mantissa}e{int(exponent)}"

@@ -22,20 +22,23 @@ from PySide6.QtWidgets import (
 
 from app.forms import MethodForm
 from app.lists import RECORD, RecordList
+from app.sizes import size_text, unit_of
 from app.strategies.choices import StrategyChoice, narrowed
 from app.theme import Theme, figures
-from core.engine.progress import bytes_text
 from core.errors import RecipeError
 from core.recipes.model import KEEP, Strategy
 
 WIDTH = 520
 VISIBLE_ROWS = 10
+# Pixels that stay free at the right of figures, for the scroll bar, and the widths of both columns.
+ASIDE, SIZES, BITS = 20, 78, 44
 
 
 class _Delegate(QStyledItemDelegate):
-    def __init__(self, theme: Theme, total: int, parent: QWidget) -> None:
+    def __init__(self, theme: Theme, total: int, unit: int, parent: QWidget) -> None:
+        """unit: bytes of what sizes are told in."""
         super().__init__(parent)
-        self._theme = theme
+        self._theme, self._unit = theme, unit
         self._total = total
         self._numbers = figures(parent.font())
 
@@ -50,7 +53,8 @@ class _Delegate(QStyledItemDelegate):
         color = option.palette.highlightedText().color() if selected else option.palette.text().color()
         muted = color if selected else self._theme.colors.muted
         none = choice.misfits >= self._total
-        rect = option.rect.adjusted(8, 0, -8, 0)
+        rect = option.rect.adjusted(8, 0, 0, 0)
+        rect.setRight(option.widget.width() - ASIDE)
         middle = int(Qt.AlignmentFlag.AlignVCenter)
         painter.save()
         if choice.family:
@@ -70,8 +74,9 @@ class _Delegate(QStyledItemDelegate):
         if not none:
             painter.setFont(self._numbers)
             right = int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-            painter.drawText(QRect(rect.right() - 122, rect.top(), 44, rect.height()), right, f"{choice.bpw:.2f}")
-            painter.drawText(rect, right, bytes_text(choice.nbytes))
+            bits = QRect(rect.right() - SIZES - BITS, rect.top(), BITS, rect.height())
+            painter.drawText(bits, right, f"{choice.bpw:.2f}")
+            painter.drawText(rect, right, size_text(choice.nbytes, self._unit))
         painter.restore()
 
 
@@ -111,7 +116,8 @@ class StrategyPicker(QFrame):
         self.list.setFrameShape(QFrame.Shape.NoFrame)
         self.list.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.list.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.list.setItemDelegate(_Delegate(theme, count, self.list))
+        word, unit = unit_of(max((c.nbytes for c in self._all), default=0))
+        self.list.setItemDelegate(_Delegate(theme, count, unit, self.list))
         self._model = RecordList(self, lambda c: c.text, lambda c: c.why)
         self.list.setModel(self._model)
         self.list.setFixedHeight(theme.row * VISIBLE_ROWS)
@@ -122,12 +128,16 @@ class StrategyPicker(QFrame):
         self.note.setProperty("kind", "muted")
         self.note.setWordWrap(True)
         self.note.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        units = QLabel("bpw" + 12 * " " + "size", self)
-        units.setProperty("kind", "muted")
         head = QHBoxLayout()
-        head.setContentsMargins(0, 0, 24, 0)
+        head.setContentsMargins(0, 0, ASIDE, 0)
+        head.setSpacing(0)
         head.addWidget(title, 1)
-        head.addWidget(units)
+        for text, width in (("bpw", BITS), (f"size, {word}", SIZES)):
+            label = QLabel(text, self)
+            label.setProperty("kind", "muted")
+            label.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+            label.setFixedWidth(width)
+            head.addWidget(label)
         layout.addLayout(head)
         for widget in (self.edit, self.list, line, self.form, self.note):
             layout.addWidget(widget)

@@ -73,7 +73,13 @@ def _tiles(facts: Facts) -> str:
     if facts.peak_rss_bytes:
         tiles.append(("peak memory", bytes_text(facts.peak_rss_bytes), ""))
     count = len(facts.fallbacks)
-    tiles.append(("not as asked", f"{count:,}" if count else "nothing", "fallbacks" if count else ""))
+    tiles.append(
+        (
+            "not as asked",
+            f"{count:,}" if count else "nothing",
+            "" if not count else "fallback" if count == 1 else "fallbacks",
+        )
+    )
     made = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(more)}</small></dd></div>"
         for name, value, more in tiles

@@ -186,7 +186,7 @@ def test_another_selection_never_shows_the_rows_of_the_one_before(panel, qtbot):
     assert {r.label: r.sums for r in alone} == {r.label: r.sums for r in panel.model.rows}
     session.select(tuple(names))
     qtbot.waitUntil(lambda: finished(panel), timeout=60_000)
-    assert panel.heading.subtitle.text().startswith("3 tensors → gguf")
+    assert panel.heading.subtitle.text().startswith("3 tensors → GGUF")
     session.select(("output_norm.weight",))
     assert panel._stack.currentIndex() == 0
     assert "None of the selected" in panel.empty.text()

@@ -14,7 +14,7 @@ from PySide6.QtWidgets import QApplication
 
 from app.cells import PAD, WordsDelegate
 from app.panels.compare.model import ComparedModel
-from app.panels.compare.state import COLUMNS, CompareState, cell, compare_task
+from app.panels.compare.state import COLUMNS, PLACE, CompareState, cell, compare_task
 from app.panels.compare.table import copy_lines
 from app.panels.compare.widths import beside
 from tests.core.engine.build import checkpoint_file, weights
@@ -235,7 +235,9 @@ def test_columns_hold_their_words_and_names_take_the_rest(opened, qtbot, pair) -
     metrics, room = table.fontMetrics(), 2 * (PAD + WordsDelegate.margin())
     for section in range(1, model.columnCount()):
         texts = [model.data(model.index(row, section)) for row in range(model.rowCount())]
-        assert max(map(metrics.horizontalAdvance, texts)) + room <= header.sectionSize(section)
+        widest = COLUMNS[PLACE[model.column_id(section)]].widest
+        for text in {widest, *texts}:
+            assert metrics.elidedText(text, table.textElideMode(), header.sectionSize(section) - room) == text
         title = model.headerData(section, Qt.Orientation.Horizontal)
         assert header.fontMetrics().horizontalAdvance(title) < header.sectionSize(section)
     # Where there is no room for all, those that fit are seen whole, and the names get what they leave.

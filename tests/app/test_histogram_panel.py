@@ -17,7 +17,7 @@ import torch
 
 from app.job_service import JobService
 from app.jobs import Failed
-from app.panels.histogram.picture import percent, short
+from app.panels.histogram.picture import percent, short, tick_places
 from app.panels.histogram.state import EMPTY, UNSELECTED, HistogramState
 from app.panels.histogram.view import HistogramPanel
 from app.session import Session
@@ -92,6 +92,15 @@ SHORT = {0.0: "0", -0.02134: "−0.0213", 1.2e-7: "1.2e-7", -3e-9: "−3e-9"}
 def test_numbers_in_words():
     assert {value: percent(value) for value in PERCENT} == PERCENT
     assert {value: short(value) for value in SHORT} == SHORT
+    assert [percent(value, column=True) for value in (0.3, 3.0, 0.0, 12.0)] == ["0.30 %", "3.0 %", "0 %", "12 %"]
+    assert [short(value, column=True) for value in (0.1, -1.9, 462.0, 0.0)] == ["0.100", "−1.90", "462", "0"]
+
+
+def test_ticks_nearer_than_two_pixels_are_a_bar():
+    levels = np.array([0.0, 1.0, 2.0, 9.0])
+    assert tick_places(levels, 0.5) == levels.tolist()
+    assert sorted(tick_places(levels, 0.6)) == [0.0, 0.5, 1.0, 1.5, 2.0, 9.0]
+    assert tick_places(None, 1.0) == []
 
 
 def test_the_title_says_the_finding():
@@ -128,13 +137,14 @@ def test_the_subtitle_says_what_and_how_much():
 
 def test_statistics_and_percentiles():
     state = shown(W)
-    low, *inner, high = state.percentiles().split("  ")
-    assert low == f"min {short(float(W.min()))}"
-    assert high == f"max {short(float(W.max()))}"
+    *inner, spread = state.percentiles().split("  ")
     assert inner[0].startswith("0.1 % −0.06")
-    assert f"σ {short(float(W.std(correction=0)))}" in state.statistics()
-    assert "zeros 0 % → " in state.statistics()
-    assert "largest error" in state.statistics()
+    assert spread == f"σ {short(float(W.std(correction=0)), True)}"
+    low, high, zeros, largest = state.statistics().split("  ")
+    assert low == f"min {short(float(W.min()), True)}"
+    assert high == f"max {short(float(W.max()), True)}"
+    assert zeros.startswith("zeros 0 % → ")
+    assert largest.startswith("max error ")
 
 
 def test_legend_names_the_group():
@@ -378,7 +388,7 @@ def test_draws_the_demo(bench, qtbot):
     assert "SQNR 23." in panel.heading.title.text()
     assert DOWN in panel.heading.subtitle.text()
     weights = bench.checkpoint.read(DOWN).float()
-    assert panel.percentiles.text().startswith(f"min {short(float(weights.min()))}")
+    assert panel.numbers.text().startswith(f"min {short(float(weights.min()), True)}")
     edges, heights = panel._original.getData()
     assert len(edges) == len(heights) + 1
     assert heights.sum() == pytest.approx(100, abs=0.5)
@@ -457,7 +467,7 @@ def test_hovering_reads_off(bench, qtbot):
     bench.panel._hovered(0.01)
     assert bench.panel.numbers.text().startswith("at 0.01   original")
     bench.panel._hovered(None)
-    assert bench.panel.numbers.text().startswith("σ")
+    assert bench.panel.numbers.text().startswith("min ")
 
 
 def test_a_low_panel_keeps_room_for_the_plot(bench, qtbot):

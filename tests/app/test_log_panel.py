@@ -222,6 +222,22 @@ def test_ten_thousand_lines_stay_bounded(bench):
     assert panel.model.entry(4999).text == "last"
 
 
+def test_the_last_line_stays_in_view_until_one_scrolls_away(bench, qtbot):
+    panel, bar = bench.panel, bench.panel.table.verticalScrollBar()
+    panel.hide()
+    for i in range(40):
+        panel.log("note", f"line {i}")
+    panel.show()
+    qtbot.waitUntil(lambda: bar.maximum() > 0 and bar.value() == bar.maximum())
+    panel.resize(900, 120)
+    panel.log("note", "one more")
+    qtbot.waitUntil(lambda: panel.table.viewport().height() < 100 and bar.value() == bar.maximum())
+    bar.setValue(0)
+    panel.log("note", "and another")
+    qtbot.waitUntil(lambda: bar.maximum() > 40 * panel._theme.row - 100)
+    assert bar.value() == 0
+
+
 def test_a_closed_panel_is_collected(qtbot):
     session, jobs = Session(), JobService()
     panel = LogPanel(session, jobs)

@@ -146,9 +146,9 @@ def background(plot: Plot) -> QColor:
 
 def test_axes_lose_their_words_when_low(plot: Plot, qtbot):
     assert plot.upper.axis.label.isVisible()
-    plot.resize(400, COMPACT - 20)
+    plot.resize(400, 2 * COMPACT - 20)
     qtbot.waitUntil(lambda: not plot.upper.axis.label.isVisible())
-    plot.resize(400, COMPACT + 60)
+    plot.resize(400, 2 * COMPACT + 60)
     qtbot.waitUntil(lambda: plot.upper.axis.label.isVisible())
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PySide6.QtCore import QSize, Qt
-from PySide6.QtGui import QColor, QFont, QIcon, QPalette
+from PySide6.QtGui import QColor, QFont, QIcon, QImage, QPalette
 
 from app.plotting.colors import DARK, LIGHT, ColorTable, contrast, oklch, strategy_color
 from app.theme import Colors, Theme, current, figures, icon_names, style_sheet
@@ -99,6 +99,13 @@ def test_style_sheet_leaves_no_placeholder(table: ColorTable):
     text = style_sheet(table)
     assert "@" not in text
     assert set(re.findall(r"#[0-9a-fA-F]{6}\b", text)) <= {value for _, value in table.items()}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_pictures_of_the_style_sheet_can_be_drawn(table: ColorTable, qapp):
+    paths = set(re.findall(r'url\("([^"]+)"\)', style_sheet(table)))
+    assert len(paths) == 3
+    assert not any(QImage(path).isNull() for path in paths)
 
 
 def test_style_sheet_keeps_to_the_grid():

@@ -291,11 +291,11 @@ class BenchState:
         tensors = self.request.tensors
         if len(tensors) == 1:
             t = tensors[0]
-            text = f"{t.name}  {'×'.join(map(str, t.shape))} {t.dtype} → {self.request.target.name}"
+            text = f"{t.name}  {'×'.join(map(str, t.shape))} {t.dtype} → {self.request.target.title}"
         elif len(tensors) < self.selected:
-            text = f"{len(tensors)} of {self.selected:,} selected tensors → {self.request.target.name}"
+            text = f"{len(tensors)} of {self.selected:,} selected tensors → {self.request.target.title}"
         else:
-            text = f"{len(tensors)} tensors → {self.request.target.name}"
+            text = f"{len(tensors)} tensors → {self.request.target.title}"
         rows = self.listed()
         if any(not r.final for r in rows) or len(rows) < len(self.request.entries):
             text += " · coarse, finer on its way"

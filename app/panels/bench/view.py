@@ -41,7 +41,7 @@ from core.errors import WorkbenchError
 # From this width on the chart stands beside the table.
 BESIDE = 900
 SOON_MS = 60
-HEADS = ("strategy", "size", "bpw", "SQNR, dB", "relative MSE", "weighted", "time, s")
+HEADS = ("strategy", "size", "bpw", "SQNR, dB", "relative MSE", "weighted", "time, ms")
 HELP = {1: "Exact, of these tensors in the target's container", 6: "About, on one core"}
 
 
@@ -117,12 +117,15 @@ class _Rows(QAbstractTableModel):
 def _cell(row: BenchRow, column: int) -> str:
     if column == 1:
         return bytes_text(row.nbytes)
-    value = (None, None, row.bpw, row.sqnr_db, row.relative_mse, row.weighted, row.seconds)[column]
+    milliseconds = None if row.seconds is None else 1e3 * row.seconds
+    value = (None, None, row.bpw, row.sqnr_db, row.relative_mse, row.weighted, milliseconds)[column]
     if value is None:
         return "–"
     if column == 3:
         return "exact" if value == float("inf") else f"{value:.1f}"
-    return f"{value:.2f}" if column == 2 else f"{value:.2g}"
+    if column == 6:
+        return f"{value:,.{2 if value < 1 else 1 if value < 100 else 0}f}"
+    return f"{value:.2f}" if column == 2 else f"{value:#.2g}"
 
 
 def _aligned(section: int) -> Qt.AlignmentFlag:

@@ -14,11 +14,11 @@ from app.plotting.colors import oklch
 from app.plotting.exporting import Exporter
 from app.theme import Theme
 
-LEFT, BOTTOM, TOP, RIGHT = 68, 40, 22, 12
+LEFT, BOTTOM, TOP, RIGHT = 84, 40, 22, 12
 MARK = 6.0
 EMPTY = "While a calibrated run goes on, the output error of each tensor appears here, layer by layer."
-# Hues of the roles in OKLCH: those of Okabe and Ito, as far apart as they go.
-_HUES = (250.0, 65.0, 165.0, 20.0, 330.0, 100.0, 285.0, 200.0)
+# Hues of the roles in OKLCH: those of Okabe and Ito. Every fourth has the same mark: these are as far apart as they go.
+_HUES = (250.0, 65.0, 165.0, 20.0, 100.0, 285.0, 330.0, 200.0)
 
 
 class LossChart(QWidget):
@@ -94,6 +94,12 @@ class LossChart(QWidget):
         painter.setPen(colors.muted)
         words = QRectF(area.left(), area.bottom() + 20, area.width(), 16)
         painter.drawText(words, int(Qt.AlignmentFlag.AlignHCenter), "layer")
+        painter.save()
+        painter.translate(metrics.height() / 2 + 2, area.center().y())
+        painter.rotate(-90)
+        words = QRectF(-80, -metrics.height() / 2, 160, metrics.height())
+        painter.drawText(words, int(Qt.AlignmentFlag.AlignCenter), "output error")
+        painter.restore()
 
     def _legend(self, painter: QPainter, roles: list[str]) -> None:
         metrics, x = self.fontMetrics(), float(LEFT)

@@ -13,7 +13,7 @@ from app.edits import SetCalibration
 from app.glossary import explain
 from app.job_service import JobService
 from app.jobs import JobId, JobInfo
-from app.labels import ElidedLabel
+from app.labels import ElidedLabel, embolden
 from app.panels.calibration.chart import LossChart
 from app.panels.calibration.state import EMPTY, LossState, status
 from app.session import Changes, Notice, Session
@@ -62,6 +62,7 @@ class CalibrationPanel(QWidget):
         self.status.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.status.setAlignment(Qt.AlignmentFlag.AlignTop)
         self.title = ElidedLabel("", Qt.TextElideMode.ElideMiddle, self)
+        embolden(self.title)
         self.chart = LossChart(current(), self.losses, self)
         self.chart.exports.failed.connect(self._tell)
         self._build()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from PySide6.QtCore import QSize, Qt, Signal
-from PySide6.QtGui import QDragEnterEvent, QDropEvent, QResizeEvent
+from PySide6.QtGui import QDragEnterEvent, QDropEvent, QIcon, QResizeEvent
 from PySide6.QtWidgets import QMenu, QSizePolicy, QToolButton, QWidget
 
+from app.labels import BESIDE, beside
 from app.theme import Theme
 
 
@@ -30,11 +31,14 @@ class FileButton(QToolButton):
         menu.aboutToShow.connect(self._fill)
         self.setMenu(menu)
         self._theme = theme
+        # Beside an icon words stand at the left.
+        beside(self)
         self.show_path("")
 
     def show_path(self, path: str) -> None:
         self._path = path
         self.setToolTip(path or self._empty)
+        self.setIcon(self._theme.icon("folder-open" if Path(path).is_dir() else "file") if path else QIcon())
         self._elide()
 
     def offer(self, offers: list[tuple[str, str]]) -> None:
@@ -60,7 +64,7 @@ class FileButton(QToolButton):
 
     def _elide(self) -> None:
         text = Path(self._path).name or self._path if self._path else self._empty
-        room = max(40, self.width() - 36)
+        room = max(40, self.width() - 36 - (BESIDE.width() if self._path else 0))
         self.setText(self.fontMetrics().elidedText(text, Qt.TextElideMode.ElideMiddle, room).replace("&", "&&"))
 
     def resizeEvent(self, event: QResizeEvent) -> None:

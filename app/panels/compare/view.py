@@ -105,7 +105,7 @@ class ComparePanel(QWidget):
         self.empty.setProperty("kind", "muted")
         self.empty.setWordWrap(True)
         self.empty.setAlignment(Qt.AlignmentFlag.AlignTop | Qt.AlignmentFlag.AlignLeft)
-        self.empty.setContentsMargins(16, 8, 16, 8)
+        self.empty.setContentsMargins(12, 8, 12, 8)
         self._stack = QStackedLayout()
         self._stack.addWidget(self.empty)
         self._stack.addWidget(self._results())
@@ -113,7 +113,7 @@ class ComparePanel(QWidget):
 
     def _choices(self) -> QGridLayout:
         grid = QGridLayout()
-        grid.setContentsMargins(16, 12, 12, 8)
+        grid.setContentsMargins(12, 12, 12, 8)
         grid.setHorizontalSpacing(8)
         grid.setVerticalSpacing(4)
         grid.setColumnStretch(1, 1)
@@ -149,7 +149,7 @@ class ComparePanel(QWidget):
         for label in (self.title, self.subtitle):
             label.setTextFormat(Qt.TextFormat.PlainText)
             label.setWordWrap(True)
-            label.setContentsMargins(16, 0, 12, 0)
+            label.setContentsMargins(12, 0, 12, 0)
             label.setTextInteractionFlags(
                 Qt.TextInteractionFlag.TextSelectableByMouse | Qt.TextInteractionFlag.TextSelectableByKeyboard
             )

@@ -35,7 +35,8 @@ class Widths(QObject):
     @Slot()
     def fit(self) -> None:
         header, metrics = self._table.horizontalHeader(), self._table.fontMetrics()
-        room = 2 * (PAD + WordsDelegate.margin())
+        # A little more than it measures: an arrow from another font is a fraction of a pixel wider when painted.
+        room = 2 * (PAD + WordsDelegate.margin()) + 4
         self._by_hand, self._fitting = False, True
         for section in range(self._model.columnCount()):
             column = COLUMNS[PLACE[self._model.column_id(section)]]

@@ -47,8 +47,8 @@ class Metric:
         if self.id == "sqnr":
             return "exact" if math.isinf(value) else f"{value:.1f}{self.unit}"
         if self.id == "cosine":
-            return f"{value:.6f}".rstrip("0") if value < 1 else "1"
-        return "0" if value == 0 else f"{value:.2g}"
+            return f"{value:.6f}" if value < 1 else "1"
+        return "0" if value == 0 else f"{value:#.2g}"
 
     def number(self, value: float) -> str:
         """The same without its unit, and short: it stands in a cell."""

@@ -8,7 +8,7 @@ from app.panels.histogram.state import HistogramState
 from app.theme import Colors
 
 # Lines of tensors laid over the first: colours that stand for nothing else in this plot.
-OVERLAY_ROLES = ("done", "accent", "caution", "text")
+OVERLAY_ROLES = ("accent", "done", "text", "caution")
 
 
 def legend_html(state: HistogramState, colors: Colors) -> str:

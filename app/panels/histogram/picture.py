@@ -19,7 +19,7 @@ from core.analysis.histogram import BINS, HistogramResult
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Curve", "Picture", "csv_of", "percent", "picture_of", "short"]
+__all__ = ["Curve", "Picture", "csv_of", "percent", "picture_of", "short", "tick_places"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +114,16 @@ def csv_of(picture: Picture) -> str:
         for a, b, value in zip(curve.edges[:-1], curve.edges[1:], picture.shares(curve), strict=True):
             writer.writerow([name, repr(float(a)), repr(float(b)), f"{value:.6g}"])
     return out.getvalue()
+
+
+def tick_places(levels: NDArray[np.floating] | None, pixel: float) -> list[float]:
+    """Where ticks go. Levels that are nearly a pixel apart would run into a pattern that says nothing: there, ticks
+    stand between them as well, and they are a bar."""
+    if levels is None:
+        return []
+    gaps = np.diff(levels)
+    close = (gaps > 0) & (gaps < 2 * pixel)
+    return np.concatenate((levels, levels[:-1][close] + gaps[close] / 2)).tolist()
 
 
 def _top(curve: Curve) -> float:

@@ -228,15 +228,15 @@ class HistogramState:
         return reach is not None and reach.lowest == reach.tight_low and reach.highest == reach.tight_high
 
     def percentiles(self) -> str:
-        """Extremes and percentiles of the weights, in one line."""
+        """Percentiles and spread of the weights, in one line."""
         result = self.result
         if result is None or not result.moments.finite:
             return ""
-        inner = (f"{p:g} % {short(result.original.quantile(p / 100))}" for p in PERCENTILES)
-        return "  ".join((f"min {short(result.moments.minimum)}", *inner, f"max {short(result.moments.maximum)}"))
+        inner = (f"{p:g} % {short(result.original.quantile(p / 100), True)}" for p in PERCENTILES)
+        return "  ".join((*inner, f"σ {short(result.moments.std, True)}"))
 
     def statistics(self) -> str:
-        """Spread, zeros before and after, and the worst error, in one line."""
+        """Extremes, zeros before and after, and the worst error, in one line."""
         result = self.result
         if result is None or not result.moments.finite:
             return ""
@@ -244,10 +244,10 @@ class HistogramState:
         zeros = f"zeros {percent(100 * moments.zeros / moments.finite)}"
         if result.dequantized is not None:
             zeros += f" → {percent(100 * result.zeros / moments.finite)}"
-        parts = [f"σ {short(moments.std)}", zeros]
+        parts = [f"min {short(moments.minimum, True)}", f"max {short(moments.maximum, True)}", zeros]
         if result.error is not None and result.error.e2:
-            parts.append(f"largest error {short(result.error.max_abs)}")
-        return "   ".join((*parts, self.far_out())).strip()
+            parts.append(f"max error {short(result.error.max_abs, True)}")
+        return "  ".join((*parts, self.far_out())).strip()
 
     def read_off(self, x: float) -> str:
         """What lies under the cursor at x, in the bins that are drawn now."""

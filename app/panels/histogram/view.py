@@ -15,6 +15,7 @@ from app.jobs import Done, Failed, JobId, Outcome, Progress
 from app.labels import ElidedLabel, Heading, empty_label, hairline
 from app.panels.histogram.controls import Controls
 from app.panels.histogram.legend import OVERLAY_ROLES, legend_html
+from app.panels.histogram.picture import tick_places
 from app.panels.histogram.requests import overlay_task
 from app.panels.histogram.state import OVERLAYS, HistogramState
 from app.plotting.making import Making
@@ -340,7 +341,8 @@ class HistogramPanel(QWidget):
         self._residuals.set_heights(picture.bottom, picture.residual_top, state.logarithmic)
         self._residuals.show_message(self._no_residual())
         group = state.shown_group
-        self._levels.setXVals(group.levels.tolist() if group is not None and group.levels is not None else [])
+        pixel = (high - low) / max(1.0, self._weights.item.vb.width())
+        self._levels.setXVals(tick_places(group.levels if group is not None else None, pixel))
         chosen = state.place is not None and state.group is not None
         self._rug.setXVals(state.group.weights.tolist() if chosen and state.group is not None else [])
         from app.plotting.strip import place

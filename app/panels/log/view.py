@@ -107,6 +107,10 @@ class LogPanel(QWidget):
         self.table.setIconSize(QSize(ICON, ICON))
         self.table.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)
         self.table.setWordWrap(False)
+        self._at_end = True  # the last line is in view, and stays so when lines or the panel's height change
+        bar = self.table.verticalScrollBar()
+        bar.rangeChanged.connect(self._follow)
+        bar.valueChanged.connect(self._scrolled)
         self.table.setTabKeyNavigation(False)
         self.table.horizontalHeader().hide()
         dress(self.table)
@@ -190,12 +194,17 @@ class LogPanel(QWidget):
             self.log("note", f"Stopped: {title}")
 
     def _refresh(self) -> None:
-        bar = self.table.verticalScrollBar()
-        at_end = bar.value() >= bar.maximum() - self._theme.row
         self.model.sync()
         self._stack.setCurrentIndex(1 if len(self.state) else 0)
-        if at_end:
-            self.table.scrollToBottom()
+
+    @Slot(int)
+    def _scrolled(self, value: int) -> None:
+        self._at_end = value >= self.table.verticalScrollBar().maximum() - self._theme.row
+
+    @Slot(int, int)
+    def _follow(self, low: int, high: int) -> None:
+        if self._at_end:
+            self.table.verticalScrollBar().setValue(high)
 
     @Slot()
     def _filter(self) -> None:

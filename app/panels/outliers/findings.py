@@ -40,10 +40,11 @@ def title(state: OutlierState) -> str:
     if result.rms == 0:
         return "All weights are zero"
     dead = _dead(state)
-    return f"{dead} · {_finding(state)}" if dead else _finding(state)
+    return f"{dead} · {_finding(state, brief=True)}" if dead else _finding(state)
 
 
-def _finding(state: OutlierState) -> str:
+def _finding(state: OutlierState, brief: bool = False) -> str:
+    """brief: beside another finding, so without the limit, which stands below."""
     result = state.result
     assert result is not None
     weights, share = result.magnitudes.beyond(state.threshold)
@@ -55,7 +56,8 @@ def _finding(state: OutlierState) -> str:
         place = f"row {spot.row:,}, column {spot.column:,}"
         return f"One weight of {_sigmas(state, spot.value)} × RMS at {place}, {percent(100 * share)} of energy"
     held = f"{percent(100 * share)} of energy"
-    return f"{weights:,} weights in {counted(columns, 'column')} beyond {_limit_words(state)}: {held}"
+    beyond = "" if brief else f" beyond {_limit_words(state)}"
+    return f"{weights:,} {'outliers' if brief else 'weights'} in {counted(columns, 'column')}{beyond}: {held}"
 
 
 def _dead(state: OutlierState) -> str:
@@ -140,14 +142,16 @@ def notes(state: OutlierState) -> str:
 
 
 def statistics(state: OutlierState) -> str:
-    """The threshold and what lies beyond it; sizes and tails of the whole."""
+    """Size and tails of the whole; what lies beyond the threshold."""
     result = state.result
     if result is None or not result.count or math.isnan(result.rms):
         return ""
     if state.on_inputs:
         return "" if state.input_values() is None else f"threshold {short(state.threshold)}"
     weights, share = result.magnitudes.beyond(state.threshold)
-    parts = []
+    parts = [f"RMS {short(result.rms)}"]
+    if not math.isnan(result.kurtosis):
+        parts.append(f"kurtosis {result.kurtosis:,.{1 if result.kurtosis < 1000 else 0}f}")
     if not math.isnan(state.threshold):
         columns = int(np.count_nonzero(result.column.peak >= np.float32(state.threshold)))
         rows = int(np.count_nonzero(result.row.peak >= np.float32(state.threshold)))
@@ -155,9 +159,6 @@ def statistics(state: OutlierState) -> str:
             f"beyond {short(state.threshold)}: {percent(100 * share)} of energy, {counted(weights, 'weight')}, "
             f"{counted(columns, 'column')}, {counted(rows, 'row')}"
         )
-    parts.append(f"RMS {short(result.rms)}")
-    if not math.isnan(result.kurtosis):
-        parts.append(f"kurtosis {result.kurtosis:,.{1 if result.kurtosis < 1000 else 0}f}")
     return "   ".join(parts)
 
 

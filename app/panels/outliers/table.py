@@ -57,10 +57,10 @@ class LineModel(QAbstractTableModel):
             _number(line.peak),
             f"{line.times_rms:,.1f}" if math.isfinite(line.times_rms) else "–",
             f"{line.kurtosis:,.1f}" if math.isfinite(line.kurtosis) else "–",
-            percent(100 * line.energy),
+            percent(100 * line.energy, True),
             _number(line.x),
         )[index.column()]
 
 
 def _number(value: float) -> str:
-    return short(value) if math.isfinite(value) else "–"
+    return short(value, True) if math.isfinite(value) else "–"

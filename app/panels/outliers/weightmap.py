@@ -79,7 +79,7 @@ class WeightMap(QObject):
         rect = QRectF(shown.left, shown.top, shown.width, shown.height)
         self._image.setRect(rect)
         self.texts.show_values(shown.signed, scale.place(shown.values) > BRIGHT, rect)
-        word = "log scale" if shown.logarithmic else ""
+        word = "log" if shown.logarithmic else ""
         self._scale.show_scale(short(shown.low), f"{short(shown.high)} {word}".strip())
         self._scale.setToolTip("The largest |w| of each cell of the map")
 

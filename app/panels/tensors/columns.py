@@ -27,9 +27,9 @@ COLUMNS = (
     Column("name", "tensor", "Name in the output; blocks can be folded", 168),
     Column("role", "role", "", 76),
     Column("shape", "shape", "", 84, number=True),
-    Column("dtype", "dtype", "In the checkpoint", 52),
-    Column("strategy", "strategy", "Double-click, F2 or Enter to change it", 104),
-    Column("bpw", "bpw", "", 50, number=True),
+    Column("dtype", "dtype", "In the checkpoint", 50),
+    Column("strategy", "strategy", "Double-click, F2 or Enter to change it", 113),
+    Column("bpw", "bpw", "", 48, number=True),
     Column("size", "size", "In the output; bars on one scale", 66, number=True),
     Column(
         "sqnr",
