@@ -171,6 +171,8 @@ def _field(parameter: Parameter, value: Any, parent: QWidget) -> QWidget:
         field.setStepType(QDoubleSpinBox.StepType.AdaptiveDecimalStepType)
         field.setValue(float(value))
     field.setAccessibleName(parameter.label)
+    if isinstance(field, QSpinBox | QDoubleSpinBox):
+        field.lineEdit().setTextMargins(2, 0, 0, 0)  # in line with the words of choices
     if not isinstance(field, QCheckBox):
         field.setFixedWidth(current().px(FIELD_WIDTH))
     return field

@@ -17,13 +17,18 @@ class ElidedLabel(QLabel):
     """One line that ends in … where it is too long; the whole is in the tooltip, and `text()` is always the whole.
 
     kind  the look in the style sheet: "muted", "caution", "failure", "done" or ""
+    apart  what stands between the parts of the text, if it has any: of those too much none is cut, they are left out
     """
 
     def __init__(
-        self, kind: str = "", mode: Qt.TextElideMode = Qt.TextElideMode.ElideRight, parent: QWidget | None = None
+        self,
+        kind: str = "",
+        mode: Qt.TextElideMode = Qt.TextElideMode.ElideRight,
+        parent: QWidget | None = None,
+        apart: str = "",
     ) -> None:
         super().__init__(parent)
-        self._mode = mode
+        self._mode, self._apart = mode, apart
         self.setTextFormat(Qt.TextFormat.PlainText)
         self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         if kind:
@@ -41,7 +46,14 @@ class ElidedLabel(QLabel):
     @property
     def shown(self) -> str:
         """The text as far as it fits."""
-        return self.fontMetrics().elidedText(self.text(), self._mode, self.contentsRect().width())
+        metrics, room, text = self.fontMetrics(), self.contentsRect().width(), self.text()
+        if self._apart and metrics.horizontalAdvance(text) > room:
+            parts = text.split(self._apart)
+            for count in range(len(parts) - 1, 0, -1):
+                text = f"{self._apart.join(parts[:count])} …"
+                if metrics.horizontalAdvance(text) <= room:
+                    return text
+        return metrics.elidedText(self.text(), self._mode, room)
 
     def minimumSizeHint(self) -> QSize:
         return QSize(0, super().minimumSizeHint().height())

@@ -39,11 +39,17 @@ def calibration(stage: Stage, name: str) -> bool:
 
     choice = replace(stage.session.calibration, source="text", path=None, samples=16, length=128)
     stage.session.apply(SetCalibration(choice))
-    if not stage.wait(lambda: stage.window.calibrator.can_gather):
+
+    def gathered() -> bool:
+        return getattr(stage.session.calibration_data, "gathered", None) is not None
+
+    # What an earlier run of this script gathered may have been kept.
+    if not stage.wait(lambda: gathered() or stage.window.calibrator.can_gather):
         return False
     stage.show_panel("calibration")
-    stage.window.commands.gather()
-    ready = stage.wait(lambda: getattr(stage.session.calibration_data, "gathered", None) is not None)
+    if not gathered():
+        stage.window.commands.gather()
+    ready = stage.wait(gathered)
     ready = stage.take("calibration-gathered") and ready
     stage.session.apply(SetMethod("gptq", ()))
     if not written(stage, stage.folder / "demo-gptq.gguf", ""):

@@ -25,6 +25,22 @@ def test_elides_and_keeps_the_whole(qtbot):
     label.close()
 
 
+def test_parts_that_do_not_fit_are_left_out_whole(qtbot):
+    label = ElidedLabel(apart="   ")
+    qtbot.addWidget(label)
+    label.setText("RMS 0.0228   kurtosis 141.3   22 % of energy")
+    wide = label.fontMetrics().horizontalAdvance
+    label.resize(wide(label.text()) + 4, 20)
+    assert label.shown == label.text()
+    label.resize(wide(label.text()) - 1, 20)
+    assert label.shown == "RMS 0.0228   kurtosis 141.3 …"
+    label.resize(wide("RMS 0.0228 … "), 20)
+    assert label.shown == "RMS 0.0228 …"
+    label.resize(wide("RMS 0.0"), 20)
+    assert label.shown.startswith("RM")
+    assert label.shown.endswith("…")
+
+
 def test_hairline_is_one_pixel(qtbot):
     line = hairline()
     qtbot.addWidget(line)

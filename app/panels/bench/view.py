@@ -33,9 +33,9 @@ from app.panels.bench.state import BenchState, measurable
 from app.panels.preview import Asked, PreviewPanel
 from app.plotting.turns import Turns
 from app.session import Notice, Session
+from app.sizes import size_text, unit_of
 from app.theme import current
 from core.analysis.bench import BenchRow, bench
-from core.engine.progress import bytes_text
 from core.errors import WorkbenchError
 
 # From this width on the chart stands beside the table.
@@ -52,6 +52,7 @@ class _Rows(QAbstractTableModel):
         self.rows: list[BenchRow] = []
         self._front: set[str] = set()
         self._current = ""
+        self._unit = unit_of(0)  # of sizes, by the largest
 
     def refresh(self) -> bool:
         """Says what changed: cells only, as long as the same strategies stand in the same lines. Whether anything
@@ -63,10 +64,13 @@ class _Rows(QAbstractTableModel):
         if not same:
             self.beginResetModel()
         self.rows, self._front, self._current = rows, front, self._state.current
+        unit, self._unit = self._unit, unit_of(max((row.nbytes for row in rows if row.sums is not None), default=0))
         if not same:
             self.endResetModel()
         elif rows:
             self.dataChanged.emit(self.index(0, 0), self.index(len(rows) - 1, len(HEADS) - 1))
+        if self._unit != unit:
+            self.headerDataChanged.emit(Qt.Orientation.Horizontal, 1, 1)
         return True
 
     def words(self, section: int) -> list[str]:
@@ -83,7 +87,7 @@ class _Rows(QAbstractTableModel):
         if orientation != Qt.Orientation.Horizontal:
             return None
         if role == Qt.ItemDataRole.DisplayRole:
-            return HEADS[section]
+            return f"size, {self._unit[0]}" if section == 1 else HEADS[section]
         if role == Qt.ItemDataRole.ToolTipRole:
             return about(HEADS[section], HELP.get(section, ""))
         return _aligned(section) if role == Qt.ItemDataRole.TextAlignmentRole else None
@@ -111,12 +115,12 @@ class _Rows(QAbstractTableModel):
             return f"{row.label} ●" if row.label in self._front else row.label
         if row.sums is None:
             return row.note if column == 1 else ""
-        return _cell(row, column)
+        return _cell(row, column, self._unit[1])
 
 
-def _cell(row: BenchRow, column: int) -> str:
+def _cell(row: BenchRow, column: int, unit: int) -> str:
     if column == 1:
-        return bytes_text(row.nbytes)
+        return size_text(row.nbytes, unit)
     milliseconds = None if row.seconds is None else 1e3 * row.seconds
     value = (None, None, row.bpw, row.sqnr_db, row.relative_mse, row.weighted, milliseconds)[column]
     if value is None:

@@ -234,7 +234,6 @@ def _number(parent: QWidget, name: str, low: int, high: int, help: str) -> QSpin
     field.setRange(low, high)
     field.setGroupSeparatorShown(True)
     field.setFixedWidth(current().px(72))
-    field.setButtonSymbols(QSpinBox.ButtonSymbols.NoButtons)
     field.setAlignment(Qt.AlignmentFlag.AlignRight)
     field.setAccessibleName(name)
     field.setToolTip(help)

@@ -123,7 +123,7 @@ class ErrorMapPanel(PreviewPanel):
         self.empty = empty_label(self.state.empty)
         self.title = ElidedLabel("", Qt.TextElideMode.ElideMiddle)
         embolden(self.title)
-        self.read_off = ElidedLabel("muted")
+        self.read_off = ElidedLabel("muted", apart="   ")
         self.scale = ColorScale()
         self.metric_box = QComboBox()
         for metric in METRICS:

@@ -79,7 +79,7 @@ class HistogramPanel(QWidget):
     def _build(self) -> None:
         self.empty = empty_label(self.state.empty)
         self.heading = Heading()
-        self.percentiles, self.numbers = ElidedLabel("muted"), ElidedLabel("muted")
+        self.percentiles, self.numbers = (ElidedLabel("muted", apart="  ") for _ in range(2))
         self.legend, self.notes = QLabel(), QLabel()
         self.legend.setTextFormat(Qt.TextFormat.RichText)
         self.notes.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)

@@ -106,8 +106,9 @@ class JobsPanel(QWidget):
         self.clear.setIcon(self._theme.icon("trash"))
         self.clear.setToolTip("Clear finished jobs from this list; their files stay")
         self.clear.setAccessibleName("Clear finished jobs")
-        self.clear.setFixedWidth(3 * (ICON + 8) + 8)
+        self.clear.setFixedWidth(ICON + 8)
         self.clear.clicked.connect(self._clear)
+        line.addSpacing(2 * (ICON + 8) + 8)  # over the last of a row's three buttons
         line.addWidget(self.clear)
         return line
 

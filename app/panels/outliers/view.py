@@ -85,7 +85,7 @@ class OutliersPanel(PreviewPanel):
         self.notes.setProperty("kind", "muted")
         self.notes.setWordWrap(True)
         self.notes.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.numbers = ElidedLabel("muted")
+        self.numbers = ElidedLabel("muted", apart="   ")
         self.scale = ColorScale()
         self._plots = QWidget()
         self._plot_box = QVBoxLayout(self._plots)
