@@ -15,6 +15,7 @@ from app.edits import SetTarget
 from app.job_service import JobService
 from app.panels.bench.state import EMPTY, BenchState
 from app.panels.bench.view import BenchPanel
+from app.panels.bench.widths import fitting
 from app.session import Session
 from core.analysis.bench import BenchRow, bench
 from core.analysis.error import ErrorSums
@@ -137,6 +138,26 @@ def test_measures_the_selected_tensor(panel):
     image = panel.chart.grab().toImage()
     colors = {image.pixelColor(x, y).name() for x in range(image.width()) for y in range(image.height())}
     assert panel._theme.color_for("q8_0").name() in colors
+
+
+def test_names_have_room_and_what_sqnr_says_too_goes_first(panel, qtbot):
+    table, widths = panel.table, panel.widths
+    need = table.fontMetrics().horizontalAdvance(max(panel.model.words(0), key=len))
+    widths.fit(weighted=True)
+    panel.opened.resize(1280, 800)
+    qtbot.waitUntil(lambda: table.isColumnHidden(4))
+    assert not table.isColumnHidden(5)
+    assert table.columnWidth(0) > need
+    panel.opened.resize(2560, 1440)
+    qtbot.waitUntil(lambda: not table.isColumnHidden(4))
+    assert table.columnWidth(0) > need
+
+
+def test_columns_are_given_up_in_turn():
+    needed = {0: 100, 1: 50, 4: 60, 6: 40}
+    assert fitting(needed, 250) == {0, 1, 4, 6}
+    assert fitting(needed, 249) == {0, 1, 6}
+    assert fitting(needed, 100) == {0, 1}
 
 
 def test_typing_adds_and_delete_removes(panel, qtbot):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from PySide6.QtCore import QAbstractTableModel, QModelIndex, QObject, QSize, Qt, QTimer, Slot
+from PySide6.QtCore import QAbstractTableModel, QEvent, QModelIndex, QObject, QSize, Qt, QTimer, Slot
 from PySide6.QtGui import QColor, QGuiApplication, QKeySequence, QResizeEvent, QShortcut
 from PySide6.QtWidgets import (
     QBoxLayout,
@@ -15,14 +15,13 @@ from PySide6.QtWidgets import (
     QHeaderView,
     QLineEdit,
     QStackedLayout,
-    QStyle,
     QTableView,
     QVBoxLayout,
     QWidget,
 )
 
 from app.buttons import flat_button
-from app.cells import PAD, dress
+from app.cells import dress
 from app.edits import AssignStrategy
 from app.glossary import about
 from app.job_service import JobService
@@ -30,6 +29,7 @@ from app.jobs import JobId
 from app.labels import ElidedLabel, Heading, empty_label, hairline
 from app.panels.bench.chart import BenchChart
 from app.panels.bench.state import BenchState, measurable
+from app.panels.bench.widths import Widths
 from app.panels.preview import Asked, PreviewPanel
 from app.plotting.turns import Turns
 from app.session import Notice, Session
@@ -173,6 +173,9 @@ class BenchPanel(PreviewPanel):
         header = self.table.horizontalHeader()
         header.setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
         header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
+        self.widths = Widths(self.table, self.model, len(HEADS))
+        self.widths.fit(weighted=False)
+        self.table.viewport().installEventFilter(self)
         self.table.setAccessibleName("Strategies")
         self.table.doubleClicked.connect(lambda index: self.apply(self.model.rows[index.row()].label))
         self.table.selectionModel().currentRowChanged.connect(self._row_chosen)
@@ -229,6 +232,11 @@ class BenchPanel(PreviewPanel):
         super().resizeEvent(event)
         beside = self.width() >= BESIDE
         self.both.setDirection(QBoxLayout.Direction.LeftToRight if beside else QBoxLayout.Direction.TopToBottom)
+
+    def eventFilter(self, watched: QObject, event: QEvent) -> bool:
+        if event.type() == QEvent.Type.Resize:
+            self.widths.show()
+        return False
 
     # --- following ----------------------------------------------------------------------------------------------------
 
@@ -297,8 +305,7 @@ class BenchPanel(PreviewPanel):
         self.heading.title.setText(state.title())
         self.heading.subtitle.setText(state.failure or state.subtitle())
         if self.model.refresh():
-            self._fit_columns()
-        self.table.setColumnHidden(5, not state.weighted)
+            self.widths.fit(state.weighted)
         self._choose_line()
         yield
         self._mark()
@@ -310,14 +317,6 @@ class BenchPanel(PreviewPanel):
         self.use.setEnabled(known and self._chosen != self.state.current)
         self.remove.setEnabled(at >= 0 and self._chosen != self.state.current)
         self.chart.show_points(self.state.points(), self._chosen if at >= 0 else "")
-
-    def _fit_columns(self) -> None:
-        """As wide as what stands in them. Left to the table, it asks for every cell several times over."""
-        header, metrics = self.table.horizontalHeader(), self.table.fontMetrics()
-        room = 2 * (self.style().pixelMetric(QStyle.PixelMetric.PM_FocusFrameHMargin) + 1 + PAD)
-        for section in range(1, len(HEADS)):
-            words = max((metrics.horizontalAdvance(text) for text in self.model.words(section)), default=0)
-            header.resizeSection(section, max(header.sectionSizeHint(section), words + room))
 
     def _choose_line(self) -> int:
         """Selects the line of the chosen strategy. Which one it is, or −1."""
