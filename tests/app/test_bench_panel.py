@@ -140,7 +140,8 @@ def test_measures_the_selected_tensor(panel):
     assert panel._theme.color_for("q8_0").name() in colors
 
 
-def test_names_have_room_and_what_sqnr_says_too_goes_first(panel, qtbot):
+def test_names_have_room_and_what_sqnr_says_too_goes_first(panel, qtbot, monkeypatch):
+    monkeypatch.setattr(BenchState, "weighted", property(lambda state: True))
     table, widths = panel.table, panel.widths
     need = table.fontMetrics().horizontalAdvance(max(panel.model.words(0), key=len))
     widths.fit(weighted=True)
