@@ -107,7 +107,9 @@ class MappedFile:
 
     def view(self, begin: int, end: int) -> memoryview:
         """Bytes begin … end, read-only. Its `obj` is the mapping itself, so that paging hints can be given."""
-        return memoryview(self.mapping())[begin:end]
+        mapping = self.mapping()
+        self._look(mapping)
+        return memoryview(mapping)[begin:end]
 
     def tensor(self, begin: int, end: int) -> torch.Tensor:
         """uint8 [end - begin] over the mapping, without a copy. Writing into it is a segmentation fault."""
@@ -115,7 +117,21 @@ class MappedFile:
 
         if begin == end:
             return torch.empty(0, dtype=torch.uint8)
-        return torch.frombuffer(self._writable_window(), dtype=torch.uint8, count=end - begin, offset=begin)
+        window = self._writable_window()
+        self._look(self.mapping())
+        return torch.frombuffer(window, dtype=torch.uint8, count=end - begin, offset=begin)
+
+    def _look(self, mapping: mmap.mmap) -> None:
+        """Raises CorruptFile when the file has been cut short or written to: reading beyond its new end would end the
+        process, and what lies elsewhere is another checkpoint's. A file that was removed can still be read."""
+        try:
+            changed = mapping.size() < self.size or stamp(self.path) != self.stamp
+        except CheckpointError:
+            return
+        except (OSError, ValueError) as exc:
+            raise CheckpointError(f"cannot be read any more ({_why(exc)})", where=self.path) from exc
+        if changed:
+            raise CorruptFile("has changed since it was opened", "open it again", self.path)
 
     def _writable_window(self) -> ctypes.Array[ctypes.c_ubyte]:
         """The mapping under a buffer that does not call itself read-only.

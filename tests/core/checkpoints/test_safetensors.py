@@ -159,6 +159,33 @@ def test_closed_and_changed_files_say_so(tmp_path: Path) -> None:
         ours.fingerprint()
 
 
+def test_a_file_that_changes_while_it_is_mapped(tmp_path: Path) -> None:
+    """Reading beyond the new end of a mapped file ends the process: it is noticed before."""
+    path = tmp_path / "x.safetensors"
+    w = torch.randn(1024, 1024)
+    save_file({"v": w[:1].clone(), "w": w}, path)
+    whole, ours = path.read_bytes(), open_checkpoint(path)
+    assert torch.equal(ours.read("v"), w[:1])
+    with path.open("r+b") as file:
+        file.truncate(len(whole) // 4)
+    for read in (ours.read, ours.raw):
+        with pytest.raises(CorruptFile, match="has changed since it was opened; open it again"):
+            read("w", 1000, 1024)
+    path.write_bytes(whole)
+    ours = open_checkpoint(path)
+    assert torch.equal(ours.read("w"), w)
+    with path.open("r+b") as file:
+        file.seek(-8, 2)
+        file.write(bytes(8))
+    with pytest.raises(CorruptFile, match="has changed"):
+        ours.read("w")
+    path.write_bytes(whole)
+    ours = open_checkpoint(path)
+    assert torch.equal(ours.read("v"), w[:1])
+    path.unlink()
+    assert torch.equal(ours.read("w"), w), "what is mapped can be read when its name is gone"
+
+
 def test_many_threads_read_alike(tmp_path: Path) -> None:
     tensors = {f"w.{i}": torch.full((16, 16), float(i)) for i in range(40)}
     save_file(tensors, tmp_path / "x.safetensors")
