@@ -72,9 +72,12 @@ class ErrorSums:
 
     @property
     def sqnr_db(self) -> float | None:
-        """10·log₁₀(Σw²/Σ(w−ŵ)²); inf for an exact copy, None when all weights are zero and the copy is not."""
+        """10·log₁₀(Σw²/Σ(w−ŵ)²); inf for an exact copy, NaN when a weight is or became infinite or NaN, None when all
+        weights are zero and the copy is not."""
         if self.e2 == 0:
             return math.inf
+        if math.isinf(self.e2):
+            return math.nan
         return 10 * math.log10(self.w2 / self.e2) if self.w2 > 0 else (None if self.w2 == 0 else math.nan)
 
     @property

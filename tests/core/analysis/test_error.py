@@ -33,6 +33,16 @@ def test_against_numpy_in_float64(dtype: torch.dtype) -> None:
     assert s.cosine == pytest.approx((x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum()), rel=1e-6)
 
 
+def test_a_weight_that_became_infinite_is_told_and_breaks_nothing() -> None:
+    w = torch.randn(4, 4)
+    v = w.clone()
+    v[1, 2] = math.inf
+    sums = sums_of(w, v)
+    assert math.isnan(sums.sqnr_db)
+    assert sums.relative_mse == sums.max_abs == math.inf
+    assert math.isnan((sums + sums_of(w, w)).sqnr_db)
+
+
 def test_slices_add_up_and_survive_a_journal() -> None:
     g = torch.Generator().manual_seed(2)
     w, v = torch.randn(64, 32, generator=g), torch.randn(64, 32, generator=g)
