@@ -67,6 +67,11 @@ class Exporter(QObject):
             painter.end()
         return image
 
+    @property
+    def file_name(self) -> str:
+        """The name, without what file systems take for something else: tensors of some checkpoints are called a/b."""
+        return "".join("_" if c in '/\\:*?"<>|' or ord(c) < 32 else c for c in self._name())
+
     @Slot()
     def copy_picture(self) -> None:
         QGuiApplication.clipboard().setImage(self.picture())
@@ -78,7 +83,7 @@ class Exporter(QObject):
     @Slot()
     def export_picture(self) -> None:
         """Asks for a path; the suffix decides between PNG and SVG."""
-        chosen = self.ask_path(f"{self._name()}.png", PICTURES)
+        chosen = self.ask_path(f"{self.file_name}.png", PICTURES)
         if not chosen:
             return
         path = Path(chosen if chosen.lower().endswith((".png", ".svg")) else f"{chosen}.png")
@@ -87,7 +92,7 @@ class Exporter(QObject):
 
     @Slot()
     def export_values(self) -> None:
-        chosen = self.ask_path(f"{self._name()}.csv", VALUES)
+        chosen = self.ask_path(f"{self.file_name}.csv", VALUES)
         if chosen:
             path = Path(chosen if chosen.lower().endswith(".csv") else f"{chosen}.csv")
             self._try(lambda: write_whole(path, self._values()))

@@ -12,8 +12,8 @@ from typing import Any
 
 import pyqtgraph as pg
 from PySide6.QtCore import QEvent, QPointF, QRectF, QSize, Qt, QTimer, Signal, Slot
-from PySide6.QtGui import QContextMenuEvent, QPainter, QResizeEvent
-from PySide6.QtWidgets import QGraphicsSceneMouseEvent, QGraphicsView, QMenu
+from PySide6.QtGui import QContextMenuEvent, QFocusEvent, QKeyEvent, QPainter, QResizeEvent
+from PySide6.QtWidgets import QGraphicsSceneMouseEvent, QGraphicsView, QMenu, QWidget
 
 from app.plotting.axes import ShareAxis, ValueAxis
 from app.plotting.exporting import Exporter
@@ -27,6 +27,17 @@ RANGE_MS = 40
 AXIS_WIDTH = 58
 # Where a strip has less height than this, axes lose their words.
 COMPACT = 130
+# What a key does, as parts of what is seen: the reading moves, the view moves, it is closer or farther.
+STEP_X, STEP_Y, PAN, ZOOM = 1 / 64, 1 / 24, 1 / 4, 1.5
+KEYS = (
+    "Arrows move the reading, Ctrl and an arrow the view; + and − zoom, Home shows all again, Menu copies and exports"
+)
+_ARROWS = {
+    Qt.Key.Key_Left: (-1, 0),
+    Qt.Key.Key_Right: (1, 0),
+    Qt.Key.Key_Up: (0, -1),
+    Qt.Key.Key_Down: (0, 1),
+}
 
 
 class _View(pg.ViewBox):
@@ -70,6 +81,8 @@ class Plot(pg.GraphicsLayoutWidget):
         self._strips: list[Strip] = []
         self._lines: list[pg.InfiniteLine] = []
         self._at: QPointF | None = None
+        self.setAccessibleName(name[:1].upper() + name[1:])
+        self.setAccessibleDescription(KEYS)
         self.exports = Exporter(self, self._paint, values, lambda: self.name)
         self.setFrameShape(self.Shape.NoFrame)
         self.ci.layout.setSpacing(4)
@@ -201,6 +214,64 @@ class Plot(pg.GraphicsLayoutWidget):
         self._at = None
         self._hover.start()
 
+    # --- by keys ------------------------------------------------------------------------------------------------------
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:
+        """As KEYS says."""
+        key, low, high = Qt.Key(event.key()), *self.x_range
+        if key in _ARROWS:
+            across, down = _ARROWS[key]
+            if event.modifiers() & Qt.KeyboardModifier.ControlModifier:
+                self.show_range(*_within(self._strips[0], low, high, across * PAN * (high - low)))
+            else:
+                self._move_reading(across, down)
+        elif key in (Qt.Key.Key_Plus, Qt.Key.Key_Equal, Qt.Key.Key_Minus):
+            factor = ZOOM if key == Qt.Key.Key_Minus else 1 / ZOOM
+            cursor = self.cursor()
+            at = cursor[1] if cursor is not None else (low + high) / 2
+            self.show_range(at - (at - low) * factor, at + (high - at) * factor)
+        elif key == Qt.Key.Key_Home:
+            self.go_home()
+        else:
+            super().keyPressEvent(event)
+
+    def _move_reading(self, across: int, down: int) -> None:
+        field = self._field()
+        at = self._at if self._at is not None else field.center()
+        at += QPointF(across * STEP_X * field.width(), down * STEP_Y * field.height())
+        self._at = QPointF(
+            min(max(at.x(), field.left() + 1), field.right() - 1), min(max(at.y(), field.top() + 1), field.bottom() - 1)
+        )
+        self._tell_hover()
+
+    def _field(self) -> QRectF:
+        """Where the strips' data are, in the scene."""
+        first, last = (s.item.vb.sceneBoundingRect() for s in (self._strips[0], self._strips[-1]))
+        return QRectF(first.topLeft(), last.bottomRight())
+
+    def focusInEvent(self, event: QFocusEvent) -> None:
+        super().focusInEvent(event)
+        by_keys = event.reason() in (Qt.FocusReason.TabFocusReason, Qt.FocusReason.BacktabFocusReason)
+        if by_keys and self._strips and self._at is None:
+            self._at = self._strips[0].item.vb.sceneBoundingRect().center()
+            self._hover.start()
+
+    def focusOutEvent(self, event: QFocusEvent) -> None:
+        super().focusOutEvent(event)
+        if not self.underMouse():
+            self._at = None
+            self._hover.start()
+
+    def stand_before(self, widget: QWidget) -> None:
+        """Tab comes to the plot, and then to a widget that was there before the plot was made."""
+        before = widget.previousInFocusChain()
+        while before is not None and before.focusPolicy() == Qt.FocusPolicy.NoFocus:  # those Qt passes over
+            before = before.previousInFocusChain()
+        if before is not None:
+            QWidget.setTabOrder(before, self)
+
+    # --- by mouse -----------------------------------------------------------------------------------------------------
+
     def _moved(self, place: QPointF) -> None:
         self._at = place
         if not self._hover.isActive():
@@ -257,6 +328,13 @@ class Plot(pg.GraphicsLayoutWidget):
 
     def minimumSizeHint(self) -> QSize:
         return QSize(160, 120)
+
+
+def _within(strip: Strip, low: float, high: float, by: float) -> tuple[float, float]:
+    """A part of x moved, as far as its limits allow."""
+    least, most = strip.item.vb.state["limits"]["xLimits"]
+    by = min(max(by, least - low), most - high) if least is not None and most is not None else by
+    return low + by, high + by
 
 
 def _single_shot(owner: Plot, interval: int, call: Callable[[], None]) -> QTimer:

@@ -71,14 +71,14 @@ class Strip:
 
         return self._styled(ticks, style)
 
-    def dashes(self, role: str, count: int) -> list[pg.InfiniteLine]:
+    def dashes(self, role: str, count: int, style: Qt.PenStyle = Qt.PenStyle.DashLine) -> list[pg.InfiniteLine]:
         """Dashed vertical lines, hidden until they have a place: see `place`."""
 
         def dashed() -> pg.InfiniteLine:
             line = pg.InfiniteLine(angle=90, movable=False)
             line.setZValue(15)
             line.hide()
-            return self._styled(line, lambda theme: line.setPen(pen(theme, role, Qt.PenStyle.DashLine)))
+            return self._styled(line, lambda theme: line.setPen(pen(theme, role, style)))
 
         return [dashed() for _ in range(count)]
 

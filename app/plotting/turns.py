@@ -51,5 +51,9 @@ class Turns(QObject):
             if self._steps is steps:
                 self._steps = None
             return
+        except Exception:
+            if self._steps is steps:
+                self._steps = None  # else it would be busy for ever
+            raise
         if self._steps is steps:  # a step may have begun something else
             self._next.start()

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # From this many values on, the compiled counter is worth loading.
 COMPILED_FROM = 1 << 18
+# Shares of all weights below the percentiles that are told.
+QUANTILES = (0.001, 0.01, 0.99, 0.999)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,6 +217,12 @@ class MirrorCounter:
                 self._reach *= 2
         self._reach = reach
         self._edges = np.linspace(-reach, reach, self._bins + 1)
+
+
+def quantiles_of(x: NDArray[np.float32]) -> tuple[float, ...]:
+    """QUANTILES of what is finite; () when nothing is."""
+    finite = x[np.isfinite(x)]
+    return tuple(float(q) for q in np.quantile(finite, QUANTILES)) if finite.size else ()
 
 
 def add_counts(x: NDArray[np.float32], edges: NDArray[np.float64], out: NDArray[np.int64]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from core.analysis.counts import Counter, Counts, MirrorCounter, Moments
+from core.analysis.counts import Counter, Counts, MirrorCounter, Moments, quantiles_of
 from core.analysis.error import WHOLE_WEIGHTS, ErrorSums, sample_runs
 from core.analysis.reach import Group, Reach, ReachTally, ends_of, group_at, group_width, is_shared
 from core.calibration.statistics import Statistic
@@ -82,7 +82,7 @@ class HistogramResult:
     zeros        dequantized weights that are exactly 0
     notes        what could not be shown and why, or what is shown instead; a line each
     pending      what the strategy makes of the weights is on its way
-    """
+    quantiles    QUANTILES of the first sample, for where one weight far out makes the bins too wide"""
 
     name: str
     label: str
@@ -98,6 +98,7 @@ class HistogramResult:
     zeros: int = 0
     notes: tuple[str, ...] = ()
     pending: bool = False
+    quantiles: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,12 +215,13 @@ def _sample(request: HistogramRequest, ctx: JobContext) -> HistogramResult:
     x = _float32(w)
     moments = Moments().add(x)
     exact = moments.count == tensor.numel
+    quantiles = quantiles_of(x)
     reach, pair = ReachTally(), None
     if strategy is not None and w.numel():
         # The weights alone are there at once; a search that is compiled at its first use takes its time.
         plain = _Tally(_range(moments, reach))
         plain.add(w, x, None)
-        ctx.partial(plain.result(request, moments, exact, None, strategy, notes, pending=True))
+        ctx.partial(plain.result(request, moments, exact, None, strategy, notes, pending=True, quantiles=quantiles))
         ctx.check()
         places = np.concatenate([np.arange(a, b) for a, b in runs])
         try:
@@ -230,7 +232,7 @@ def _sample(request: HistogramRequest, ctx: JobContext) -> HistogramResult:
             reach.add(strategy.format, pair[1], w, x, places)
     tally = _Tally(_range(moments, reach))
     tally.add(w, x, pair)
-    return tally.result(request, moments, exact, reach.result(), strategy, notes)
+    return tally.result(request, moments, exact, reach.result(), strategy, notes, quantiles=quantiles)
 
 
 def _exact(request: HistogramRequest, sample: HistogramResult, ctx: JobContext) -> HistogramResult:
@@ -273,7 +275,8 @@ def _exact(request: HistogramRequest, sample: HistogramResult, ctx: JobContext) 
         tally.add(w, x, pair)
         done += w.numel()
         ctx.progress(done, tensor.numel)
-    return tally.result(request, moments, True, reach.result(), strategy if apply is not None else None, notes)
+    strategy = strategy if apply is not None else None
+    return tally.result(request, moments, True, reach.result(), strategy, notes, quantiles=sample.quantiles)
 
 
 def _refusal(request: HistogramRequest, error: WorkbenchError, places: NDArray[np.int64]) -> str:
@@ -348,18 +351,19 @@ class _Tally:
         strategy: _Strategy | None,
         notes: list[str],
         pending: bool = False,
+        quantiles: tuple[float, ...] = (),
     ) -> HistogramResult:
-        tensor = request.tensor
         plain = HistogramResult(
-            tensor.name,
+            request.tensor.name,
             request.label,
-            tensor.rows,
-            tensor.columns,
+            request.tensor.rows,
+            request.tensor.columns,
             exact,
             moments,
             self._original.counts(),
             notes=tuple(notes),
             pending=pending,
+            quantiles=quantiles,
         )
         if strategy is None or not self._sums.count or self._sums.count != moments.count:
             return plain

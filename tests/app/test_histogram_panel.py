@@ -188,6 +188,63 @@ def test_reading_off_agrees_with_the_weights():
     assert state.read_off(0.0) == plain
 
 
+def test_reading_off_the_residual():
+    state = shown(W)
+    state.picture(*state.home())
+    text = state.read_off(0.0, on_residual=True)
+    assert text.startswith("at 0   residual ")
+    assert "original" not in text
+    kept = shown(W, "keep")
+    kept.picture(*kept.home())
+    assert "original" in kept.read_off(0.0, on_residual=True), "there is no other"
+
+
+@pytest.mark.parametrize("w", [torch.full((4, 8), math.nan), torch.zeros(0, 8), torch.zeros(4, 0)], ids=str)
+def test_nothing_finite_is_nothing_to_read_off(w: torch.Tensor):
+    state = shown(w, "keep")
+    state.picture(*state.home())
+    assert state.read_off(0.5) == state.percentiles() == state.statistics() == ""
+
+
+def test_percentiles_beside_a_weight_that_is_far_too_large():
+    """A flipped bit: the bins are as wide as it is large, and say nothing of the others."""
+    for rows in (64, 1024):
+        w = gaussian(rows, 512)
+        true = np.quantile(w.numpy(), (0.001, 0.01, 0.99, 0.999))
+        w[5, 200] = 1e9
+        words = shown(w, "keep").percentiles().replace("about ", "").replace("−", "-").split("  ")
+        assert [float(word.rpartition(" ")[2]) for word in words[:4]] == pytest.approx(true, rel=0.25)
+        assert ("about" in shown(w, "keep").percentiles()) == (rows == 1024)
+    assert "about" not in shown(gaussian(1024, 512), "keep").percentiles()
+
+
+def test_all_equal_leaves_nothing_outside():
+    for value in (0.0, 0.3):
+        state = shown(torch.full((64, 256), value), "keep")
+        assert state.far_out() == ""
+        told = state.percentiles().split("  ")[:4]
+        assert {word.rpartition(" ")[2] for word in told} == {short(value, True)}
+
+
+@pytest.mark.parametrize(("strategy", "exact"), [("int4-g128", True), ("q3_k", True), ("nf4", True), ("q4_k", False)])
+def test_what_a_weight_of_zero_becomes(strategy: str, exact: bool):
+    state = shown(W, strategy)
+    zero = state.zero()
+    levels = state.shown_group.levels
+    assert zero in levels
+    assert abs(zero) == np.abs(levels).min()
+    assert (zero == 0) == exact
+    assert state.legend_zero() == ("zero" if exact else f"nearest to zero: {short(zero)}")
+    assert shown(W, "keep").zero() is None
+    assert shown(W, "keep").legend_zero() == ""
+
+
+def test_codes_of_several_weights_have_no_levels_and_the_legend_says_so():
+    state = shown(W, "iq3_s")
+    assert state.result.dequantized is not None
+    assert state.legend_levels() == f"a code stands for {state.request.format.columns_per_code} weights: no levels"
+
+
 # --- arrays ---------------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +344,11 @@ def test_other_tensors_are_laid_over_as_shares_of_equal_bins():
     assert over.heights.sum() * (over.edges[1] - over.edges[0]) / step == pytest.approx(100, rel=0.01)
     # Four times as wide, so a quarter as high.
     assert first.heights.max() / over.heights.max() == pytest.approx(4, rel=0.15)
+    rows = list(csv.DictReader(io.StringIO(state.csv())))
+    assert {r["curve"] for r in rows} == {"original", "v"}
+    assert sum(r["curve"] == "v" for r in rows) == over.heights.size
+    read = state.read_off(0.0).split("   ")
+    assert [word.split(" ")[0] for word in read[1:]][::2] == ["original", "v"]
     session.selection = ("w",)
     state.follow(session)  # type: ignore[arg-type]
     assert state.laid_over == []
@@ -396,6 +458,8 @@ def test_draws_the_demo(bench, qtbot):
     assert panel._residual.isVisible()
     assert len(panel._levels.xvals) == 16
     assert all(line.isVisible() for line in panel._limits)
+    assert panel._zero[0].isVisible()
+    assert panel._zero[0].value() == panel.state.zero()
     image = panel.grab().toImage()
     colors = {image.pixelColor(x, y).name() for x in range(0, image.width(), 2) for y in range(0, image.height(), 2)}
     assert panel._theme.colors.dequantized.name() in colors
@@ -422,6 +486,37 @@ def test_another_tensor_goes_home(bench, qtbot):
     bench.panel.plot.show_range(-0.01, 0.01)
     select(bench, qtbot, "model.layers.0.mlp.up_proj.weight", "q4_k")
     assert bench.panel.plot.at_home
+
+
+def test_a_picture_that_fails_does_not_leave_the_plot_held_back(bench, qtbot, monkeypatch):
+    select(bench, qtbot, DOWN, "q4_k")
+    panel = bench.panel
+    with monkeypatch.context() as patch:
+        patch.setattr(panel.state, "picture", lambda low, high: 1 / 0)
+        with qtbot.captureExceptions() as failed:
+            bench.session.select(("model.layers.0.mlp.up_proj.weight",))
+            bench.session.set_plan(None, {NORM: planned(bench.checkpoint, NORM, "keep")})
+            bench.session.select((NORM,))
+            qtbot.waitUntil(lambda: bool(failed) and not panel.busy, timeout=20_000)
+        assert failed[0][0] is ZeroDivisionError
+        assert panel.plot.viewport().updatesEnabled()
+    select(bench, qtbot, DOWN, "q4_k")
+    assert panel._dequantized.isVisible()
+
+
+def test_tab_comes_to_the_plot_before_what_stands_under_it(bench, qtbot):
+    select(bench, qtbot, DOWN, "q4_k")
+    panel = bench.panel
+    panel.home.setFocus()
+    seen = []
+    for _ in range(12):
+        panel.focusNextChild()
+        seen.append(panel.window().focusWidget())
+        if seen[-1] is panel.plot:
+            break
+    assert seen[-1] is panel.plot
+    panel.focusNextChild()
+    assert panel.window().focusWidget() is panel.scope
 
 
 def test_logarithmic_axis(bench, qtbot):

@@ -107,6 +107,45 @@ def test_reading_off(plot: Plot, qtbot):
     assert told.args == [None]
 
 
+def test_keys_read_off_zoom_and_go_home(plot: Plot, qtbot):
+    told: list[float | None] = []
+    plot.hovered.connect(told.append)
+    assert plot.accessibleName() == "Test"
+    assert "Arrows" in plot.accessibleDescription()
+    qtbot.keyClick(plot, Qt.Key.Key_Right)
+    middle = told[-1]
+    assert 0.0 < middle < 0.1
+    assert plot.cursor()[0] in (0, 1)
+    for _ in range(40):
+        qtbot.keyClick(plot, Qt.Key.Key_Up)
+    assert plot.cursor()[0] == 0, "at the upper end of the upper strip"
+    for _ in range(40):
+        qtbot.keyClick(plot, Qt.Key.Key_Down)
+    assert plot.cursor()[0] == 1
+    qtbot.keyClick(plot, Qt.Key.Key_Plus)
+    low, high = plot.x_range
+    assert high - low == pytest.approx(2 / 1.5)
+    assert plot.cursor()[1] == pytest.approx(middle, abs=0.02), "the place that is read stays"
+    qtbot.keyClick(plot, Qt.Key.Key_Right, Qt.KeyboardModifier.ControlModifier)
+    assert plot.x_range[0] == pytest.approx(low + (high - low) / 4)
+    for _ in range(20):
+        qtbot.keyClick(plot, Qt.Key.Key_Right, Qt.KeyboardModifier.ControlModifier)
+    assert plot.x_range == pytest.approx((2 - (high - low), 2.0), rel=0.01), "no farther than the limits"
+    qtbot.keyClick(plot, Qt.Key.Key_Home)
+    assert plot.at_home
+    qtbot.keyClick(plot, Qt.Key.Key_Minus)
+    assert plot.x_range[1] - plot.x_range[0] == pytest.approx(3.0, rel=0.01)
+
+
+def test_files_get_names_that_file_systems_take(plot: Plot, tmp_path: Path):
+    asked = []
+    plot.name = 'encoder/layer:0 "a"-histogram'
+    plot.exports.ask_path = lambda name, kinds: asked.append(name) or ""
+    plot.exports.export_picture()
+    plot.exports.export_values()
+    assert asked == ["encoder_layer_0 _a_-histogram.png", "encoder_layer_0 _a_-histogram.csv"]
+
+
 @pytest.mark.parametrize("height", [300, 900])
 def test_ticks_stand_in_a_band_of_their_own_pixels(plot: Plot, qtbot, height: int):
     ticks = [plot.upper.ticks("text", lane) for lane in (0, 1)]

@@ -50,6 +50,22 @@ def test_the_latest_wins_and_stopping_leaves_out_the_rest(qapp, qtbot) -> None:
     assert not turns.busy
 
 
+def test_a_step_that_fails_is_told_and_leaves_nobody_busy(qapp, qtbot) -> None:
+    seen: list[str] = []
+    turns = Turns(QObject(qapp))
+
+    def failing() -> Iterator[None]:
+        raise ValueError("no picture")
+        yield
+
+    with pytest.raises(ValueError, match="no picture"):
+        turns.begin(failing())
+    assert not turns.busy
+    turns.begin(steps(seen, "a", 1))
+    turns.finish()
+    assert seen == ["a0", "a end"]
+
+
 def test_a_step_may_begin_something_else(qapp, qtbot) -> None:
     seen: list[str] = []
     owner = QObject()

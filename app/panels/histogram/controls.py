@@ -20,6 +20,7 @@ class Controls(QHBoxLayout):
         self.scope = QComboBox()
         self.scope.addItems(["All groups", "One group"])
         self.scope.setToolTip("Levels and limits of all groups together, or of one that you choose")
+        self.scope.setAccessibleName("Groups")
         self.row, self.group = QSpinBox(), QSpinBox()
         self.row.setPrefix("row ")
         self.group.setPrefix("group ")
@@ -38,7 +39,9 @@ class Controls(QHBoxLayout):
             check=True,
         )
         self.spread.setAccessibleName("Bins by Freedman and Diaconis")
-        self.home = flat_button(theme, "arrows-out-line-horizontal", "Reset zoom (double-click the plot)")
+        self.home = flat_button(
+            theme, "arrows-out-line-horizontal", "Reset zoom (double-click the plot, or Home in it)"
+        )
         self.setSpacing(8)
         for widget in (self.scope, self.row, self.group):
             self.addWidget(widget)

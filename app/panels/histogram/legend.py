@@ -28,6 +28,8 @@ def legend_html(state: HistogramState, colors: Colors) -> str:
         parts.append(_key("││", colors.original, "its weights"))
     if state.legend_limits():
         parts.append(_key("┆", colors.text, state.legend_limits()))
+    if state.legend_zero():
+        parts.append(_key("┊", colors.muted, state.legend_zero()))
     return f'<div style="line-height: 120%">{"&nbsp;&nbsp; ".join(parts)}</div>'
 
 

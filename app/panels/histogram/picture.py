@@ -34,7 +34,7 @@ class Curve:
 class Picture:
     """One view's curves.
 
-    others             of tensors laid over it, as shares in bins as wide as the original's
+    others             of tensors laid over it, as shares in bins as wide as the original's; names: theirs
     top, residual_top  the upper end of the y axes; bottom: the lower one (0, or a logarithm)
     """
 
@@ -46,6 +46,7 @@ class Picture:
     residual_top: float
     logarithmic: bool
     others: tuple[Curve, ...] = ()
+    names: tuple[str, ...] = ()
 
     def shares(self, curve: Curve) -> NDArray[np.float64]:
         """Percent, whatever the axis."""
@@ -96,11 +97,13 @@ def picture_of(
         _headroom(floor, _top(residual) if residual is not None else floor),
         logarithmic,
         laid_over,
+        tuple(other.name for other in others),
     )
 
 
 def csv_of(picture: Picture) -> str:
-    """The bins as comma-separated values: curve, from, to, percent of all weights."""
+    """The bins as comma-separated values: curve (or the name of a tensor laid over), from, to, percent of all weights;
+    of tensors laid over, percent in a bin as wide as the original's."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["curve", "from", "to", "percent"])
@@ -108,6 +111,7 @@ def csv_of(picture: Picture) -> str:
         ("original", picture.original),
         ("dequantized", picture.dequantized),
         ("residual", picture.residual),
+        *zip(picture.names, picture.others, strict=True),
     ):
         if curve is None:
             continue

@@ -12,13 +12,15 @@ from app.panels.histogram.picture import Picture, csv_of, percent, picture_of, s
 from app.panels.histogram.requests import OverlayRequest, request_of, same
 from app.panels.histogram.shape import humps_of, spread
 from app.panels.outputs import output_tensor
-from core.analysis.histogram import GroupRequest, GroupView, HistogramRequest, HistogramResult
+from core.analysis.counts import QUANTILES
+from core.analysis.histogram import SAMPLE_WEIGHTS, GroupRequest, GroupView, HistogramRequest, HistogramResult
 
 if TYPE_CHECKING:
     from app.session import Session
     from core.analysis.reach import Group
 
-PERCENTILES = (0.1, 1.0, 99.0, 99.9)
+# Percentiles are read off the bins where at least so many of these lie between the outer ones.
+FINE_ENOUGH = 200
 # A tensor whose outermost weights lie this many times farther out than its 0.05th and 99.95th percentile is first shown
 # without them: a single outlier would press all the rest into one bin.
 FAR_OUT = 3.0
@@ -132,6 +134,13 @@ class HistogramState:
             return self.group.group if self.group is not None else None
         return self.result.reach.typical if self.result is not None and self.result.reach is not None else None
 
+    def zero(self) -> float | None:
+        """The level that stands for 0: of those that are drawn, the one nearest to it."""
+        group = self.shown_group
+        if group is None or group.levels is None or not group.levels.size:
+            return None
+        return float(group.levels[np.argmin(np.abs(group.levels))])
+
     def limits(self) -> tuple[float, ...]:
         """Where dashed lines go: the chosen group's outermost levels, or those of all groups."""
         if self.place is not None:
@@ -196,8 +205,11 @@ class HistogramState:
 
     def legend_levels(self) -> str:
         """Whose levels the ticks are."""
-        group = self.shown_group
-        if group is None or self.request is None:
+        group, request, result = self.shown_group, self.request, self.result
+        if request is not None and request.format is not None and request.format.columns_per_code > 1:
+            shown = result is not None and result.dequantized is not None
+            return f"a code stands for {request.format.columns_per_code} weights: no levels" if shown else ""
+        if group is None or request is None:
             return ""
         if group.levels is None:
             return "too many levels to draw"
@@ -212,6 +224,12 @@ class HistogramState:
             return ""
         return "limits" if self.place is not None or self._one_grid() else "widest limits"
 
+    def legend_zero(self) -> str:
+        zero = self.zero()
+        if zero is None:
+            return ""
+        return "zero" if zero == 0 else f"nearest to zero: {short(zero)}"
+
     def legend_help(self) -> str:
         """What the signs of the grid mean, for the tooltip."""
         if self.shown_group is None:
@@ -219,7 +237,8 @@ class HistogramState:
         group = "the chosen group" if self.place is not None else "a typical group, that of the median span"
         limits = "its" if self.place is not None else "any group's"
         return (
-            f"Ticks: the levels of {group}. Dashed: {limits} outermost levels. Weights farther out than their own "
+            f"Ticks: the levels of {group}. Dashed: {limits} outermost levels. Dotted: what a "
+            "weight of 0 becomes. Weights farther out than their own "
             "group's outermost level are beyond the grid."
         )
 
@@ -232,8 +251,13 @@ class HistogramState:
         result = self.result
         if result is None or not result.moments.finite:
             return ""
-        inner = (f"{p:g} % {short(result.original.quantile(p / 100), True)}" for p in PERCENTILES)
-        return "  ".join((*inner, f"σ {short(result.moments.std, True)}"))
+        counts, moments = result.original, result.moments
+        step = (counts.high - counts.low) / counts.counts.size
+        values, about = [counts.quantile(share) for share in QUANTILES], ""
+        if result.quantiles and result.quantiles[-1] - result.quantiles[0] < FINE_ENOUGH * step:
+            values, about = list(result.quantiles), "" if result.exact and moments.count <= SAMPLE_WEIGHTS else "about "
+        inner = (f"{100 * p:g} % {about}{short(value, True)}" for p, value in zip(QUANTILES, values, strict=True))
+        return "  ".join((*inner, f"σ {short(moments.std, True)}"))
 
     def statistics(self) -> str:
         """Extremes, zeros before and after, and the worst error, in one line."""
@@ -249,19 +273,25 @@ class HistogramState:
             parts.append(f"max error {short(result.error.max_abs, True)}")
         return "  ".join((*parts, self.far_out())).strip()
 
-    def read_off(self, x: float) -> str:
-        """What lies under the cursor at x, in the bins that are drawn now."""
+    def read_off(self, x: float, on_residual: bool = False) -> str:
+        """What lies under the cursor at x, in the bins that are drawn now. on_residual: over that strip."""
         result = self.result
-        if result is None or self._drawn is None:
+        if result is None or self._drawn is None or not result.moments.finite:
             return ""
+        drawn, counts = self._drawn, result.original
+        curves = [("original", drawn.original), ("dequantized", drawn.dequantized)]
+        if on_residual and result.residual is not None:
+            curves, counts = [("residual", drawn.residual)], result.residual
+        else:
+            curves += zip(drawn.names, drawn.others, strict=True)
         parts = []
-        for name, curve in (("original", self._drawn.original), ("dequantized", self._drawn.dequantized)):
+        for name, curve in curves:
             if curve is None:
                 continue
             at = int(np.searchsorted(curve.edges, x, side="right")) - 1
             if 0 <= at < curve.heights.size:
-                parts.append(f"{name} {percent(float(self._drawn.shares(curve)[at]))}")
-        parts.append(f"{percent(100 * result.original.share_below(x))} of all below")
+                parts.append(f"{name} {percent(float(drawn.shares(curve)[at]))}")
+        parts.insert(1 + (drawn.dequantized is not None), f"{percent(100 * counts.share_below(x))} of all below")
         return f"at {short(x)}   " + "   ".join(parts)
 
     # --- arrays -------------------------------------------------------------------------------------------------------
@@ -297,7 +327,7 @@ class HistogramState:
         if low <= counts.low and high >= counts.high:
             return ""
         outside = 1 - counts.share_below(high) + counts.share_below(low)
-        return f"{percent(100 * outside)} outside this view"
+        return f"{percent(100 * outside)} outside this view" if outside > 0 else ""
 
     def picture(self, low: float, high: float) -> Picture:
         """Curves for a view from low to high."""

@@ -3,7 +3,7 @@ in its place. What is shown is decided in state.py."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, cast
 
 from PySide6.QtCore import Qt, QTimer, Slot
@@ -18,8 +18,8 @@ from app.panels.histogram.legend import OVERLAY_ROLES, legend_html
 from app.panels.histogram.picture import tick_places
 from app.panels.histogram.requests import overlay_task
 from app.panels.histogram.state import OVERLAYS, HistogramState
+from app.plotting.filling import Filling
 from app.plotting.making import Making
-from app.plotting.turns import Turns
 from app.session import Changes, Notice, Session
 from app.theme import current
 from core.analysis.histogram import GroupView, HistogramResult, group_view, histogram
@@ -55,10 +55,9 @@ class HistogramPanel(QWidget):
         self._weights_only.timeout.connect(self._show)
         self._stale = True  # something changed while the panel was hidden
         self._drawn: tuple[object, ...] = ()  # what the plot shows
-        self._framed = ""  # the tensor whose home view is set
         self.plot: Plot | None = None
         self.making = Making(self._plot_steps)
-        self._turns = Turns(self)
+        self._filling = Filling(self)
         self._build()
         session.selection_changed.connect(self._selected)
         session.changed.connect(self._changed)
@@ -72,7 +71,7 @@ class HistogramPanel(QWidget):
     def busy(self) -> bool:
         """Whether a picture is being counted or drawn."""
         counted = self._job is not None or self._overlay_job is not None or self._soon.isActive()
-        return counted or self._turns.busy
+        return counted or self._filling.busy
 
     # --- building -----------------------------------------------------------------------------------------------------
 
@@ -136,11 +135,13 @@ class HistogramPanel(QWidget):
         self._levels = self._weights.ticks("text", 0)
         self._rug = self._weights.ticks("original", 1)
         self._limits = self._weights.dashes("text", 2)
+        self._zero = self._weights.dashes("muted", 1, Qt.PenStyle.DotLine)
         plot.exports.failed.connect(self._tell)
         plot.hovered.connect(self._hovered)
         plot.range_changed.connect(self._draw)
         self._column.setStretch(self._place_of_plot, 0)
         self._column.insertWidget(self._place_of_plot, plot, 1)
+        plot.stand_before(self.scope)
         self.plot = plot
 
     # --- following ----------------------------------------------------------------------------------------------------
@@ -183,7 +184,7 @@ class HistogramPanel(QWidget):
         """Nothing of the new tensor is there yet: take the picture of the one before away, so that nobody reads it as
         the new one's."""
         if self.state.result is None and self.plot is not None:
-            self._hide_plot()
+            self._filling.hide(self.plot)
             for label in (self.heading.title, self.percentiles, self.numbers, self.notes, self.legend):
                 label.clear()
             self.heading.subtitle.setText(self.state.subtitle())
@@ -272,39 +273,25 @@ class HistogramPanel(QWidget):
         if state.result is None:
             if state.failure:
                 self._stack.setCurrentIndex(1)
-                self._hide_plot()
+                self._filling.hide(self.plot)
             return
         self._stack.setCurrentIndex(1)
         plot = self.plot or self._make_plot()
         # A plot is painted anew whenever it is touched, and most of what the session tells changes nothing in it.
-        if self._turns.busy or plot.isHidden() or self._drawn != self._key(*plot.x_range):
-            self._turns.begin(self._picture_steps(plot))
+        if self._filling.busy or plot.isHidden() or self._drawn != self._key(*plot.x_range):
+            self._filling.begin(plot, lambda: self._fill(plot))
 
-    def _hide_plot(self) -> None:
-        self._turns.stop()
-        if self.plot is not None:
-            self.plot.put_away()
-
-    def _picture_steps(self, plot: Plot) -> Iterator[None]:
-        """Makes the plot, and paints it when all is there."""
+    def _fill(self, plot: Plot) -> Generator[None, None, bool]:
+        """Puts what there is to see into the plot."""
         state = self.state
-        plot.hold()
-        plot.show()
-        yield
         if state.result is None:
-            plot.release()
-            return
+            return False
         # A zoom by hand stays while the picture of the same tensor becomes exact, or its strategy changes.
-        fresh = self._framed != state.result.name
-        go = fresh or plot.at_home
-        self._framed = state.result.name
-        plot.name = f"{state.result.name}-histogram"
+        go = self._filling.frame(plot, state.result.name, f"{state.result.name}-histogram")
         plot.set_home(*state.home(), state.bounds(), go=go)
         self._draw(*plot.x_range)
-        yield
-        plot.prepare()
-        yield
-        plot.release()
+        yield from ()
+        return True
 
     def _key(self, low: float, high: float) -> tuple[object, ...]:
         """What a picture from low to high depends on."""
@@ -348,6 +335,8 @@ class HistogramPanel(QWidget):
         from app.plotting.strip import place
 
         place(self._limits, state.limits())
+        zero = state.zero()
+        place(self._zero, () if zero is None else (zero,))
         self._weights.item.update()
 
     def _no_residual(self) -> str:
@@ -397,4 +386,6 @@ class HistogramPanel(QWidget):
 
     @Slot(object)
     def _hovered(self, x: float | None) -> None:
-        self.numbers.setText(self.state.statistics() if x is None else self.state.read_off(x))
+        at = self.plot.cursor() if self.plot is not None else None
+        text = self.state.statistics() if x is None else self.state.read_off(x, at is not None and at[0] == 1)
+        self.numbers.setText(text)

@@ -103,6 +103,7 @@ class LogPanel(QWidget):
     def _build(self) -> None:
         empty = empty_label(EMPTY, 0, 0)
         self.table = QTableView()
+        self.table.setAccessibleName("Log lines")
         self.table.setModel(self.model)
         self.table.setIconSize(QSize(ICON, ICON))
         self.table.setVerticalScrollMode(QAbstractItemView.ScrollMode.ScrollPerPixel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 from PySide6.QtCore import QModelIndex, Qt, Slot
@@ -32,9 +32,9 @@ from app.panels.outliers.heat import Heat, HeatView
 from app.panels.outliers.state import AXES, QUANTITIES, OutlierState
 from app.panels.outliers.table import LineModel
 from app.panels.preview import Asked, PreviewPanel
+from app.plotting.filling import Filling
 from app.plotting.making import Making
 from app.plotting.maps import ColorScale, colors
-from app.plotting.turns import Turns
 from app.plotting.words import short
 from app.session import Notice, Session
 from app.theme import current
@@ -64,8 +64,7 @@ class OutliersPanel(PreviewPanel):
         self.bars: Bars
         self.map: WeightMap
         self.making = Making(self._plot_steps)
-        self._turns = Turns(self)
-        self._framed: tuple[str, str] = ("", "")
+        self._filling = Filling(self)
         self._shown: HeatView | None = None
         self._build()
         self._theme.changed.connect(self._redraw)
@@ -74,7 +73,7 @@ class OutliersPanel(PreviewPanel):
     @property
     def busy(self) -> bool:
         """Whether a picture is being counted or drawn."""
-        return super().busy or self._turns.busy
+        return super().busy or self._filling.busy
 
     # --- building -----------------------------------------------------------------------------------------------------
 
@@ -148,7 +147,9 @@ class OutliersPanel(PreviewPanel):
         self.log = flat_button(self._theme, "chart-bar-horizontal", "Show sizes on a logarithmic axis", "Log")
         self.log.setCheckable(True)
         self.log.toggled.connect(self._toggle_log)
-        self.home = flat_button(self._theme, "arrows-out-line-horizontal", "Reset zoom (double-click the plot)")
+        self.home = flat_button(
+            self._theme, "arrows-out-line-horizontal", "Reset zoom (double-click the plot, or Home in it)"
+        )
         self.home.clicked.connect(lambda: self.plot.go_home() if self.plot is not None else None)
         line = QHBoxLayout()
         line.setSpacing(8)
@@ -187,6 +188,7 @@ class OutliersPanel(PreviewPanel):
         plot.range_changed.connect(self._draw)
         plot.went_home.connect(self._rows_home)
         self._plot_box.insertWidget(0, plot, 1)
+        plot.stand_before(self.list)
         self.plot = plot
 
     # --- following ----------------------------------------------------------------------------------------------------
@@ -214,7 +216,7 @@ class OutliersPanel(PreviewPanel):
     @Slot()
     def blank(self) -> None:
         if self.plot is not None and self.state.result is None:
-            self._hide_plot()
+            self._filling.hide(self.plot)
             self.scale.show_scale("", "")
             self.model.show([], self.state.x_label)
             for label in (self.heading.title, self.numbers, self.notes):
@@ -240,28 +242,17 @@ class OutliersPanel(PreviewPanel):
         if state.result is None:
             self.model.show([], state.x_label)
             self.scale.show_scale("", "")
-            self._hide_plot()
+            self._filling.hide(self.plot)
             return
-        self._turns.begin(self._picture_steps(self.plot or self._make_plot()))
+        plot = self.plot or self._make_plot()
+        self._filling.begin(plot, lambda: self._fill(plot), self._fill_list)
 
-    def _hide_plot(self) -> None:
-        self._turns.stop()
-        if self.plot is not None:
-            self.plot.put_away()
-
-    def _picture_steps(self, plot: Plot) -> Iterator[None]:
-        """Makes plot and list, and paints the plot when all is there."""
+    def _fill(self, plot: Plot) -> Generator[None, None, bool]:
+        """Puts what there is to see into the plot."""
         state = self.state
-        plot.hold()
-        plot.show()
-        yield
         if state.result is None:
-            plot.release()
-            return
-        fresh = self._framed != (state.result.name, state.axis)
-        go = fresh or plot.at_home
-        self._framed = (state.result.name, state.axis)
-        plot.name = f"{state.result.name}-outliers"
+            return False
+        go = self._filling.frame(plot, (state.result.name, state.axis), f"{state.result.name}-outliers")
         self.heat.turned = state.axis == "rows"
         self.map.frame(state.result, self.heat.turned, state.x_label)
         low, high = state.home()
@@ -272,13 +263,7 @@ class OutliersPanel(PreviewPanel):
             self._rows_home()
         yield
         self._draw(*plot.x_range)
-        yield
-        plot.prepare()
-        yield
-        plot.release()
-        yield
-        if state.result is not None:
-            self._fill_list()
+        return True
 
     def _write(self) -> None:
         state = self.state
@@ -301,7 +286,8 @@ class OutliersPanel(PreviewPanel):
             self._fill_list()
 
     def _fill_list(self) -> None:
-        self.model.show(self.state.listed(), self.state.x_label)
+        if self.state.result is not None:
+            self.model.show(self.state.listed(), self.state.x_label)
 
     @Slot(float, float)
     def _draw(self, low: float, high: float) -> None:

@@ -103,6 +103,7 @@ class RulesPanel(QWidget):
         self._job: JobId | None = None
         self.model = RulesModel(self._theme, self)
         self.table = QTableView(self)
+        self.table.setAccessibleName("Rules")
         self._delegate = _Delegate(self.table)
         self._build()
         session.changed.connect(self._changed)

@@ -63,6 +63,7 @@ class TensorsPanel(QWidget):
     def _build(self) -> None:
         self.bar = FilterBar(self._theme, self)
         self.table = TensorTable(self.model, self._theme, self)
+        self.table.setAccessibleName("Tensors")
         self.delegate = TensorDelegate(self.table)
         self.table.setItemDelegate(self.delegate)
         layout = QVBoxLayout(self)
