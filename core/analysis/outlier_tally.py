@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from core.formats.checks import FLOAT32_LARGEST
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
@@ -69,8 +71,10 @@ class Magnitudes:
     energy: NDArray[np.float64]
 
     def snapped(self, threshold: float) -> float:
-        """The nearest edge."""
-        return edge(min(MAGNITUDES - 1, max(0, _bin(threshold) + (_fraction(threshold) >= 0.5))))
+        """The nearest edge above 0, infinity for what float32 does not reach: no weight is beyond that."""
+        if threshold > FLOAT32_LARGEST:
+            return math.inf
+        return edge(max(1, _bin(threshold) + (_fraction(threshold) >= 0.5)))
 
     def beyond(self, threshold: float) -> tuple[int, float]:
         """Weights with |w| ≥ an edge, and their share of all energy; 0 when there is none."""

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from app.job_service import JobService
 from app.panels.outliers import findings
@@ -264,6 +265,35 @@ def test_follows_the_selection_and_keeps_its_threshold_through_plans():
     assert state.result is None
 
 
+@pytest.mark.parametrize("shape", [(0, 256), (64, 0), (0, 0)])
+def test_an_empty_tensor_is_said_to_be_empty(shape: tuple[int, int]):
+    state = shown(torch.zeros(shape))
+    assert state.title() == "The tensor is empty"
+    for state.axis in ("columns", "rows", "inputs"):
+        for state.quantity in ("peak", "range", "rms", "kurtosis"):
+            for state.logarithmic in (False, True):
+                profile = state.profile(*state.home(), 16)
+                assert np.isfinite(profile.high).all()
+                assert profile.edges.size == profile.high.size + 1
+                assert profile.top > profile.base
+
+
+def test_thresholds_at_the_ends_of_float32():
+    largest = float(np.finfo(np.float32).max)
+    state = shown(torch.full((64, 256), largest))
+    assert state.threshold == math.inf
+    assert state.beyond().size == 0
+    assert "No weight beyond 6 × RMS" in state.title()
+    assert "beyond" not in findings.statistics(state)
+    state.set_threshold(1e60)  # what no weight can reach is no threshold
+    assert state.chosen is None
+    state.set_threshold(1e38)
+    assert state.beyond().size == 256
+    tiny = shown(gaussian(64, 256) * 1e-42)
+    assert tiny.threshold > 0
+    assert tiny.beyond().size == 0
+
+
 # --- the panel ------------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +346,17 @@ def test_draws_what_is_odd(bench, qtbot):
     colors = {image.pixelColor(x, y).name() for x in range(image.width()) for y in range(0, image.height(), 3)}
     assert panel._theme.colors.residual.name() in colors
     assert panel.scale.labels[1].startswith("1.9")
+
+
+def test_an_empty_tensor_is_drawn(bench, qtbot, tmp_path: Path):
+    path = tmp_path / "empty.safetensors"
+    save_file({"none": torch.zeros(0, 256), "some": torch.ones(4, 256)}, path)
+    bench.checkpoint = open_checkpoint(path)
+    select(bench, qtbot, "none")
+    assert bench.panel.heading.title.text() == "The tensor is empty"
+    select(bench, qtbot, "some")
+    assert bench.panel.plot.viewport().updatesEnabled()
+    assert bench.panel.bars.high.getData()[1].max() == 1.0
 
 
 def test_nan_is_marked(bench, qtbot):

@@ -152,7 +152,7 @@ def statistics(state: OutlierState) -> str:
     parts = [f"RMS {short(result.rms)}"]
     if not math.isnan(result.kurtosis):
         parts.append(f"kurtosis {result.kurtosis:,.{1 if result.kurtosis < 1000 else 0}f}")
-    if not math.isnan(state.threshold):
+    if math.isfinite(state.threshold):
         columns = int(np.count_nonzero(result.column.peak >= np.float32(state.threshold)))
         rows = int(np.count_nonzero(result.row.peak >= np.float32(state.threshold)))
         parts.append(

@@ -43,6 +43,9 @@ def profile_of(
 ) -> Profile:
     """tops, bottoms [lines], NaN where unknown; limit: NaN for none; mirrored: bottoms have a threshold too, and there
     is no logarithm."""
+    if not tops.size:  # a tensor without rows, or without columns
+        nothing = np.zeros(0)
+        return Profile(np.zeros(1), nothing, nothing, nothing, 0.0, 1.0, False)
     first = min(max(0, math.floor(view[0])), max(0, tops.size - 1))
     last = max(first + 1, min(tops.size, math.ceil(view[1]) + 1))
     step = -(-(last - first) // max(1, bars))

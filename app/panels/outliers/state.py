@@ -145,8 +145,8 @@ class OutlierState:
             return
         if self.on_inputs:
             self.chosen_input = value
-        elif self.result is not None:
-            self.chosen = self.result.magnitudes.snapped(value)
+        elif self.result is not None and math.isfinite(snapped := self.result.magnitudes.snapped(value)):
+            self.chosen = snapped
 
     def reset_threshold(self) -> None:
         if self.on_inputs:
