@@ -74,6 +74,7 @@ class MainWindow(QMainWindow):
         self.actions_by_id = make_actions(self.commands, theme, self)
         self.devices: tuple[Offer, ...] = (Offer("cpu", "CPU"),)
         self.ready = False  # all that is loaded after the window was on screen is there
+        self._no_plan = ""  # why there is no plan, as the notice bar says it
         self.stuck: tuple[str, ...] = ()  # jobs that would not stop when the window closed
         theme.set_mode(self.settings.get("theme/mode"))
         theme.set_density(self.settings.get("view/density"))
@@ -265,6 +266,9 @@ class MainWindow(QMainWindow):
                 self.pages.setCurrentWidget(self.empty)
         if changes.recipe or changes.target or changes.device:
             self._remember_work()
+        if self._no_plan and self._no_plan != self.session.plan_error:
+            self.notices.withdraw(self._no_plan)
+        self._no_plan = self.session.plan_error
         if changes.errors and not (changes.plan or changes.history):
             return
         self._refresh_toolbar()

@@ -117,6 +117,11 @@ class NoticeBar(QFrame):
         self.hide()
         self.closed.emit()
 
+    def withdraw(self, text: str) -> None:
+        """Closes it where this is what it says: it is no longer so."""
+        if self.notice is not None and self.notice.text.endswith(text):
+            self.dismiss()
+
     def _offer(self, action: QAction) -> QToolButton:
         button = QToolButton(self)
         button.setDefaultAction(action)

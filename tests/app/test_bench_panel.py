@@ -6,6 +6,7 @@ import csv
 import gc
 import io
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,16 @@ def test_what_stands_on_the_bench_is_what_the_target_carries(qapp, demo: Path, t
     assert state.add(" Q5_1 ") == ""
     assert state.follow(session)
     assert [e.label for e in state.request.entries] == [*labels, "q5_1"]
+
+
+def test_weights_that_no_strategy_takes():
+    state = BenchState()
+    state.current = "a"
+    state.request = _Request("a", "b")
+    state.take(replace(row("a", 8, 1.0), sums=None, note="row 0 holds NaN or Inf"))
+    assert state.title() == "Measuring …"
+    state.take(replace(row("b", 8, 1.0), sums=None, note="row 0 holds NaN or Inf"))
+    assert state.title() == "No strategy can take these weights"
 
 
 def test_opens_empty(qtbot):

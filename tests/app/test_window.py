@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PySide6.QtCore import QMimeData, QPointF, Qt, QUrl
 from PySide6.QtGui import QDropEvent
+from safetensors.torch import save_file
 
 from app.frame.problems import grouped
 from app.jobs import Done
@@ -115,6 +117,18 @@ def test_what_the_target_cannot_carry_is_said_before_anything_is_written(opened,
     popover = opened.show_problems()
     assert popover.list.count() == len(grouped(opened.session.problems)) < len(opened.session.problems)
     popover.close()
+
+
+def test_why_there_is_no_plan_goes_when_there_is_one(window, settled, tmp_path: Path) -> None:
+    save_file({"w": torch.randn(64, 256)}, tmp_path / "w.safetensors")
+    window.commands.open_path(tmp_path / "w.safetensors")
+    settled()
+    assert window.notices.isVisible()
+    assert "GGUF needs that" in window.notices.text.text()
+    window.commands.set_target("dense")
+    settled()
+    assert window.session.plan is not None
+    assert not window.notices.isVisible()
 
 
 def test_an_output_on_top_of_the_input_fails_inline(opened, demo: Path, qtbot) -> None:

@@ -266,6 +266,9 @@ class BenchState:
             return ""
         rows = {r.label: r for r in self.listed() if r.sums is not None}
         if not rows:
+            refused = [self.rows.get(entry.label) for entry in self.request.entries]
+            if refused and all(r is not None and r.final for r in refused):
+                return "No strategy can take these weights"
             return "Measuring …"
         front = self.front()
         here = rows.get(self.current)
