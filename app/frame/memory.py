@@ -1,14 +1,15 @@
-"""What the window remembers of itself between two starts (itself, its tabs, and in every panel the columns, their order
-and the splitters), and what is dropped onto it."""
+"""What the window remembers of itself between two starts (itself, its tabs, and of every panel the columns, their
+order, the splitters and how it looks at things), and what is dropped onto it."""
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from PySide6.QtCore import QByteArray, QMimeData
-from PySide6.QtWidgets import QSplitter, QTableView, QWidget
+from PySide6.QtWidgets import QAbstractButton, QComboBox, QSplitter, QTableView, QWidget
 
 from app.panels import PANELS
 
@@ -53,11 +54,13 @@ def remember(window: MainWindow) -> None:
 
 
 def panel_state(panel: QWidget) -> dict[str, list[Any]]:
-    """Columns (with their number) and splitters of a panel, as JSON can hold them."""
+    """Columns (with their number) and splitters of a panel, and its `choices` (switches and boxes), as JSON can hold
+    them."""
     tables = [t.horizontalHeader() for t in panel.findChildren(QTableView)]
     return {
         "columns": [[h.count(), base64.b64encode(h.saveState().data()).decode()] for h in tables],
         "splits": [base64.b64encode(s.saveState().data()).decode() for s in panel.findChildren(QSplitter)],
+        "choices": [c.isChecked() if isinstance(c, QAbstractButton) else c.currentIndex() for c in _choices(panel)],
     }
 
 
@@ -68,6 +71,7 @@ def restore_panel(panel: QWidget, state: Any) -> None:
     try:
         splits = [base64.b64decode(text) for text in state["splits"]]
         columns = [(count, base64.b64decode(text)) for count, text in state["columns"]]
+        chosen = [int(value) for value in state.get("choices", ())]
     except (KeyError, TypeError, ValueError):
         return
     found = panel.findChildren(QSplitter)
@@ -79,6 +83,18 @@ def restore_panel(panel: QWidget, state: Any) -> None:
         for header, (count, data) in zip(headers, columns, strict=True):
             if header.count() == count:
                 header.restoreState(QByteArray(data))
+    choices = _choices(panel)
+    if len(chosen) == len(choices):
+        for choice, value in zip(choices, chosen, strict=True):
+            if isinstance(choice, QAbstractButton):
+                choice.setChecked(bool(value))
+            elif 0 <= value < choice.count():
+                choice.setCurrentIndex(value)
+
+
+def _choices(panel: QWidget) -> Sequence[QAbstractButton | QComboBox]:
+    """How a panel looks at things, where it has a say in that."""
+    return getattr(panel, "choices", ())
 
 
 def stored_panels(window: MainWindow) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from PySide6.QtWidgets import (
 )
 
 from app.lists import RECORD, RecordList
+from app.nothing import Nothing
 from app.theme import Theme
 
 WIDTH, ROWS = 520, 12
@@ -87,6 +88,7 @@ class CommandPalette(QFrame):
         self.list.setFixedHeight((theme.row + 4) * ROWS)
         self._model = RecordList(self, lambda a: plain(a.text()), lambda a: a.statusTip())
         self.list.setModel(self._model)
+        Nothing(self.list, lambda: "No command of this name")
         self.list.clicked.connect(lambda index: self._run(index.row()))
         layout = QVBoxLayout(self)
         layout.setContentsMargins(8, 8, 8, 8)

@@ -135,6 +135,23 @@ def test_panels_come_back_with_their_columns_and_splits(window, settings, qtbot)
     assert "errormap" in stored_panels(window)
 
 
+def test_panels_look_at_things_as_they_did(window, qtbot) -> None:
+    for name, changed in (("histogram", "log"), ("outliers", "axis"), ("errormap", "metric_box")):
+        panel = window.panel(name)
+        choice = getattr(panel, changed)
+        choice.setChecked(True) if changed == "log" else choice.setCurrentIndex(1)
+        state = json.loads(json.dumps(panel_state(panel)))
+        fresh = type(panel)(window.session, window.jobs)
+        qtbot.addWidget(fresh)
+        restore_panel(fresh, state)
+        again = getattr(fresh, changed)
+        assert again.isChecked() if changed == "log" else again.currentIndex() == 1, name
+        restore_panel(fresh, {**state, "choices": [99] * len(fresh.choices)})
+        assert changed == "log" or again.currentIndex() == 1, "no such choice"
+        restore_panel(fresh, {**state, "choices": ["?"]})
+    assert fresh.state.metric.id == "mse"
+
+
 def test_what_many_tensors_share_is_one_line_that_can_be_copied(window) -> None:
     problems = [Problem("warning", "kept: no type", f"layer.{i}", "choose another") for i in range(30)]
     problems.insert(0, Problem("error", "no room", hint="free some"))

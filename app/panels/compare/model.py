@@ -63,6 +63,10 @@ class ComparedModel(QAbstractTableModel):
         """Where a column stands, −1 when it is not shown."""
         return next((i for i, c in enumerate(self._columns) if COLUMNS[c].id == id), -1)
 
+    def nothing(self) -> str:
+        """What stands there instead of lines."""
+        return self._state.nothing("tensors")
+
     def rowCount(self, parent: Index = QModelIndex()) -> int:  # noqa: B008
         return 0 if parent.isValid() else self._count
 
@@ -114,6 +118,10 @@ class PairsModel(QAbstractTableModel):
     def side(self, section: int) -> int:
         """The alignment of a column's cells."""
         return _LEFT
+
+    def nothing(self) -> str:
+        """What stands there instead of lines."""
+        return self._state.nothing(self._state.view)
 
     def rowCount(self, parent: Index = QModelIndex()) -> int:  # noqa: B008
         return 0 if parent.isValid() else len(self._lines)

@@ -170,6 +170,14 @@ class CompareState:
 
     # Words
 
+    def nothing(self, view: str) -> str:
+        """Why no line is listed; "" before there is a result."""
+        if self.result is None:
+            return ""
+        if self.words.strip():
+            return "No line holds these words"
+        return {"metadata": "No difference in metadata", "lonely": "Both files have the same tensors"}.get(view, "")
+
     def title(self) -> str:
         """The finding."""
         if self.failure:

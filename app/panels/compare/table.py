@@ -9,6 +9,7 @@ from PySide6.QtGui import QAction, QGuiApplication, QKeySequence, QPainter, QPai
 from PySide6.QtWidgets import QAbstractItemView, QHeaderView, QTableView, QWidget
 
 from app.cells import PAD, WordsDelegate, dress
+from app.nothing import Nothing
 from app.panels.compare.model import ComparedModel, PairsModel
 from app.theme import Theme, current
 
@@ -78,6 +79,7 @@ def listing_table(theme: Theme, model: ComparedModel | PairsModel, parent: QWidg
     table = LinesTable(parent)
     table.setModel(model)
     dress(table, words=True)
+    Nothing(table, model.nothing)
     table.setShowGrid(False)
     table.setWordWrap(False)
     table.setTabKeyNavigation(False)

@@ -136,6 +136,7 @@ class ErrorMapPanel(PreviewPanel):
         )
         self.apart.setCheckable(True)
         self.apart.toggled.connect(self._toggle_apart)
+        self.choices = self.metric_box, self.apart  # the next window has them as they were left
         self.assign = flat_button(self._theme, "tag", "A strategy for the selected tensors", "Assign …")
         self.assign.clicked.connect(lambda: self.open_picker())
         head = QHBoxLayout()

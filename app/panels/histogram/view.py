@@ -110,6 +110,7 @@ class HistogramPanel(QWidget):
         for spin in (self.row, self.group):
             spin.valueChanged.connect(self._place_chosen)
         self.spread.toggled.connect(self._toggled)
+        self.choices = self.log, self.spread  # the next window has them as they were left
         self.home.clicked.connect(lambda: self.plot.go_home() if self.plot is not None else None)
         return made
 

@@ -22,6 +22,7 @@ from app.filterline import FilterLine
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, JobInfo, Outcome, Stopped
 from app.labels import empty_label, hairline
+from app.nothing import Nothing
 from app.panels.log.state import LEVELS, Entry, Level, LogState
 from app.session import Changes, Notice, Session
 from app.theme import ICON, Theme, current
@@ -135,6 +136,7 @@ class LogPanel(QWidget):
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(0)
         self.filter = self._bar()
+        Nothing(self.table, lambda: "No line holds these words" if len(self.state) else "")
         column.addWidget(self.filter)
         column.addWidget(hairline())
         column.addWidget(self.table, 1)

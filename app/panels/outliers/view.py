@@ -147,6 +147,7 @@ class OutliersPanel(PreviewPanel):
         self.log = flat_button(self._theme, "chart-bar-horizontal", "Show sizes on a logarithmic axis", "Log")
         self.log.setCheckable(True)
         self.log.toggled.connect(self._toggle_log)
+        self.choices = self.axis, self.quantity, self.log  # the next window has them as they were left
         self.home = flat_button(
             self._theme, "arrows-out-line-horizontal", "Reset zoom (double-click the plot, or Home in it)"
         )

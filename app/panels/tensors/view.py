@@ -12,6 +12,7 @@ from PySide6.QtWidgets import QVBoxLayout, QWidget
 
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome
+from app.nothing import Nothing
 from app.panels.tensors.assigning import Assigner
 from app.panels.tensors.columns import COLUMNS, PLACE
 from app.panels.tensors.delegate import TensorDelegate
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 # A regular expression over more names than this is answered behind.
 INLINE_REGEX = 4000
+NO_MATCH = "No tensor matches: Esc in the filter empties it, Role and Dtype narrow the list, too."
 # While many rows are selected, the other panels follow this long after the last change.
 SELECT_MS = 40
 
@@ -64,6 +66,7 @@ class TensorsPanel(QWidget):
         self.bar = FilterBar(self._theme, self)
         self.table = TensorTable(self.model, self._theme, self)
         self.table.setAccessibleName("Tensors")
+        Nothing(self.table, lambda: NO_MATCH if self.bar.filter() else "", lambda: self.model.shown)
         self.delegate = TensorDelegate(self.table)
         self.table.setItemDelegate(self.delegate)
         layout = QVBoxLayout(self)
