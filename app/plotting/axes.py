@@ -52,7 +52,7 @@ class ShareAxis(_Axis):
     def tickStrings(self, values: list[float], scale: float, spacing: float) -> list[str]:
         if not self.logarithmic:
             return [number(v, spacing) for v in values]
-        return [f"{10**v:g}" if v >= -3 else f"1e{round(v)}" for v in values]
+        return [f"{10**v:g}" if v >= -4 else f"1e{round(v)}" for v in values]
 
 
 def number(value: float, step: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from PySide6.QtCore import Qt
 from PySide6.QtGui import QFont, QFontMetrics
 from PySide6.QtWidgets import QStyle, QTableView
 
@@ -15,6 +16,8 @@ NAMES, MSE, WEIGHTED, TIME = 0, 4, 5, 6
 SPARE = (MSE, TIME)
 # The square of colour before a name, and its gap.
 SQUARE = 24
+# Pixels beside a word of the header.
+BESIDE = 8
 
 
 class Words(Protocol):
@@ -34,7 +37,8 @@ class Widths:
         """Columns as wide as what stands in them. Left to the table, it asks for every cell several times over."""
         table = self._table
         header, metrics = table.horizontalHeader(), table.fontMetrics()
-        room = 2 * (table.style().pixelMetric(QStyle.PixelMetric.PM_FocusFrameHMargin) + 1 + PAD)
+        # A little more than it measures: what is painted may be a fraction of a pixel wider.
+        room = 2 * (table.style().pixelMetric(QStyle.PixelMetric.PM_FocusFrameHMargin) + 1 + PAD) + 4
         bold = QFont(table.font())
         bold.setBold(True)
         self._needed = {}  # by section; without those that are not known
@@ -44,7 +48,9 @@ class Widths:
             # The strategy of the tensors themselves stands in bold.
             measured = QFontMetrics(bold) if section == NAMES else metrics
             words = max((measured.horizontalAdvance(text) for text in self._model.words(section)), default=0)
-            self._needed[section] = max(header.sectionSizeHint(section), words + room)
+            # Not the header's own hint: there is none for a column that is hidden.
+            title = self._table.model().headerData(section, Qt.Orientation.Horizontal)
+            self._needed[section] = max(header.fontMetrics().horizontalAdvance(title) + 2 * BESIDE, words + room)
             if section != NAMES:
                 header.resizeSection(section, self._needed[section])
         self._needed[NAMES] += SQUARE

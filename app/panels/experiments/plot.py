@@ -94,11 +94,19 @@ class FrontPlot(Plot):
                 continue
             text, place = name_of(p.row), QPointF(p.size, math.log10(p.kld))
             at = view.mapViewToScene(place)
-            room = QRectF(at.x(), at.y() - words.height(), words.horizontalAdvance(text) + 12, words.height() + 2)
-            if any(room.intersects(other) for other in taken) or not view.sceneBoundingRect().contains(room):
+            width, height = words.horizontalAdvance(text) + 12, words.height() + 2
+            # Right above, else left below: there the front's line is not.
+            places = (
+                (QRectF(at.x(), at.y() - height, width, height), (-0.08, 0.9)),
+                (QRectF(at.x() - width, at.y(), width, height), (1.08, 0.1)),
+            )
+            inside = view.sceneBoundingRect()
+            free = [p for p in places if inside.contains(p[0]) and not any(p[0].intersects(other) for other in taken)]
+            if not free:
                 continue
+            room, anchor = free[0]
             taken.append(room)
-            label = pg.TextItem(text, color=self.theme.colors.text, anchor=(-0.08, 0.9))
+            label = pg.TextItem(text, color=self.theme.colors.text, anchor=anchor)
             label.setPos(place)
             strip.item.addItem(label, ignoreBounds=True)
             self._names.append(label)

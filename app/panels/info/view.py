@@ -114,7 +114,7 @@ class InfoPanel(QScrollArea):
         page = self._page = QWidget(self)
         page.setBackgroundRole(self.backgroundRole())
         outer = QVBoxLayout(page)
-        outer.setContentsMargins(16, 12, 16, 12)
+        outer.setContentsMargins(12, 12, 12, 12)
         outer.setSpacing(8)
         self._empty = _text(EMPTY, "muted", page)
         self._title = _text("", "", page)
