@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from PySide6.QtCore import Qt
+from PySide6.QtCore import QPointF, QRectF, Qt
 
 from app.edits import SetTarget
 from app.job_service import JobService
+from app.panels.bench.chart import seems_another
 from app.panels.bench.state import EMPTY, BenchState
 from app.panels.bench.view import BenchPanel
 from app.panels.bench.widths import fitting
@@ -241,3 +242,10 @@ def test_a_closed_panel_is_collected(qtbot, tmp_path: Path):
     del panel
     assert jobs.shutdown() == ()
     qtbot.waitUntil(lambda: gc.collect() >= 0 and gone() is None, timeout=20_000)
+
+
+def test_a_label_is_not_put_beside_another_mark():
+    own, other, left_above = QPointF(100, 100), QPointF(78, 108), QRectF(58, 84, 32, 14)
+    assert seems_another(left_above, own, [other]), "right above the other"
+    assert not seems_another(QRectF(110, 100, 32, 14), own, [other])
+    assert not seems_another(left_above, own, [QPointF(78, 140)])

@@ -16,7 +16,7 @@ from app.cells import PAD, WordsDelegate
 from app.panels.compare.model import ComparedModel
 from app.panels.compare.state import COLUMNS, PLACE, CompareState, cell, compare_task
 from app.panels.compare.table import copy_lines
-from app.panels.compare.widths import beside
+from app.panels.compare.widths import NAMES, beside
 from tests.core.engine.build import checkpoint_file, weights
 
 
@@ -99,6 +99,7 @@ def test_words(pair) -> None:
     assert "dB between A and B" in state.title()
     assert "weakest model.norm.weight" in state.subtitle()
     assert compared(pair[0], pair[0]).title() == "No weight differs in 13 tensors"
+    assert "to the source: A exact, B exact" in compared(pair[0], pair[0], pair[0]).subtitle()
     state.view = "lonely"
     assert state.pairs() == [("model.extra.weight", "only in B", "")]
     sourced = compared(pair[1], pair[1], pair[0])
@@ -192,6 +193,7 @@ def test_what_both_were_made_from_is_told_in_short_columns_with_long_tooltips(op
     panel.choose("source", str(pair[0]))
     panel.choose("a", str(pair[1]))
     panel.compare_with(str(pair[0]))
+    assert panel.table.columnWidth(0) >= panel._theme.px(NAMES), "before the first names came"
     qtbot.waitUntil(lambda: panel.state.result is not None, timeout=20_000)
     table, model, across = panel.table, panel.model, Qt.Orientation.Horizontal
     section = model.section_of("source_b")

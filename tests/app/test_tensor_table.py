@@ -133,7 +133,9 @@ def test_selection_reaches_the_session_and_comes_back(opened, qtbot) -> None:
     assert set(opened.session.selection) == set(names)
     opened.session.select(names[:1], "elsewhere")
     assert panel.selected_names() == names[:1]
+    assert not panel.table.nothing_found
     panel.bar.edit.setText("no such tensor")
+    assert panel.table.nothing_found
     assert panel.model.shown == 0
     panel.bar.clear()
     assert panel.selected_names() == names[:1]

@@ -119,8 +119,8 @@ class BenchChart(QWidget):
             painter.drawEllipse(at, RADIUS + 4, RADIUS + 4)
 
     def _paint_label(self, painter: QPainter, point: Point, taken: list[QRectF], line: list[QPointF]) -> None:
-        """Where there is room, and rather beside the front's line than over it: left above, right below, right, left;
-        else nowhere, the tooltip has it."""
+        """Where there is room, rather beside the front's line than over it, and nearer to its own mark than to others: left
+        above, right below, right, left; else nowhere, the tooltip has it."""
         metrics, at = self.fontMetrics(), self.place(point)
         width, height = metrics.horizontalAdvance(point.label) + 2, metrics.height()
         away = 10.0
@@ -139,7 +139,8 @@ class BenchChart(QWidget):
         if not point.front:
             places = tuple(p for p in places if p not in above)  # there, it would seem to name one that is better
         inside = QRectF(self.field()).adjusted(2, -8, 14, 0)
-        for rect in sorted(places, key=lambda r: _crosses(line, r)):
+        others = [self.place(p) for p in self._points if p is not point]
+        for rect in sorted(places, key=lambda r: (_crosses(line, r), seems_another(r, at, others))):
             if inside.contains(rect) and not any(rect.intersects(other) for other in taken):
                 painter.setPen(current().colors.text if point.front or point.current else current().colors.muted)
                 painter.drawText(rect, Qt.AlignmentFlag.AlignCenter, point.label)
@@ -199,6 +200,13 @@ class BenchChart(QWidget):
     def leaveEvent(self, event: QEvent) -> None:
         super().leaveEvent(event)
         self.setToolTip("")
+
+
+def seems_another(rect: QRectF, own: QPointF, others: Sequence[QPointF]) -> bool:
+    """Whether a label would seem to name another mark: one that is nearer to it, or hardly farther."""
+    near = rect.adjusted(-12, -12, 12, 12)
+    away = math.hypot(*(rect.center() - own).toTuple())
+    return any(near.contains(o) and math.hypot(*(rect.center() - o).toTuple()) < away for o in others)
 
 
 def _crosses(line: Sequence[QPointF], rect: QRectF) -> bool:

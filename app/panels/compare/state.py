@@ -192,7 +192,7 @@ class CompareState:
             return "No values could be compared"
         if sqnr is not None and math.isinf(sqnr):
             return f"No weight differs in {len(result.tensors):,} tensors"
-        return f"{decibel(sqnr)} dB between A and B over all weights"
+        return f"{_in_words(sqnr)} between A and B over all weights"
 
     def subtitle(self) -> str:
         result = self.result
@@ -201,7 +201,7 @@ class CompareState:
         parts = [f"{bytes_text(result.bytes_a)} → {bytes_text(result.bytes_b)}"]
         if result.source:
             parts.append(
-                f"to the source: A {decibel(result.source_a.sqnr_db)} dB, B {decibel(result.source_b.sqnr_db)} dB"
+                f"to the source: A {_in_words(result.source_a.sqnr_db)}, B {_in_words(result.source_b.sqnr_db)}"
             )
         weakest = self.listing.weakest()
         if weakest is not None:
@@ -253,6 +253,11 @@ def decibel(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.1f}" if math.isfinite(value) else "exact" if value > 0 else "NaN"
+
+
+def _in_words(value: float | None) -> str:
+    """With the unit, where there is a number."""
+    return f"{decibel(value)} dB" if value is not None and math.isfinite(value) else decibel(value)
 
 
 def _names(names: Sequence[str]) -> str:

@@ -141,7 +141,7 @@ class ComparePanel(QWidget):
     def _results(self) -> QWidget:
         page = QWidget(self)
         column = QVBoxLayout(page)
-        column.setContentsMargins(0, 0, 0, 0)
+        column.setContentsMargins(0, 4, 0, 0)
         column.setSpacing(4)
         self.title, self.subtitle = QLabel(page), QLabel(page)
         embolden(self.title)

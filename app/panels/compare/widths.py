@@ -46,7 +46,8 @@ class Widths(QObject):
             if section:
                 header.resizeSection(section, width)
             else:
-                self._names = min(current().px(NAMES), width)
+                # Before the first tensors came nobody knows how long names are.
+                self._names = min(current().px(NAMES), width) if self._model.rowCount() else current().px(NAMES)
         self._fitting = False
         self._fit_names()
 

@@ -80,8 +80,10 @@ class LinePainter:
         if selected:
             first, last = columns[0], columns[-1]
             painter.fillRect(first[1], top, last[1] + last[2] - first[1], self.row, colors.selection)
+        role = 0  # the room of a role right before
         for name, left, width in columns:
             x, room = left + PAD, width - 2 * PAD
+            before, role = role, width if name == "role" else 0
             if room <= 0:
                 continue
             if name == "name":
@@ -95,6 +97,8 @@ class LinePainter:
                 self._bar(painter, model, line, entry, name, x, top, room)
             else:
                 painter.setPen(colors.muted if entry < 0 or name != "bpw" else colors.text)
+                if entry < 0 and name == "shape":
+                    x, room = x - before, room + before  # "49,997 tensors" have no role: that room is theirs
                 text = self._elided(model.text(line, name), room, _END)
                 flags = _RIGHT if name in _NUMBERS else _LEFT
                 painter.drawText(x, top, room, self.row, flags, text)

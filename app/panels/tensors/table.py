@@ -99,11 +99,19 @@ class TensorTable(QTableView):
             painter.fillRect(event.rect(), self._theme.colors.base)
             painter.setFont(self._lines.font)
             self._paint_lines(painter, event.rect())
+            if self.nothing_found:
+                painter.setPen(self._theme.colors.muted)
+                painter.drawText(self.viewport().rect(), Qt.AlignmentFlag.AlignCenter, "No tensor passes the filter")
             if self.hasFocus() and self.currentIndex().isValid():
                 painter.setPen(self._theme.colors.accent)
                 painter.drawRect(self.visualRect(self.currentIndex()).adjusted(0, 0, -1, -1))
         finally:
             painter.end()
+
+    @property
+    def nothing_found(self) -> bool:
+        """Whether there are tensors, and the filter leaves none of them."""
+        return self.tensors.rows is not None and len(self.tensors.rows) > 0 and not self.tensors.shown
 
     def _paint_lines(self, painter: QPainter, dirty: QRect) -> None:
         header = self.horizontalHeader()
