@@ -119,8 +119,8 @@ class BenchChart(QWidget):
             painter.drawEllipse(at, RADIUS + 4, RADIUS + 4)
 
     def _paint_label(self, painter: QPainter, point: Point, taken: list[QRectF], line: list[QPointF]) -> None:
-        """Where there is room, rather beside the front's line than over it, and nearer to its own mark than to others: left
-        above, right below, right, left; else nowhere, the tooltip has it."""
+        """Where there is room, rather beside the front's line than over it, and nearer to its own mark than to others:
+        left above, right below, right, left; else nowhere, the tooltip has it."""
         metrics, at = self.fontMetrics(), self.place(point)
         width, height = metrics.horizontalAdvance(point.label) + 2, metrics.height()
         away = 10.0
