@@ -1,4 +1,4 @@
-"""What a stored tensor is: name, shape, dtype, bytes. Also the dtypes themselves and natural order of names.
+"""What a stored tensor is: name, shape, dtype, bytes. Also the dtypes themselves.
 
 No file reading here (checkpoints/) and no bit layouts (formats/).
 """
@@ -6,9 +6,7 @@ No file reading here (checkpoints/) and no bit layouts (formats/).
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -98,18 +96,3 @@ class TensorInfo:
         """Whether it holds real numbers, block-quantized ones included."""
         known = DTYPES.get(self.dtype)
         return known.floating if known else True
-
-
-_DIGITS = re.compile(r"(\d+)")
-# Longer runs of digits are compared as text: int() refuses those of some thousand.
-_MAX_DIGITS = 1000
-
-
-@lru_cache(maxsize=8192)
-def _part_key(part: str) -> tuple[int, int, str]:
-    return (0, int(part), "") if part.isdecimal() and len(part) <= _MAX_DIGITS else (1, 0, part)
-
-
-def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key that puts layer.2 before layer.10."""
-    return tuple(map(_part_key, filter(None, _DIGITS.split(name))))

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from core.tensors import natural_key
+from core.ordering import natural_key
 
 if TYPE_CHECKING:
     from core.analysis.compare import ComparedTensor, Comparison

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from core.errors import TargetError
+from core.ordering import natural_order
 from core.targets.base import Plain, RowSource
-from core.tensors import natural_key
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,7 @@ def views_of(checkpoints: Sequence[Checkpoint]) -> list[dict[str, View]]:
     for i, views in enumerate(made[1:], 1):
         if made[0].keys().isdisjoint(views):
             made[i] = _renamed(views, {bare: name for name, bare in known.items()})
-    return [dict(sorted(views.items(), key=lambda pair: natural_key(pair[0]))) for views in made]
+    return [dict(natural_order(views.items(), itemgetter(0))) for views in made]
 
 
 def _plain(checkpoint: Checkpoint) -> dict[str, View]:

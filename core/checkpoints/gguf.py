@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,8 @@ from core.checkpoints.jsontext import short
 from core.checkpoints.mapped import MappedFile, as_rows, regular_size, row_range, stamp
 from core.errors import CheckpointError, CorruptFile
 from core.formats.ggml.types import GGML_TYPES
-from core.tensors import TensorInfo, natural_key
+from core.ordering import natural_order
+from core.tensors import TensorInfo
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +56,7 @@ class Gguf(Checkpoint):
             raise
         infos = [info for header in headers for info in header.infos]
         self.file_order: tuple[str, ...] = tuple(info.name for info in infos)
-        infos.sort(key=lambda t: natural_key(t.name))
+        infos = natural_order(infos, attrgetter("name"))
         self.files = tuple(part.path for part in self._parts)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType({t.name: t for t in infos})
         self.metadata: Mapping[str, Any] = MappingProxyType(headers[0].values)

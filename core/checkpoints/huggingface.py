@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,8 @@ from core.checkpoints.mapped import read_small, stamp
 from core.checkpoints.safetensors import Safetensors
 from core.checkpoints.torch_archive import TorchArchive
 from core.errors import CheckpointError, CorruptFile
-from core.tensors import TensorInfo, natural_key
+from core.ordering import natural_key, natural_order
+from core.tensors import TensorInfo
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +88,7 @@ class HuggingFaceFolder(Checkpoint):
                 infos.append(info)
             metadata.update(part.metadata)
         if len(self._parts) > 1:
-            infos.sort(key=lambda t: natural_key(t.name))
+            infos = natural_order(infos, attrgetter("name"))
         self.files = tuple(part.path for part in self._parts)
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType({t.name: t for t in infos})
         self.metadata: Mapping[str, Any] = MappingProxyType(metadata)

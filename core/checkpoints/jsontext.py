@@ -47,7 +47,7 @@ def parse_object(data: bytes, where: Path, what: str, *, strict: bool = False, o
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
+    made = {key: value for key, value in pairs}  # noqa: C416 - dict() of 50,000 pairs lets no other thread in
     if len(made) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]

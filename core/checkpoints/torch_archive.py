@@ -15,6 +15,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
+from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,8 @@ from core.checkpoints.base import Checkpoint
 from core.checkpoints.jsontext import short
 from core.checkpoints.mapped import CUT_OFF, read_bytes, regular_size, row_range, stamp
 from core.errors import CheckpointError, CorruptFile, UnsupportedFormat
-from core.tensors import DTYPES, TensorInfo, natural_key
+from core.ordering import natural_order
+from core.tensors import DTYPES, TensorInfo
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +64,7 @@ class TorchArchive(Checkpoint):
         infos = [_info(name, tensor, owners, path) for name, tensor in tensors.items()]
         if storages is not None:
             _check_storages(tensors, storages, path)
-        infos.sort(key=lambda t: natural_key(t.name))
+        infos = natural_order(infos, attrgetter("name"))
         self._loaded: dict[str, torch.Tensor] | None = tensors
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType({t.name: t for t in infos})
         self.metadata: Mapping[str, Any] = MappingProxyType(notes)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from core.roles import ROLES, Role, role_of
-from core.tensors import natural_key
 
 
 @pytest.mark.parametrize(
@@ -54,8 +53,3 @@ from core.tensors import natural_key
 def test_role(name: str, role: Role) -> None:
     assert role_of(name) == role
     assert role.kind in ROLES
-
-
-def test_natural_order() -> None:
-    names = ["layer.10.a", "layer.2.b", "layer.2.a", "layer", "10", "9", ""]
-    assert sorted(names, key=natural_key) == ["", "9", "10", "layer", "layer.2.a", "layer.2.b", "layer.10.a"]

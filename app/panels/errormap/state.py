@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 LISTED = 500
 EMPTY = "Open a checkpoint: the error of every tensor appears here, by layer and role, as it becomes known."
+PLANNING = "The map appears with the plan."
 NOTHING = "This checkpoint has no matrices that could be quantized."
 
 
@@ -71,11 +72,13 @@ class ErrorMapState:
         """Takes over outline and plan. True when the map is to be made anew."""
         outline = session.outline
         if session.checkpoint is None or outline is None:
-            self.request = self.layout = self.values = self._of = None
-            self.revision += 1
-            self.empty, self.failure = EMPTY, ""
+            self._forget(session, EMPTY if session.checkpoint is None else PLANNING)
             return False
         plan = session.plan if session.plan is not None and session.planned_tensors else None
+        if plan is None and not session.plan_error:
+            # Just opened: the plan says what is quantized, and a map without it would be drawn twice.
+            self._forget(session, PLANNING)
+            return False
         of = (outline.tensors, plan, self.apart)
         if self._of is not None and self._of[0] is of[0] and self._of[1] is of[1] and self._of[2] == of[2]:
             return False
@@ -87,6 +90,15 @@ class ErrorMapState:
         self.request = MapRequest(kept, plan, session.known_errors(), self.apart, self.layout)
         self._late.clear()
         return True
+
+    def _forget(self, session: Session, empty: str) -> None:
+        """Nothing to show but a line of text."""
+        if self.request is None and self.empty == empty and self.layout is None and not self.failure:
+            return
+        session.let_go(self.layout, self.values)
+        self.request = self.layout = self.values = self._of = self._marked = None
+        self.empty, self.failure = empty, ""
+        self.revision += 1
 
     def take(self, made: tuple[Layout, Values], session: Session) -> None:
         """A map that was made, and what became known meanwhile."""

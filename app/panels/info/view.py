@@ -18,6 +18,9 @@ from app.session import Changes, Session
 
 EMPTY = "Open a checkpoint and select a tensor: its shape, strategy, size and error are listed here."
 SETTLE_MS, SUMS_MS = 60, 1500
+# A checkpoint that was just opened gets a plan, and then a tensor is selected: with some 50 labels to lay out and
+# paint, facts that are in view for a moment cost more than they tell.
+OPENED_MS = 400
 KEY = "facts"
 # Facts about one tensor, about.
 LINES = 30
@@ -34,6 +37,7 @@ class InfoPanel(QScrollArea):
         self._shown: tuple[str, list[Fact]] = ("", [])
         self._lines: list[_Line] = []  # as many as were ever needed
         self._values: list[QLabel] = []  # one per line shown
+        self._opened = False  # another checkpoint, and nothing chosen in it yet
         self._stale = False  # something changed while the panel was hidden
         self._of: tuple[object, object] = ((), None)  # the selection and the plan that the job is about
         self._kept = Kept()
@@ -55,13 +59,22 @@ class InfoPanel(QScrollArea):
     def _changed(self, changes: Changes, initiator: object) -> None:
         if changes.plan or changes.checkpoint:
             self._kept = Kept()  # nothing here keeps a plan that is gone
-            self._later()
+            if changes.checkpoint and self._session.checkpoint is not None:
+                self._opened = True
+                self._page.hide()  # what is in there is of another file
+                self._shown = "", []
+                self._timer.start(OPENED_MS)
+            elif self._opened and not changes.checkpoint:
+                self._timer.start(OPENED_MS)
+            else:
+                self._later()
         elif changes.errors and not self._timer.isActive():
             # Beside a run there are new ones all the time, and of many tensors only sums are shown.
             self._timer.start(SUMS_MS if len(self._session.selection) > INLINE else SETTLE_MS)
 
     @Slot()
     def _later(self) -> None:
+        self._opened = False
         if not self._timer.isActive() or self._timer.remainingTime() > SETTLE_MS:
             self._timer.start(SETTLE_MS)
 
@@ -72,6 +85,7 @@ class InfoPanel(QScrollArea):
 
     @Slot()
     def _look(self) -> None:
+        self._opened = self._opened and self._session.plan is None
         self._stale = not self.isVisible() and self._session.checkpoint is not None
         if self._stale:
             return  # hidden behind another tab: nobody waits for the facts
@@ -99,11 +113,11 @@ class InfoPanel(QScrollArea):
                 self._timer.start(SUMS_MS)
 
     def _show(self, title: str, lines: list[Fact]) -> None:
-        if (title, lines) == self._shown:
+        if (title, lines) == self._shown and not self._page.isHidden():
             return
         same = self._shown[0] == title and [_place(f) for f in self._shown[1]] == [_place(f) for f in lines]
         self._shown = (title, lines)
-        if not same or len(self._values) != len(lines):
+        if not same or len(self._values) != len(lines) or self._page.isHidden():
             self._arrange(title, lines)
             return
         for label, fact in zip(self._values, lines, strict=True):
@@ -154,6 +168,7 @@ class InfoPanel(QScrollArea):
         for line in self._lines[len(lines) :]:
             line.hide()
         self._page.setUpdatesEnabled(True)
+        self._page.show()
 
 
 class _Line:

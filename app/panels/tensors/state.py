@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.sizes import Unit, unit_of
 from core.errors import RecipeError
-from core.tensors import natural_key
+from core.ordering import natural_key, order_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,7 +102,7 @@ def make_rows(outline: Outline) -> Rows:
     # The tensors outside all blocks first: embedding and head are what one looks for by hand.
     blocks = sorted(keys, key=lambda x: (x != OUTSIDE, keys[x]))
     place = {label: i for i, label in enumerate(blocks)}
-    order = sorted(range(len(names)), key=lambda i: natural_key(names[i]))
+    order = order_of([natural_key(name) for name in names])
     members: list[list[int]] = [[] for _ in blocks]
     for row in order:
         members[place[labels[row]]].append(row)

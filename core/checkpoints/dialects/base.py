@@ -11,12 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from core.checkpoints.base import Checkpoint
 from core.errors import CorruptFile, UnsupportedFormat
-from core.tensors import TensorInfo, natural_key
+from core.ordering import natural_order
+from core.tensors import TensorInfo
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +95,7 @@ class QuantizedCheckpoint(Checkpoint):
             if name in weights:
                 raise CorruptFile(f"{name} is stored twice, plainly and quantized", where=inner.path)
             tensors.append(info)
-        self.tensors = {t.name: t for t in sorted(tensors, key=lambda t: natural_key(t.name))}
+        self.tensors = {t.name: t for t in natural_order(tensors, attrgetter("name"))}
 
     def raw(self, name: str, start: int = 0, stop: int | None = None) -> memoryview:
         if name in self._weights:

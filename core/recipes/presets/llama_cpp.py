@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 from core.formats.ggml.types import GGML_TYPES
+from core.ordering import order_of
 from core.recipes.presets.base import KEPT, Choice, Preset
 from core.recipes.presets.mixtures import MIXTURES, At, Clauses, Mixture
 from core.recipes.protect import is_gguf, protections
@@ -124,12 +125,13 @@ class _Walk:
     def order(self) -> Iterator[tuple[int, str]]:
         """(index, GGUF name) of every tensor to quantize: outside the blocks first, then by block and name."""
 
-        def key(index: int) -> tuple[int, str]:
+        taken = [i for i, take in enumerate(self.quantized) if take]
+        keys = []
+        for index in taken:
             found = _BLOCK.match(self.names[index])
-            return (int(found.group(1)) if found else -1, self.names[index])
-
-        for index in sorted((i for i, take in enumerate(self.quantized) if take), key=key):
-            yield index, self.names[index]
+            keys.append((int(found.group(1)) if found else -1, self.names[index]))
+        for place in order_of(keys):
+            yield taken[place], self.names[taken[place]]
 
     def visit(self, name: str, kind: str, tensor: OutputTensor) -> Choice:
         mixture, columns = self.mixture, tensor.columns

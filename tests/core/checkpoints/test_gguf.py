@@ -18,7 +18,7 @@ from core.checkpoints.gguf import Gguf, Value, ValueType, encode_pair
 from core.checkpoints.gguf_values import end_of_value
 from core.errors import CheckpointError, CorruptFile, UnsupportedFormat, WorkbenchError
 from core.formats.ggml.types import GGML_TYPES
-from core.tensors import natural_key
+from core.ordering import natural_key
 from tests.core.checkpoints.build import gguf_bytes, gguf_pair, gguf_record, gguf_string, many_gguf
 
 T = ValueType

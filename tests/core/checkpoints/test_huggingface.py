@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from core.checkpoints import open_checkpoint
 from core.errors import CheckpointError, CorruptFile, UnsupportedFormat
-from core.tensors import natural_key
+from core.ordering import natural_key
 from tests.core.checkpoints.build import many_sharded, model_names, safetensors_bytes, write_folder
 
 A = safetensors_bytes({"a": ("U8", (2,), b"12")})

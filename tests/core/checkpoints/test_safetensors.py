@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from core.checkpoints import open_checkpoint
 from core.checkpoints.safetensors import parse_header
 from core.errors import CheckpointError, CorruptFile, UnsupportedFormat
-from core.tensors import DTYPES, natural_key
+from core.ordering import natural_key
+from core.tensors import DTYPES
 from tests.core.checkpoints.build import model_names, safetensors_bytes, with_header
 
 DTYPE_NAMES = [d.name for d in DTYPES.values() if d.torch_name and d.name != "C128"]
