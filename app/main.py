@@ -99,7 +99,7 @@ def make_application() -> QApplication:
     from PySide6.QtCore import Qt
     from PySide6.QtWidgets import QApplication
 
-    from app.collector import in_short_looks
+    from core.collector import in_short_looks
 
     sys.setswitchinterval(SWITCH_SECONDS)
     # numpy's BLAS would wait for its next call in a loop, on the core that the window needs. torch has its own.
@@ -158,7 +158,7 @@ def _sweep_when_quiet(window: MainWindow) -> None:
     """Looks at all objects once in a while, when no job runs."""
     from PySide6.QtCore import QTimer
 
-    from app.collector import sweep
+    from core.collector import sweep
 
     timer = QTimer(window)
     timer.setInterval(SWEEP_MS)

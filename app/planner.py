@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from PySide6.QtCore import QObject, QTimer, Signal, Slot
 
 from app.calibration import NOTHING, CalibrationData, plan_options
-from app.collector import without_collections
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome
 from app.session import Changes, Notice, Session
 from app.totals import PlanTotals, Totals
+from core.collector import without_collections
 from core.context import JobContext
 from core.errors import CalibrationError, RecipeError, TargetError
 

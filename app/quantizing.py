@@ -20,13 +20,13 @@ from app.calibration import (
     plan_options,
     walks_along,
 )
-from app.collector import without_collections
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobId, Outcome, Stopped, Task
 from app.kept_runs import KeptRun, discard_rest, forget, keep, kept_runs
 from app.reports import describe
 from app.session import Notice, Session, ShownError
 from app.totals import Totals
+from core.collector import without_collections
 from core.context import JobContext
 from core.engine.progress import duration_text
 from core.errors import Cancelled

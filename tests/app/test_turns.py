@@ -1,14 +1,11 @@
-"""Steps in turns of the event loop: one each, the latest wins; and the collector's short looks."""
+"""Steps in turns of the event loop: one each, the latest wins."""
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 
-import pytest
 from PySide6.QtCore import QObject, QTimer
 
-from app import collector
 from app.plotting.turns import Turns
 
 
@@ -80,36 +77,3 @@ def test_a_step_may_begin_something_else(qapp, qtbot) -> None:
     turns.begin(changing())
     qtbot.waitUntil(lambda: not turns.busy)
     assert seen == ["b0", "b end"]
-
-
-@pytest.fixture
-def threshold():
-    before = gc.get_threshold()
-    yield
-    gc.set_threshold(*before)
-
-
-class Ring:
-    def __init__(self) -> None:
-        self.itself = self
-
-
-def test_everything_is_looked_at_by_sweeping_alone(threshold) -> None:
-    looks: list[int] = []
-
-    def note(phase: str, info: dict[str, int]) -> None:
-        if phase == "start":
-            looks.append(info["generation"])
-
-    gc.collect()
-    assert not collector.sweep(), "nothing has gathered"
-    collector.in_short_looks()
-    gc.callbacks.append(note)
-    try:
-        kept = [Ring() for _ in range(collector.YOUNG * (collector.MIDDLE + 2) * (collector.WORTH + 5))]
-        assert set(looks) == {0, 1}
-        assert collector.sweep()
-    finally:
-        gc.callbacks.remove(note)
-    assert looks[-1] == 2
-    assert kept

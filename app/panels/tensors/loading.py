@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from app.collector import without_collections
 from app.panels.tensors.errors import Errors, make_errors
 from app.panels.tensors.state import (
     Arrangement,
@@ -21,6 +20,7 @@ from app.panels.tensors.state import (
     matching,
     ordering,
 )
+from core.collector import without_collections
 from core.context import JobContext
 
 if TYPE_CHECKING:

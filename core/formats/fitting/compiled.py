@@ -12,16 +12,16 @@ name of its own besides.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from core import collector
 
 _decorating = threading.Lock()
 # Told of every kernel that is being compiled: watch.
@@ -79,11 +79,13 @@ def _listen() -> None:
 
     class Listener(event.Listener):  # type: ignore[misc, unused-ignore]
         def on_start(self, told: Any) -> None:
-            _collector.pause()
+            # It would look through a compiler's many objects again and again, for a tenth to a fifth of the time that
+            # compiling takes, and find nothing. Most of them are garbage afterwards.
+            collector.pause()
             self.tell(told, True)
 
         def on_end(self, told: Any) -> None:
-            _collector.resume()
+            collector.resume(set_aside=False)
             self.tell(told, False)
 
         def tell(self, told: Any, begins: bool) -> None:
@@ -93,40 +95,6 @@ def _listen() -> None:
                     observer(function.__name__, begins)
 
     event.register("numba:compile", Listener())
-
-
-class _Collector:
-    """Python's collector of garbage, which looks through the many objects of a compiler again and again, for a tenth
-    to a fifth of the time that compiling takes, and finds nothing."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._pauses = 0
-        self._was_on = False
-
-    def pause(self) -> None:
-        with self._lock:
-            if self._pauses == 0:
-                self._was_on = gc.isenabled()
-                gc.disable()
-            self._pauses += 1
-
-    def resume(self) -> None:
-        with self._lock:
-            self._pauses -= 1
-            if self._pauses == 0 and self._was_on:
-                gc.enable()
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        self.pause()
-        try:
-            yield
-        finally:
-            self.resume()
-
-
-_collector = _Collector()
 
 
 def named(name: str) -> Callable[[Any], Any]:
@@ -219,8 +187,11 @@ def _kernel(function: Any, pipeline: Any) -> Any:
     load = made._cache.load_overload
 
     def load_quietly(*args: Any) -> Any:
-        with _collector.paused():
+        collector.pause()
+        try:
             return load(*args)
+        finally:
+            collector.resume(set_aside=True)
 
     made._cache.load_overload = load_quietly
     return made
