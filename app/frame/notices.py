@@ -78,6 +78,11 @@ class NoticeBar(QFrame):
         self._timer.setSingleShot(True)
         self._timer.setInterval(NOTE_MS)
         self._timer.timeout.connect(self.dismiss)
+        # The bar pushes all else down, and the whole window is painted anew: after what else the notice comes with.
+        self._appear = QTimer(self)
+        self._appear.setSingleShot(True)
+        self._appear.setInterval(0)
+        self._appear.timeout.connect(self.show)
         theme.changed.connect(self._retint)
         self.hide()
 
@@ -107,12 +112,13 @@ class NoticeBar(QFrame):
             button.deleteLater()
         self._extra = [self._offer(self._actions[a]) for a in notice.actions if a in self._actions]
         self._retint()
-        self.show()
+        self._appear.start()
         self._timer.start() if notice.severity == "note" else self._timer.stop()
 
     @Slot()
     def dismiss(self) -> None:
         self._timer.stop()
+        self._appear.stop()
         self.notice = None
         self.hide()
         self.closed.emit()

@@ -79,6 +79,7 @@ class Plot(pg.GraphicsLayoutWidget):
         self._x_label = x_label
         self._home = (0.0, 1.0)
         self._strips: list[Strip] = []
+        self._begun: tuple[ShareAxis, pg.PlotItem] | None = None
         self._lines: list[pg.InfiniteLine] = []
         self._at: QPointF | None = None
         self.setAccessibleName(name[:1].upper() + name[1:])
@@ -97,12 +98,20 @@ class Plot(pg.GraphicsLayoutWidget):
         policy.setRetainSizeWhenHidden(True)
         self.setSizePolicy(policy)
 
-    def strip(self, label: str, stretch: int, lanes: int = 0) -> Strip:
-        """One more strip, below the others. lanes: see Strip."""
+    def begin_strip(self) -> None:
+        """The first half of the next `strip`, for who builds in steps."""
         axis = ShareAxis()
         item = pg.PlotItem(viewBox=_View(self.go_home), axisItems={"left": axis, "bottom": ValueAxis()})
         item.hideButtons()
         item.setMenuEnabled(False)
+        self._begun = (axis, item)
+
+    def strip(self, label: str, stretch: int, lanes: int = 0) -> Strip:
+        """One more strip, below the others. lanes: see Strip."""
+        if self._begun is None:
+            self.begin_strip()
+        assert self._begun is not None
+        (axis, item), self._begun = self._begun, None
         axis.setWidth(self.theme.px(AXIS_WIDTH))
         axis.setLabel(label)
         item.getAxis("bottom").setLabel(self._x_label)

@@ -376,13 +376,13 @@ class ComparePanel(QWidget):
     def _choice_steps(self, names: list[str], order: np.ndarray, lines: list[int]) -> Iterator[None]:
         """Looks for those of the plan, so many at a time, and hands them on."""
         planned = self._session.planned_tensors
-        chosen: list[str] = []
+        chosen: set[str] = set()
         for start in range(0, len(lines), AT_ONCE):
             places = order[lines[start : start + AT_ONCE]].tolist()
-            chosen += filter(planned.__contains__, map(names.__getitem__, places))
+            chosen.update(filter(planned.__contains__, map(names.__getitem__, places)))
             yield
         if chosen:
-            self._session.select(chosen, self)
+            self._session.select(planned if len(chosen) == len(planned) else filter(chosen.__contains__, planned), self)
 
     # Taking away
 

@@ -17,7 +17,9 @@ from app.theme import current
 
 # Pixels that names have at least where they are that long, and those beside a word of the header. Lines that are looked
 # at to see how wide a column must be.
-NAMES, BESIDE, LOOKED_AT = 176, 8, 200
+NAMES, BESIDE, LOOKED_AT = 176, 8, 100
+# Of the texts of a column, so many with the most characters are measured.
+MEASURED = 4
 
 
 class Widths(QObject):
@@ -40,7 +42,8 @@ class Widths(QObject):
         self._by_hand, self._fitting = False, True
         for section in range(self._model.columnCount()):
             column = COLUMNS[PLACE[self._model.column_id(section)]]
-            words = max(metrics.horizontalAdvance(text) for text in {column.widest, *self._texts(column.id)})
+            longest = sorted(self._texts(column.id), key=len)[-MEASURED:]
+            words = max(metrics.horizontalAdvance(text) for text in (column.widest, *longest))
             title = header.fontMetrics().horizontalAdvance(column.title.format(unit=self._model.unit[0]))
             width = max(title + 2 * BESIDE, words + room)
             if section:

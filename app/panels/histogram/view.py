@@ -124,8 +124,11 @@ class HistogramPanel(QWidget):
         from app.plotting.plot import Plot
 
         plot = Plot("weight", self.state.csv, "histogram")
+        plot.begin_strip()
         yield
         self._weights = plot.strip("% of weights", 7, lanes=2)
+        yield
+        plot.begin_strip()
         yield
         self._residuals = plot.strip("residual, %", 3)
         yield

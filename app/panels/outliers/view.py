@@ -176,9 +176,12 @@ class OutliersPanel(PreviewPanel):
 
         plot = Plot("column", self.state.csv, "outliers")
         plot.setMinimumHeight(120)
+        plot.begin_strip()
         yield
         self.bars = Bars(plot)
         self.bars.dragged.connect(self._set_limit)
+        yield
+        plot.begin_strip()
         yield
         self.map = WeightMap(plot, self.scale)
         yield

@@ -221,7 +221,7 @@ class TensorModel(QAbstractTableModel):
         rows = self.rows_at(lines)
         return self.rows.all_names if len(rows) == len(self.rows) else tuple(map(self.rows.names.__getitem__, rows))
 
-    def lines_of(self, names: Iterable[str]) -> list[int]:
+    def lines_of(self, names: Iterable[str]) -> Sequence[int]:
         """Visible lines of tensors, ascending; with those of the blocks where it is all tensors."""
         import numpy as np
 
@@ -229,11 +229,14 @@ class TensorModel(QAbstractTableModel):
         if rows is None:
             return []
         wanted = np.zeros(len(rows) + 1, bool)  # the last stands for entries that are no tensors
-        places = np.fromiter(map(rows.index.get, names, repeat(-1)), np.int64)
-        wanted[places[places >= 0]] = True
+        if names == rows.all_names:
+            wanted[:-1] = True
+        else:
+            places = np.fromiter(map(rows.index.get, names, repeat(-1)), np.int64)
+            wanted[places[places >= 0]] = True
         lines = self._entries()
         if self._shown > 1 and (wanted[:-1] if self.passing is None else wanted[:-1] | ~self.passing).all():
-            return list(range(len(lines)))
+            return range(len(lines))
         return np.flatnonzero(wanted[np.where(lines < 0, len(rows), lines)]).tolist()
 
     def _entries(self) -> np.ndarray:

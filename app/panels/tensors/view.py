@@ -36,6 +36,8 @@ INLINE_REGEX = 4000
 NO_MATCH = "No tensor matches: Esc in the filter empties it, Role and Dtype narrow the list, too."
 # While many rows are selected, the other panels follow this long after the last change.
 SELECT_MS = 40
+# More than this selected elsewhere is taken over a turn of the event loop later.
+MANY = 1000
 
 
 class TensorsPanel(QWidget):
@@ -78,6 +80,11 @@ class TensorsPanel(QWidget):
         self._select_timer.setSingleShot(True)
         self._select_timer.setInterval(SELECT_MS)
         self._select_timer.timeout.connect(self._hand_on_selection)
+        # Where much was selected elsewhere, the other panels have a turn of their own.
+        self._follow_timer = QTimer(self)
+        self._follow_timer.setSingleShot(True)
+        self._follow_timer.setInterval(0)
+        self._follow_timer.timeout.connect(self._follow)
         self.bar.changed.connect(self._refilter)
         self.bar.grouped.connect(self._regroup)
         self.bar.left.connect(self._enter_table)
@@ -99,7 +106,9 @@ class TensorsPanel(QWidget):
     @property
     def busy(self) -> bool:
         """Whether the table is about to change."""
-        return self._job is not None or self._filter_job is not None or self._select_timer.isActive()
+        if self._select_timer.isActive() or self._follow_timer.isActive():
+            return True
+        return self._job is not None or self._filter_job is not None
 
     def visible_names(self) -> list[str]:
         """Output names of the tensors on screen."""
@@ -123,6 +132,9 @@ class TensorsPanel(QWidget):
 
     def selected_names(self) -> tuple[str, ...]:
         """What an assignment would go to: the selected tensors, a block standing for its own."""
+        if self._follow_timer.isActive():
+            self._follow_timer.stop()
+            self._follow()
         return self.model.names_at(self.table.selected_lines())
 
     def open_picker(self) -> None:
@@ -364,7 +376,18 @@ class TensorsPanel(QWidget):
 
     @Slot(object)
     def _follow_selection(self, names: tuple[str, ...]) -> None:
-        if not self._handing and self.model.rows is not None and names != self.selected_names():
+        self._follow_timer.stop()
+        if self._handing:
+            return
+        if len(names) > MANY:
+            self._follow_timer.start()
+        else:
+            self._follow()
+
+    @Slot()
+    def _follow(self) -> None:
+        names = self._session.selection
+        if self.model.rows is not None and names != self.selected_names():
             self._restore_selection(names)
             lines = self.model.lines_of(names[:1])
             if lines:
