@@ -14,6 +14,7 @@ from app.frame.problems import ProblemsPopover, grouped
 from app.labels import ElidedLabel
 from app.panels import PANELS
 from app.plotting.exporting import Exporter
+from app.session import Notice
 from app.theme import FONT_LEAST, FONT_MOST, Theme
 from core.engine.model import Problem
 
@@ -179,3 +180,17 @@ def test_what_failed_can_be_copied(window) -> None:
     label.setText("no such format")
     label.copy()
     assert QGuiApplication.clipboard().text() == "no such format"
+
+
+def test_a_notice_pushes_the_window_down_a_turn_after_what_it_comes_with(opened, qtbot) -> None:
+    bar, session = opened.notices, opened.session
+    bar.dismiss()
+    session.notify(Notice("error", "something went wrong"))
+    assert bar.text.text() == "something went wrong"
+    assert not bar.isVisible()
+    qtbot.waitUntil(bar.isVisible)
+    bar.dismiss()
+    session.notify(Notice("note", "gone before it was seen"))
+    bar.dismiss()
+    qtbot.wait(20)
+    assert not bar.isVisible()

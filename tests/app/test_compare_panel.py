@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PySide6.QtCore import QMimeData, QPointF, Qt, QUrl
+from PySide6.QtCore import QItemSelectionModel, QMimeData, QPointF, Qt, QUrl
 from PySide6.QtGui import QDropEvent
 from PySide6.QtWidgets import QApplication
 
@@ -256,3 +256,25 @@ def test_columns_hold_their_words_and_names_take_the_rest(opened, qtbot, pair) -
     opened.resize(2400, 1440)
     qtbot.waitUntil(lambda: header.length() != table.viewport().width())
     assert header.sectionSize(0) == 150
+
+
+def test_all_chosen_are_selected_in_the_order_of_the_plan(opened, settled, qtbot, tmp_path: Path) -> None:
+    panel, session = opened.panel("compare"), opened.session
+    opened.commands.set_preset("Q8_0")
+    settled()
+    opened.commands.quantize_to(tmp_path / "result.gguf")
+    qtbot.waitUntil(lambda: session.report is not None, timeout=120_000)
+    panel.compare_with(str(tmp_path / "result.gguf"))
+    qtbot.waitUntil(lambda: panel.state.result is not None, timeout=60_000)
+    planned = tuple(t.tensor.name for t in session.plan.tensors)
+    panel.table.horizontalHeader().setSortIndicator(0, Qt.SortOrder.DescendingOrder)
+    panel.table.selectAll()
+    qtbot.waitUntil(lambda: len(session.selection) > 1, timeout=10_000)
+    assert session.selection == planned
+    panel.table.clearSelection()
+    for row in (5, 3, 1):
+        panel.table.selectionModel().select(
+            panel.model.index(row, 0), QItemSelectionModel.SelectionFlag.Select | QItemSelectionModel.SelectionFlag.Rows
+        )
+    qtbot.waitUntil(lambda: len(session.selection) == 3, timeout=10_000)
+    assert list(session.selection) == sorted(session.selection, key=planned.index)

@@ -18,7 +18,7 @@ from PySide6.QtCore import QPoint, Qt
 from app.job_service import JobService
 from app.panels.errormap.lasso import inside
 from app.panels.errormap.layout import KEPT, MEASURED, METRICS, OPEN, make_layout, map_task
-from app.panels.errormap.state import EMPTY, ErrorMapState
+from app.panels.errormap.state import EMPTY, PLANNING, ErrorMapState
 from app.panels.errormap.view import ErrorMapPanel
 from app.session import Session, ShownError
 from core.context import SILENT
@@ -52,6 +52,11 @@ class Errors:
         self.planned_tensors = {t.tensor.name: t for t in plan.tensors} if plan is not None else {}
         self.known: dict = {}
         self.selection: tuple[str, ...] = ()
+        self.plan_error = ""
+        self.left: list[object] = []
+
+    def let_go(self, *things: object) -> None:
+        self.left += [thing for thing in things if thing is not None]
 
     def known_errors(self):
         return dict(self.known)
@@ -70,6 +75,22 @@ def made(session: Errors) -> ErrorMapState:
     assert state.follow(session)  # type: ignore[arg-type]
     state.take(map_task(state.request, SILENT), session)  # type: ignore[arg-type]
     return state
+
+
+def test_the_map_waits_for_the_first_plan():
+    outline = small_outline(2)
+    state = made(Errors(outline, plan_of(outline)))
+    layout, other = state.layout, Errors(small_outline(3))
+    assert not state.follow(other)  # type: ignore[arg-type]
+    assert (state.request, state.layout, state.empty) == (None, None, PLANNING)
+    assert other.left[0] is layout, "the map before is large: somebody else takes it apart"
+    revision = state.revision
+    assert not state.follow(other)  # type: ignore[arg-type]
+    assert state.revision == revision, "nothing to draw anew"
+    other.plan_error = "no such architecture"
+    assert state.follow(other), "there will be no plan"  # type: ignore[arg-type]
+    planned = Errors(other.outline, plan_of(other.outline))
+    assert state.follow(planned)  # type: ignore[arg-type]
 
 
 def test_layers_run_along_x_and_roles_down_y():

@@ -47,3 +47,36 @@ def test_labels_stay_where_only_values_change(opened, qtbot, settled) -> None:
     settled()
     qtbot.waitUntil(lambda: shown("strategy") == "q8_0", timeout=5000)
     assert {w.text() for w in panel.widget().findChildren(QLabel) if not w.isHidden()} >= {"strategy", "q8_0"}
+
+
+def test_opening_shows_the_facts_once(opened, qtbot, settled, monkeypatch) -> None:
+    panel, session = opened.panel("info"), opened.session
+    opened.show_panel("info")
+    qtbot.waitUntil(lambda: bool(session.selection) and panel._shown[0] == session.selection[0], timeout=10_000)
+    shown: list[str] = []
+    arrange = panel._arrange
+    monkeypatch.setattr(panel, "_arrange", lambda title, lines: shown.append(title) or arrange(title, lines))
+    # Longer than any plan takes here: facts of the checkpoint alone come only where it takes its time.
+    monkeypatch.setattr("app.panels.info.view.OPENED_MS", 60_000)
+    opened.commands.open_path(session.checkpoint.path)
+    before = session.checkpoint
+    qtbot.waitUntil(lambda: session.checkpoint is not before, timeout=20_000)
+    assert not panel._page.isVisible(), "the facts of another file"
+    settled()
+    qtbot.waitUntil(panel._page.isVisible, timeout=10_000)
+    assert set(shown) == {session.selection[0]}
+
+
+def test_a_plan_that_takes_its_time_leaves_the_facts_of_the_checkpoint(opened, qtbot, monkeypatch) -> None:
+    panel, session = opened.panel("info"), opened.session
+    opened.show_panel("info")
+    monkeypatch.setattr("app.panels.info.view.OPENED_MS", 1)
+    monkeypatch.setattr(opened.planner, "refresh", lambda: None)
+    session.open(session.checkpoint)
+    assert not panel._page.isVisible()
+    qtbot.waitUntil(panel._page.isVisible, timeout=10_000)
+    assert panel._shown[0] == session.checkpoint.path.name
+    session.close()
+    assert session.checkpoint is None
+    qtbot.waitUntil(lambda: panel._shown == ("", []), timeout=10_000)
+    assert not panel._page.isHidden(), "what to do is said again"

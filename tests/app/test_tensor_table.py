@@ -141,6 +141,22 @@ def test_selection_reaches_the_session_and_comes_back(opened, qtbot) -> None:
     assert panel.selected_names() == names[:1]
 
 
+def test_many_selected_elsewhere_are_followed_a_turn_later(opened, qtbot, monkeypatch) -> None:
+    monkeypatch.setattr("app.panels.tensors.view.MANY", 3)
+    panel, session = opened.commands.tensors, opened.session
+    names = tuple(t.tensor.name for t in session.plan.tensors)
+    before = panel.table.selected_lines()
+    session.select(names)
+    assert panel.busy
+    assert panel.table.selected_lines() == before
+    qtbot.waitUntil(lambda: not panel.busy)
+    assert panel.selected_names() == names
+    session.select(names[:4])
+    assert panel.selected_names() == names[:4], "whoever asks is not told of the selection before"
+    session.select(names[:1])
+    assert panel.selected_names() == names[:1]
+
+
 def test_a_block_stands_for_its_tensors(opened, qtbot) -> None:
     panel = opened.commands.tensors
     blocks = [n for n, e in enumerate(panel.model.lines) if e < MODEL]
@@ -290,9 +306,11 @@ def _quiet() -> None:
         QApplication.processEvents()
 
 
-def test_columns_stay_where_they_are_and_lines_are_painted_once_when_the_scroll_bar_comes(opened) -> None:
+def test_columns_stay_where_they_are_and_lines_are_painted_once_when_the_scroll_bar_comes(opened, qtbot) -> None:
     panel, table = opened.commands.tensors, opened.commands.tensors.table
     opened.resize(1280, 800)
+    # Lines whose errors become known are painted again.
+    qtbot.waitUntil(lambda: not opened.jobs.previews(), timeout=60_000)
     panel.bar.edit.setText("blk.0.attn_q")
     _quiet()
     bar = table.verticalScrollBar()
