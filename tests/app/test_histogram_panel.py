@@ -557,6 +557,27 @@ def test_choosing_a_group(bench, qtbot):
     assert panel._rug.xvals == []
 
 
+def test_the_chosen_group_keeps_its_weights_under_another_strategy(bench, qtbot):
+    select(bench, qtbot, DOWN, "int4-g128")
+    panel = bench.panel
+    panel.scope.setCurrentIndex(1)
+    panel.row.setValue(200)
+    panel.group.setValue(2)
+    for strategy, group, columns in (("q4_k", 8, "256–287"), ("q6_k", 16, "256–271"), ("int4", 0, "0–511")):
+        select(bench, qtbot, DOWN, strategy)
+        words = f"(row 200, columns {columns})"
+        qtbot.waitUntil(lambda told=words: panel.state.legend_levels().endswith(told), timeout=20_000)
+        assert panel.state.place == (200, group)
+        assert (panel.row.value(), panel.group.value()) == (200, group)
+        assert len(panel._rug.xvals) == panel.state.width
+    # No groups at all: nothing to choose, nothing chosen.
+    select(bench, qtbot, DOWN, "keep")
+    assert panel.state.place is None
+    assert panel.scope.currentIndex() == 0
+    assert not panel.row.isVisible()
+    assert panel._rug.xvals == []
+
+
 def test_hovering_reads_off(bench, qtbot):
     select(bench, qtbot, DOWN, "q4_k")
     bench.panel._hovered(0.01)

@@ -126,6 +126,7 @@ class ErrorMapPanel(PreviewPanel):
         self.read_off = ElidedLabel("muted", apart="   ")
         self.scale = ColorScale()
         self.metric_box = QComboBox()
+        self.metric_box.setAccessibleName("Metric")
         for metric in METRICS:
             self.metric_box.addItem(metric.title, metric.id)
             self.metric_box.setItemData(self.metric_box.count() - 1, metric.help, Qt.ItemDataRole.ToolTipRole)
@@ -159,6 +160,7 @@ class ErrorMapPanel(PreviewPanel):
         self.scroller.setWidgetResizable(True)
         self.scroller.setFrameShape(QFrame.Shape.NoFrame)
         self.scroller.setWidget(self.canvas)
+        self.scroller.setFocusPolicy(Qt.FocusPolicy.NoFocus)  # the map in it takes the keys
         under = QHBoxLayout()
         under.setSpacing(16)
         under.addWidget(self.read_off, 1)

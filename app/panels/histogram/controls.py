@@ -58,5 +58,9 @@ class Controls(QHBoxLayout):
         for spin, last in ((self.row, state.request.tensor.rows if state.request else 1), (self.group, state.groups)):
             with QSignalBlocker(spin):
                 spin.setRange(0, max(0, last - 1))
+        if state.place is not None:
+            for spin, value in zip((self.row, self.group), state.place, strict=True):
+                with QSignalBlocker(spin):
+                    spin.setValue(value)
         with QSignalBlocker(self.scope):
             self.scope.setCurrentIndex(0 if state.place is None else 1)

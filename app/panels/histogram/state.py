@@ -75,7 +75,11 @@ class HistogramState:
         shown = self.result
         if result.pending and shown is not None and shown.name == result.name:
             return False
+        column = self.place[1] * self.width if self.place is not None else 0
         self.result, self.failure = result, ""
+        if self.place is not None and not result.pending:
+            # Under another strategy groups may be as wide as others, or there are none: the weights stay.
+            self.place = (self.place[0], min(column // self.width, self.groups - 1)) if self.choosable else None
         return True
 
     def overlay_request(self) -> OverlayRequest | None:

@@ -205,7 +205,15 @@ class HistogramPanel(QWidget):
             histogram, request, title=f"Histogram of {request.tensor.name}", lane="preview", key=KEY
         )
         self._blank()
-        self._submit_group()
+        if self._group_job is not None:
+            self._jobs.cancel(self._group_job)  # that of the strategy before
+            self._group_job = None
+
+    def _take(self, result: HistogramResult) -> bool:
+        taken = self.state.take(result)
+        if taken and self.state.group is None and self._group_job is None and not result.pending:
+            self._submit_group()
+        return taken
 
     def _submit_group(self) -> None:
         request = self.state.group_request()
@@ -215,7 +223,7 @@ class HistogramPanel(QWidget):
 
     def _partial(self, job: JobId, value: object) -> None:
         result = cast(HistogramResult, value)
-        if job == self._job and self.state.take(result):
+        if job == self._job and self._take(result):
             if result.pending and result.rows * result.columns <= SMALL_WEIGHTS:
                 self._weights_only.start()  # the rest is nearly there: one picture instead of two
             else:
@@ -237,7 +245,7 @@ class HistogramPanel(QWidget):
             self._job = None
             self._weights_only.stop()
             if isinstance(outcome, Done):
-                self.state.take(outcome.result)
+                self._take(cast(HistogramResult, outcome.result))
             elif isinstance(outcome, Failed):
                 self.state.fail(outcome.line)
                 self._session.notify(Notice("warning", f"No histogram: {outcome.line}", outcome.details))
@@ -372,10 +380,6 @@ class HistogramPanel(QWidget):
             typical = self.state.shown_group
             at = (typical.row, typical.start // self.state.width) if typical is not None else (0, 0)
             self.state.place = at
-            for spin, value in zip((self.row, self.group), at, strict=True):
-                spin.blockSignals(True)
-                spin.setValue(value)
-                spin.blockSignals(False)
             self._submit_group()
         self._show()
 
