@@ -32,7 +32,6 @@ SETTLE_MS = 150
 # Beyond the rows on screen, previews of one plan take about this long at most.
 BACKGROUND_SECONDS = 30.0
 DELIVER_SECONDS = 0.2
-UNKNOWN = ShownError(None, None, None, None, exact=False)
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,9 @@ def errors_task(request: ErrorRequest, ctx: JobContext) -> int:
                 ctx,
                 stats=statistics_of(request.plan, planned),
             )
-        except WorkbenchError:
-            # Shown as unknown; the run itself says what is wrong with the tensor.
-            found[planned.tensor.name, planned.strategy] = UNKNOWN
+        except WorkbenchError as refused:
+            why = str(refused)
+            found[planned.tensor.name, planned.strategy] = ShownError(None, None, None, None, exact=False, why=why)
         else:
             sums = error.sums
             found[planned.tensor.name, planned.strategy] = ShownError(

@@ -49,7 +49,8 @@ class Changes:
 
 @dataclass(frozen=True, slots=True)
 class ShownError:
-    """A tensor's weight error. exact: over the whole tensor; written: measured by a finished run, not previewed."""
+    """A tensor's weight error. exact: over the whole tensor; written: measured by a finished run, not previewed; why:
+    it cannot be measured, "" where it was."""
 
     sqnr_db: float | None
     relative_mse: float | None
@@ -57,6 +58,7 @@ class ShownError:
     cosine: float | None
     exact: bool
     written: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

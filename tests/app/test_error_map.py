@@ -125,6 +125,14 @@ def test_cells_hold_their_worst_and_say_what_is_open():
     assert [w.name for w in state.worst_first()][:2] == ["blk.1.attn_q.weight", "blk.2.ffn_down.weight"]
     assert state.read_off(1, 2).startswith("blk.1.attn_q.weight → q8_0   SQNR 17.5 dB   Relative MSE 0.01")
     assert state.read_off(1, 1) == "blk.0.attn_q.weight → q8_0: not measured yet"
+    q = "blk.0.attn_q.weight"
+    refused = ShownError(None, None, None, None, exact=False, why="row 3 holds NaN or Inf")
+    session.known[q, session.planned_tensors[q].strategy] = refused
+    state.update(session, [q])  # type: ignore[arg-type]
+    assert state.read_off(1, 1) == f"{q} → q8_0: cannot be measured: row 3 holds NaN or Inf"
+    del session.known[q, session.planned_tensors[q].strategy]
+    state.update(session, [q])  # type: ignore[arg-type]
+    assert state.read_off(1, 1).endswith("not measured yet")
     assert state.read_off(6, 3) == "blk.2.ffn_up.weight: kept as it is"
     assert state.read_off(0, 1) == "embedding, layer 0: no tensor"
     state.metric = BY_ID["mse"]

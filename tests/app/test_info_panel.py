@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from PySide6.QtWidgets import QLabel
 
+from app.pictures.oddities import write_oddities
 from core.recipes.model import Strategy
 
 
@@ -80,3 +82,18 @@ def test_a_plan_that_takes_its_time_leaves_the_facts_of_the_checkpoint(opened, q
     assert session.checkpoint is None
     qtbot.waitUntil(lambda: panel._shown == ("", []), timeout=10_000)
     assert not panel._page.isHidden(), "what to do is said again"
+
+
+def test_why_an_error_cannot_be_measured(window, qtbot, settled, tmp_path: Path) -> None:
+    window.commands.open_path(write_oddities(tmp_path))
+    settled()
+    window.show_panel("info")
+    window.session.select(("blk.0.ffn_up.weight",))
+    qtbot.waitUntil(lambda: window.session.error("blk.0.ffn_up.weight") is not None, timeout=60_000)
+    facts = window.panel("info")
+
+    def said() -> list[str]:
+        return [label.text() for label in facts.findChildren(QLabel) if label.isVisible()]
+
+    qtbot.waitUntil(lambda: "Weight error cannot be measured" in said(), timeout=20_000)
+    assert any("NaN" in text for text in said())

@@ -95,6 +95,8 @@ def test_errors_arrive_in_place(model: TensorModel, rows: Rows, qtbot) -> None:
     assert model.text(0, "sqnr") == "≥ 22.1"
     model.set_errors({row: ShownError(float("inf"), 0.0, 0.0, 1.0, exact=True)})
     assert model.text(line, "sqnr") == "exact"
+    model.set_errors({row: ShownError(None, None, None, None, exact=False, why="row 3 holds NaN or Inf")})
+    assert model.text(line, "sqnr") == "–"
 
 
 def test_names_to_lines_and_back(model: TensorModel, rows: Rows) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from app.glossary import explain
@@ -89,12 +89,13 @@ class Layout:
 @dataclass
 class Values:
     """errors: float64 [4, tensors] in the order of METRICS, NaN unknown; kind: int8 [tensors]; sampled: bool [tensors];
-    strategies: of every tensor, in words."""
+    strategies: of every tensor, in words; refused: why tensors, by place, cannot be measured."""
 
     errors: NDArray[np.float64]
     kind: NDArray[np.int8]
     sampled: NDArray[np.bool_]
     strategies: list[str]
+    refused: dict[int, str] = field(default_factory=dict)
 
     def put(self, i: int, error: ShownError | None) -> None:
         """What is known of one tensor now."""
@@ -104,6 +105,9 @@ class Values:
         self.errors[:, i] = [math.nan if v is None else v for v in known] or math.nan
         self.kind[i] = MEASURED if error is not None and error.sqnr_db is not None else OPEN
         self.sampled[i] = error is not None and not error.exact
+        self.refused.pop(i, None)
+        if error is not None and error.why:
+            self.refused[i] = error.why
 
 
 @dataclass(frozen=True)

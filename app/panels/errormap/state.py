@@ -236,7 +236,8 @@ class ErrorMapState:
             if values.kind[members[0]] == KEPT:
                 return f"{name}: kept as it is"
             if not known[0]:
-                return f"{name}{arrow}: not measured yet"
+                why = values.refused.get(int(members[0]))
+                return f"{name}{arrow}: {f'cannot be measured: {why}' if why else 'not measured yet'}"
             parts = [f"{m.title} {m.text(float(values.errors[m.column, members[0]]))}" for m in METRICS]
             about = ", from a sample of rows" if values.sampled[members[0]] else ""
             return f"{name}{arrow}   {'   '.join(parts)}{about}"

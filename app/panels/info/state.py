@@ -118,6 +118,8 @@ def _of_tensor(planned: PlannedTensor, request: FactsRequest) -> list[Fact]:
     error = request.errors.get((t.name, planned.strategy))
     if error is not None and error.sqnr_db is not None:
         lines += [Fact("", _error_title(error), heading=True), *_error_lines(error)]
+    elif error is not None and error.why:
+        lines += [Fact("", "Weight error cannot be measured", heading=True), Fact("why", error.why)]
     return lines
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from app.session import ShownError
 
-# What a known error is worth: nothing, a sample of rows, all rows before the run, measured by a run.
-UNKNOWN, SAMPLED, EXACT, WRITTEN = 0, 1, 2, 3
+# What a known error is worth: nothing, a sample of rows, all rows before the run, measured by a run; or there is none.
+UNKNOWN, SAMPLED, EXACT, WRITTEN, REFUSED = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def make_errors(rows: Rows, cells: Cells | None, known: Mapping[Any, ShownError]
 
 def error_cell(error: ShownError) -> tuple[float, int]:
     if error.sqnr_db is None:
-        return math.nan, UNKNOWN
+        return math.nan, REFUSED if error.why else UNKNOWN
     return error.sqnr_db, WRITTEN if error.written else EXACT if error.exact else SAMPLED
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Protocol
 
-from app.panels.tensors.errors import EXACT, SAMPLED, UNKNOWN, WRITTEN, Errors
+from app.panels.tensors.errors import EXACT, REFUSED, SAMPLED, UNKNOWN, WRITTEN, Errors
 from app.panels.tensors.state import MODEL, Cells, Rows, entry_block
 from app.sizes import size_text
 from core.engine.progress import bytes_text
@@ -88,7 +88,7 @@ def _sqnr_text(table: Shown, row: int) -> str:
         return ""
     value, mark = float(table.errors.sqnr[row]), int(table.errors.mark[row])
     if mark == UNKNOWN or value != value:
-        return ""
+        return "–" if mark == REFUSED else ""
     if value == math.inf:
         return "exact"
     return f"≈ {value:.1f}" if mark == SAMPLED else f"{value:.1f}"
@@ -141,4 +141,5 @@ def _sqnr_tooltip(table: Shown, row: int) -> str:
         SAMPLED: "Preview from a sample of rows",
         EXACT: "Preview over all rows",
         WRITTEN: "Measured by the run over all rows",
+        REFUSED: "The strategy cannot take these weights; the info panel says why",
     }[int(table.errors.mark[row])]
