@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from PySide6.QtGui import QDropEvent
 from PySide6.QtWidgets import QApplication
 
 from app.cells import PAD, WordsDelegate
+from app.panels.compare.listing import listed
 from app.panels.compare.model import ComparedModel
 from app.panels.compare.state import COLUMNS, PLACE, CompareState, cell, compare_task
 from app.panels.compare.table import copy_lines
@@ -88,6 +90,9 @@ def test_what_is_unknown_stands_last_either_way(tmp_path: Path) -> None:
     assert "note" in {COLUMNS[i].id for i in state.columns}
     assert cell(state.rows[1], "note") == "shape 4×4 against 4×5"
     assert cell(state.rows[1], "sqnr") == "–"
+    assert cell(state.rows[0], "max") == "0.500", "zeros at the end stay, so that figures stand in columns"
+    state.listing.add([listed(replace(state.rows[0], max_abs=float(value))) for value in (500, 4e-5, 0)])
+    assert [cell(t, "max") for t in state.rows[3:]] == ["500", "4.00e-5", "0"]
 
 
 def test_words(pair) -> None:

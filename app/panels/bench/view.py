@@ -129,7 +129,7 @@ def _cell(row: BenchRow, column: int, unit: int) -> str:
         return "exact" if value == float("inf") else f"{value:.1f}"
     if column == 6:
         return f"{value:,.{2 if value < 1 else 1 if value < 100 else 0}f}"
-    return f"{value:.2f}" if column == 2 else f"{value:#.2g}"
+    return f"{value:.2f}" if column == 2 else f"{value:#.2g}".rstrip(".")
 
 
 def _aligned(section: int) -> Qt.AlignmentFlag:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from app.panels.compare.listing import Listed, Listing, Rows, append, figure, listed, nothing
+from app.plotting.words import short
 from app.sizes import Unit, size_text, unit_of
 from core.context import JobContext
 from core.engine.progress import bytes_text
@@ -239,7 +240,7 @@ def cell(t: ComparedTensor, column: str, unit: int = 1 << 10) -> str:
         return decibel(value)
     if value is None:
         return "–"
-    return f"{value:.6f}" if column == "cosine" else "0" if value == 0 else f"{value:.3g}"
+    return f"{value:.6f}" if column == "cosine" else short(value, True)
 
 
 def tooltip(t: ComparedTensor) -> str:

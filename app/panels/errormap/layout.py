@@ -48,7 +48,7 @@ class Metric:
             return "exact" if math.isinf(value) else f"{value:.1f}{self.unit}"
         if self.id == "cosine":
             return f"{value:.6f}" if value < 1 else "1"
-        return "0" if value == 0 else f"{value:#.2g}"
+        return "0" if value == 0 else f"{value:#.2g}".rstrip(".")
 
     def number(self, value: float) -> str:
         """The same without its unit, and short: it stands in a cell."""

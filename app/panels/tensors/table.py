@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Of the room that is over: which part a column takes, and how many pixels at most.
-SHARES = {"name": (0.5, 280), "strategy": (0.1, 40), "size": (0.15, 80), "sqnr": (0.15, 80)}
+SHARES = {"name": (0.5, 280), "strategy": (0.1, 80), "size": (0.15, 80), "sqnr": (0.15, 80)}
 # How often one looks whether a column is still being dragged.
 RELEASED_MS = 100
 
