@@ -20,6 +20,8 @@ def legend_html(state: HistogramState, colors: Colors) -> str:
         parts.append(_key("━", colors.dequantized, "dequantized"))
         if state.result.residual is not None:
             parts.append(_key("■", colors.residual, "residual, below"))
+    if state.legend_zero():  # beside the short ones, so that two lines do where the panel is narrow
+        parts.append(_key("┊", colors.muted, state.legend_zero()))
     for role, other in zip(OVERLAY_ROLES, state.laid_over, strict=False):
         parts.append(_key("━", getattr(colors, role), other.name))
     if state.legend_levels():
@@ -28,8 +30,6 @@ def legend_html(state: HistogramState, colors: Colors) -> str:
         parts.append(_key("││", colors.original, "its weights"))
     if state.legend_limits():
         parts.append(_key("┆", colors.text, state.legend_limits()))
-    if state.legend_zero():
-        parts.append(_key("┊", colors.muted, state.legend_zero()))
     return f'<div style="line-height: 120%">{"&nbsp;&nbsp; ".join(parts)}</div>'
 
 
