@@ -24,6 +24,7 @@ from typing import Any
 from core import collector
 
 _decorating = threading.Lock()
+_this_thread = threading.local()
 # Told of every kernel that is being compiled: watch.
 _observers: list[Callable[[str, bool], None]] = []
 # (module, name) of what `named` has named.
@@ -82,9 +83,11 @@ def _listen() -> None:
             # It would look through a compiler's many objects again and again, for a tenth to a fifth of the time that
             # compiling takes, and find nothing. Most of them are garbage afterwards.
             collector.pause()
+            _this_thread.compiling = _depth() + 1
             self.tell(told, True)
 
         def on_end(self, told: Any) -> None:
+            _this_thread.compiling = _depth() - 1
             collector.resume(set_aside=False)
             self.tell(told, False)
 
@@ -95,6 +98,11 @@ def _listen() -> None:
                     observer(function.__name__, begins)
 
     event.register("numba:compile", Listener())
+
+
+def _depth() -> int:
+    """How many compilations this thread is in, one inside the other."""
+    return getattr(_this_thread, "compiling", 0)
 
 
 def named(name: str) -> Callable[[Any], Any]:
@@ -188,10 +196,13 @@ def _kernel(function: Any, pipeline: Any) -> Any:
 
     def load_quietly(*args: Any) -> Any:
         collector.pause()
+        found = None
         try:
-            return load(*args)
+            found = load(*args)
         finally:
-            collector.resume(set_aside=True)
+            # Not for a part that is loaded while its kernel is compiled: the compiler's garbage is not to be kept.
+            collector.resume(set_aside=found is not None and not _depth())
+        return found
 
     made._cache.load_overload = load_quietly
     return made

@@ -128,3 +128,24 @@ def test_functions_made_inside_others_need_names_of_their_own() -> None:
     assert helper(named("_only_here")(nameless)).py_func.__qualname__ == "_only_here"
     with pytest.raises(ValueError, match=r"_only_here of .* exists"):
         named("_only_here")(nameless)
+
+
+# Calls one kernel, and prints how many objects the collector will never look at again.
+_ASIDE = """
+import gc
+import numpy as np
+from core.analysis.count_kernel import count_into
+count_into(np.zeros(1, np.float32), np.array([0.0, 1.0]), np.zeros(3, np.int64))
+print(gc.get_freeze_count())
+"""
+
+
+def test_what_was_loaded_is_set_aside_and_what_a_compiler_leaves_is_not(tmp_path: Path) -> None:
+    env = {**os.environ, "QUANTBENCH_KERNELS": str(tmp_path)}
+
+    def aside() -> int:
+        command = [sys.executable, "-c", _ASIDE]
+        return int(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
+
+    assert aside() == 0, "compiled"
+    assert aside() > 10_000, "loaded"
