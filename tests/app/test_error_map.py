@@ -297,6 +297,34 @@ def test_the_list_selects_and_every_metric_draws(panel, qtbot):
     assert panel.read_off.text() == ""
 
 
+def test_names_of_the_worst_can_be_read_at_any_size(panel, qtbot):
+    window, table, header = panel.window_, panel.list, panel.list.horizontalHeader()
+
+    def shown() -> list[int]:
+        return [s for s in range(6) if not table.isColumnHidden(s)]
+
+    def fits() -> bool:
+        words = [header.model().headerData(s, Qt.Orientation.Horizontal) for s in shown()]
+        room = [header.sectionSize(s) for s in shown()]
+        wide = all(
+            header.fontMetrics().horizontalAdvance(word) < width for word, width in zip(words, room, strict=True)
+        )
+        names = room[0] >= table.fontMetrics().horizontalAdvance("blk.0.ffn_gate.weight") // 2
+        return wide and names and not table.horizontalScrollBar().maximum()
+
+    for size in ((960, 600), (1280, 800), (2560, 1440)):
+        window.resize(*size)
+        qtbot.waitUntil(fits, timeout=5000)
+    assert shown() == [0, 1, 2, 3, 4, 5]
+    window.resize(1280, 800)
+    window.theme.set_font_percent(160)
+    qtbot.waitUntil(fits, timeout=5000)
+    assert 2 in shown(), "SQNR is what the list is sorted by"
+    window.theme.set_font_percent(100)
+    qtbot.waitUntil(fits, timeout=5000)
+    assert len(shown()) > 4
+
+
 def test_copies_and_exports(panel, qtbot, tmp_path: Path, monkeypatch):
     assert panel.menu(QPoint(0, 0)).actions()[0].text() == "Assign strategy …"
     for name in ("map.png", "map.svg"):

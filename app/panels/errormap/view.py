@@ -31,6 +31,7 @@ from app.labels import ElidedLabel, embolden, empty_label
 from app.panels.errormap.canvas import MapCanvas
 from app.panels.errormap.layout import METRICS, Metric, map_task
 from app.panels.errormap.state import ErrorMapState, Worst
+from app.panels.errormap.widths import Widths
 from app.panels.preview import Asked, PreviewPanel
 from app.plotting.exporting import Exporter
 from app.plotting.maps import ColorScale, Scale
@@ -179,8 +180,7 @@ class ErrorMapPanel(PreviewPanel):
         dress(self.list, words=True)
         header = self.list.horizontalHeader()
         header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
-        for section, width in ((1, 88), (2, 76), (3, 96), (4, 92), (5, 84)):
-            header.resizeSection(section, width)
+        self.widths = Widths(self.list)
         self.list.setAccessibleName("Worst tensors first")
         self.list.selectionModel().selectionChanged.connect(self._lines_chosen)
         self.split = QSplitter(Qt.Orientation.Horizontal)
