@@ -165,17 +165,25 @@ def statistics_json(plan: Plan) -> dict[str, Any] | None:
 def _foldable(assignments: Sequence[Assignment], resolved: Sequence[Resolved]) -> list[Assignment]:
     """Where a method may fold its scales into a layer's other tensors, these are written as numbers, not as the bytes
     that are there: the same bytes as long as nothing is folded."""
-    layers = {a.tensor.role.layer for a, r in zip(assignments, resolved, strict=True) if _folds(r.strategy)} - {None}
+    folding = _folding()
+    layers = {
+        a.tensor.role.layer for a, r in zip(assignments, resolved, strict=True) if _folds(r.strategy, folding)
+    } - {None}
     return [
         replace(a, copy=False) if a.copy and a.tensor.role.layer in layers and a.format.name in WRITABLE else a
         for a in assignments
     ]
 
 
-def _folds(strategy: Strategy) -> bool:
+def _folding() -> frozenset[str]:
+    """The methods that may rescale what lies beside a layer."""
     from core.methods import METHODS
 
-    return strategy.format != KEEP and any(m.name == strategy.method and m.folds for m in METHODS)
+    return frozenset(m.name for m in METHODS if m.folds)
+
+
+def _folds(strategy: Strategy, folding: frozenset[str]) -> bool:
+    return strategy.method in folding and strategy.format != KEEP
 
 
 class _Assigner:
@@ -272,11 +280,12 @@ def _problems(
     yield from listed("warning", merged, "the first source decides; let one rule name all of them")
     changed = [(t.tensor.name, r.reason) for t, r in both if r.fallback and r.strategy.format != KEEP]
     yield from listed("note", changed, "")
-    folding = sorted({t.strategy.method for t in planned if t.quantized and _folds(t.strategy)})
-    if folding:
+    methods = _folding()
+    moving = sorted({t.strategy.method for t in planned if _folds(t.strategy, methods)})
+    if moving:
         yield Problem(
             "note",
-            f"{' and '.join(folding)} may rescale norms and weights of the blocks: errors are told against "
+            f"{' and '.join(moving)} may rescale norms and weights of the blocks: errors are told against "
             "the rescaled ones, and a comparison with the original's weights says nothing; compare what the models say",
         )
     yield from listed("note", [(name, f"left out: {why}") for name, why in outline.dropped.items()], "")

@@ -83,6 +83,7 @@ class _Search:
         self.tensors = model.checkpoint.tensors
         self.root = model.root
         self.sizes: dict[str, int] = {"vocabulary": model.vocabulary}
+        self.shapes: dict[tuple[int, int, str], tuple[tuple[int, ...], tuple[int, ...]]] = {}
         self.found = Found()
         self.used: set[str] = set()
         self.missing: list[str] = []
@@ -170,8 +171,12 @@ class _Search:
         return found
 
     def _made(self, part: Part, source: Source, names: tuple[str, ...], name: str, kind: str) -> OutputTensor:
-        shape = tuple(self._size(word) for word in (part.shape[:1] if kind == ".bias" else part.shape))
-        wanted = source.way.shape(shape)
+        # Once for all layers. Parts and their sources are constants of the architecture.
+        key = (id(part), id(source), kind)
+        if key not in self.shapes:
+            shape = tuple(self._size(word) for word in (part.shape[:1] if kind == ".bias" else part.shape))
+            self.shapes[key] = shape, source.way.shape(shape)
+        shape, wanted = self.shapes[key]
         for given in names:
             info = self.tensors[given]
             if not real(info.dtype):

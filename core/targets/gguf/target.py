@@ -4,6 +4,7 @@ convert.py's, taking GGUF files over is passthrough.py's."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from math import prod
 from pathlib import PurePath
 
@@ -40,6 +41,12 @@ _DELICATE = frozenset({"norm", "bias", "router", "position"})
 _KEPT = {"F64": "f32", "F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
+@cache
+def _has_types(kind: type[Format]) -> bool:
+    """Whether GGUF has types for formats of this kind."""
+    return issubclass(kind, Dense | GgmlFormat | NvFp4)
+
+
 class GgufFile(Target):
     """One GGUF file of version 3, little-endian; where the size of files is limited, a folder of parts."""
 
@@ -73,7 +80,7 @@ class GgufFile(Target):
     def refuses(self, format: Format, tensor: OutputTensor) -> str | None:
         if not real(tensor.dtype):
             return f"{tensor.dtype} holds no real numbers"
-        if not isinstance(format, Dense | GgmlFormat | NvFp4):
+        if not _has_types(type(format)):
             return f"GGUF has no type for {format.name}"
         delicate = len(tensor.shape) < 2 or tensor.role.kind in _DELICATE
         stays = isinstance(tensor.source, FromGguf) and format.name.upper() == tensor.dtype
