@@ -18,6 +18,7 @@ class ElidedLabel(QLabel):
 
     kind  the look in the style sheet: "muted", "caution", "failure", "done" or ""
     apart  what stands between the parts of the text, if it has any: of those too much none is cut, they are left out
+    tip    False: the tooltip is somebody else's business
     """
 
     def __init__(
@@ -26,9 +27,10 @@ class ElidedLabel(QLabel):
         mode: Qt.TextElideMode = Qt.TextElideMode.ElideRight,
         parent: QWidget | None = None,
         apart: str = "",
+        tip: bool = True,
     ) -> None:
         super().__init__(parent)
-        self._mode, self._apart = mode, apart
+        self._mode, self._apart, self._tip = mode, apart, tip
         self.setTextFormat(Qt.TextFormat.PlainText)
         self.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
         if kind:
@@ -60,7 +62,8 @@ class ElidedLabel(QLabel):
 
     def paintEvent(self, event: QPaintEvent) -> None:
         text = self.shown
-        self.setToolTip(self.text() if text != self.text() else "")
+        if self._tip:
+            self.setToolTip(self.text() if text != self.text() else "")
         painter = QPainter(self)
         self.style().drawItemText(
             painter,

@@ -14,7 +14,7 @@ from PySide6.QtWidgets import QFrame, QHBoxLayout, QLabel, QMenu, QPushButton, Q
 from app.frame.method import method_text
 from app.frame.problems import counts_text
 from app.glossary import about
-from app.labels import BESIDE, beside
+from app.labels import BESIDE, ElidedLabel, beside
 from app.session import Session
 from app.theme import Theme
 from core.engine.progress import bytes_text
@@ -117,10 +117,8 @@ class Toolbar(QFrame):
         self.target.setToolTip(about("target"))
         self.device = DropDown("Device", devices, self)
         self.device.setToolTip(about("device"))
-        self.size_label = QLabel(self)
-        self.size_label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.size_label = ElidedLabel(parent=self, apart=" · ", tip=False)
         self.size_label.setAlignment(Qt.AlignmentFlag.AlignCenter)
-        self.size_label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
         self.preflight = QToolButton(self)
         self.preflight.setDefaultAction(actions["preflight"])
         beside(self.preflight)

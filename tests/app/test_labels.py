@@ -45,3 +45,15 @@ def test_hairline_is_one_pixel(qtbot):
     line = hairline()
     qtbot.addWidget(line)
     assert line.property("kind") == "hairline"
+
+
+def test_a_tooltip_of_its_own_is_left_alone(qtbot):
+    label = ElidedLabel(apart=" · ", tip=False)
+    qtbot.addWidget(label)
+    label.setText("6.5 MiB → 2.1 MiB · 5.03 bpw · fits")
+    label.setToolTip("in bytes")
+    label.resize(label.fontMetrics().horizontalAdvance("6.5 MiB → 2.1 MiB … "), 20)
+    label.show()
+    label.grab()
+    assert label.shown == "6.5 MiB → 2.1 MiB …"
+    assert label.toolTip() == "in bytes"

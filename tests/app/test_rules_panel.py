@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from PySide6.QtCore import Qt
 
 from app.edits import AddRule
 from app.panels.rules.model import MIME, PATTERN, STRATEGY, RulesModel
@@ -117,3 +118,15 @@ def test_dropping_a_row(qapp, origin: int, row: int, order: list[int]) -> None:
     for a, b in moves:
         rows.insert(b, rows.pop(a))
     assert rows == order
+
+
+def test_columns_follow_the_size_of_the_text(opened) -> None:
+    panel, theme = opened.panel("rules"), opened.theme
+    header = panel.table.horizontalHeader()
+    theme.set_font_percent(140)
+    try:
+        for section in range(panel.model.columnCount()):
+            title = panel.model.headerData(section, Qt.Orientation.Horizontal) or ""
+            assert header.fontMetrics().horizontalAdvance(title) + 16 <= header.sectionSize(section), title
+    finally:
+        theme.set_font_percent(100)

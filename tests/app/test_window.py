@@ -8,6 +8,7 @@ import pytest
 import torch
 from PySide6.QtCore import QMimeData, QPointF, Qt, QUrl
 from PySide6.QtGui import QDropEvent
+from PySide6.QtWidgets import QLabel
 from safetensors.torch import save_file
 
 from app.frame.problems import grouped
@@ -17,7 +18,7 @@ from core.recipes.model import Strategy
 
 def test_the_empty_window_says_what_to_do(window) -> None:
     assert window.pages.currentWidget() is window.empty
-    texts = [label.text() for label in window.empty.findChildren(type(window.toolbar.size_label))]
+    texts = [label.text() for label in window.empty.findChildren(QLabel)]
     assert any("Ctrl+O" in text for text in texts)
     assert window.windowTitle() == "Quantbench"
     for record in window.made_panels():

@@ -76,8 +76,7 @@ class CalibrationPanel(QWidget):
         self._show()
 
     def _build(self) -> None:
-        form = QWidget(self)
-        form.setFixedWidth(current().px(FORM_WIDTH))
+        form = self._form = QWidget(self)
         grid = QGridLayout(form)
         grid.setContentsMargins(12, 8, 8, 8)
         grid.setHorizontalSpacing(8)
@@ -114,6 +113,15 @@ class CalibrationPanel(QWidget):
         layout.setSpacing(0)
         layout.addWidget(form)
         layout.addLayout(right, 1)
+        self._fit()
+        current().resized.connect(self._fit)
+
+    @Slot()
+    def _fit(self) -> None:
+        """For text of the present size."""
+        self._form.setFixedWidth(current().px(FORM_WIDTH))
+        for field in (self.samples, self.length, self.seed):
+            field.setFixedWidth(current().px(72))
 
     # Called by the window
 
@@ -233,7 +241,6 @@ def _number(parent: QWidget, name: str, low: int, high: int, help: str) -> QSpin
     field = QSpinBox(parent)
     field.setRange(low, high)
     field.setGroupSeparatorShown(True)
-    field.setFixedWidth(current().px(72))
     field.setAlignment(Qt.AlignmentFlag.AlignRight)
     field.setAccessibleName(name)
     field.setToolTip(help)

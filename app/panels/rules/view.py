@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from core.targets.base import Outline
 
 COUNTS = "rule counts"
+# Pixels of the columns but that of patterns, for text of the usual size.
+WIDTHS = {NUMBER: 36, STRATEGY: 160, MATCHED: 76, WON: 64, NOTE: 150}
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,8 @@ class RulesPanel(QWidget):
         header.setHighlightSections(False)
         header.setSectionResizeMode(PATTERN, QHeaderView.ResizeMode.Stretch)
         header.setMinimumSectionSize(28)
-        for column, width in ((NUMBER, 36), (STRATEGY, 160), (MATCHED, 76), (WON, 64), (NOTE, 150)):
-            table.setColumnWidth(column, width)
+        self._fit_columns()
+        self._theme.resized.connect(self._fit_columns)
         table.selectionModel().selectionChanged.connect(self._enable)
         self.model.pattern_typed.connect(lambda row, text: self._retype(row, pattern=text))
         self.model.strategy_typed.connect(lambda row, text: self._retype(row, strategy=text))
@@ -179,6 +181,12 @@ class RulesPanel(QWidget):
         layout.setSpacing(0)
         layout.addLayout(bar)
         layout.addWidget(table, 1)
+
+    @Slot()
+    def _fit_columns(self) -> None:
+        """For text of the present size; patterns take the rest."""
+        for column, width in WIDTHS.items():
+            self.table.setColumnWidth(column, self._theme.px(width))
 
     # Called by buttons and the window
 
