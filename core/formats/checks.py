@@ -43,7 +43,8 @@ def computable(w: Tensor) -> Tensor:
 
 
 def require_finite(w: Tensor, first: int = 0) -> None:
-    """Raises NonFinite naming the first row of [rows, columns] that holds NaN or Inf; w's rows count from `first`."""
+    """Raises NonFinite naming the first row of [rows, columns] that holds NaN or Inf, OutOfRange for the first that holds
+    a float64 beyond float32; w's rows count from `first`."""
     import torch
 
     rows = max(1, PIECE // max(1, w.shape[1]))
@@ -52,6 +53,8 @@ def require_finite(w: Tensor, first: int = 0) -> None:
         if not torch.isfinite(piece).all():
             bad = (~torch.isfinite(piece).all(1)).nonzero()[0, 0].item()
             raise non_finite(first + start + int(bad))
+        if piece.dtype == torch.float64 and not (narrow := torch.isfinite(piece.float()).all(1)).all():
+            raise out_of_range(first + start + int((~narrow).nonzero()[0, 0]), "float32's range")
 
 
 def checked_importance(importance: Tensor | None, columns: int) -> Tensor | None:

@@ -274,6 +274,18 @@ def test_weights_that_are_not_finite_are_named(f: Format, bad: float) -> None:
 
 
 @EVERY
+def test_float64_beyond_float32_is_refused_by_row(f: Format, monkeypatch: pytest.MonkeyPatch) -> None:
+    w = gaussian(6, COLUMNS, seed=9).double()
+    w[4, 77] = 1e300
+    for _ in range(2):
+        for call in (f.quantize, f.fit):
+            with pytest.raises((NonFinite, OutOfRange), match="row 4 ") as caught:
+                call(w, needed(f, w.float().nan_to_num(posinf=1.0)))
+            assert caught.value.row == 4
+        monkeypatch.setattr(fitting, "on_lanes", lambda tensor: False)
+
+
+@EVERY
 def test_huge_weights_are_stored_or_refused_by_row(f: Format) -> None:
     """Never a value that is not finite in the output."""
     w = gaussian(5, COLUMNS, seed=10)
