@@ -43,8 +43,8 @@ def computable(w: Tensor) -> Tensor:
 
 
 def require_finite(w: Tensor, first: int = 0) -> None:
-    """Raises NonFinite naming the first row of [rows, columns] that holds NaN or Inf, OutOfRange for the first that holds
-    a float64 beyond float32; w's rows count from `first`."""
+    """Raises NonFinite naming the first row of [rows, columns] that holds NaN or Inf, OutOfRange the first that holds a
+    float64 beyond float32; w's rows count from `first`."""
     import torch
 
     rows = max(1, PIECE // max(1, w.shape[1]))

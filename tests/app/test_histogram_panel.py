@@ -218,6 +218,17 @@ def test_percentiles_beside_a_weight_that_is_far_too_large():
     assert "about" not in shown(gaussian(1024, 512), "keep").percentiles()
 
 
+def test_levels_beyond_float32_are_no_ticks_and_infinite_weights_are_said():
+    state = shown(torch.full((64, 256), torch.finfo(torch.float32).max), "mxfp4")
+    assert math.isinf(state.result.error.max_abs)
+    assert state.title() == "Weights become infinite"
+    levels = state.shown_group.levels
+    assert not np.isfinite(levels).all()
+    ticks = tick_places(levels, 1e36)
+    assert ticks
+    assert np.isfinite(ticks).all()
+
+
 def test_all_equal_leaves_nothing_outside():
     for value in (0.0, 0.3):
         state = shown(torch.full((64, 256), value), "keep")

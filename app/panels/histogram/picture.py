@@ -125,6 +125,7 @@ def tick_places(levels: NDArray[np.floating] | None, pixel: float) -> list[float
     stand between them as well, and they are a bar."""
     if levels is None:
         return []
+    levels = levels[np.isfinite(levels)]
     gaps = np.diff(levels)
     close = (gaps > 0) & (gaps < 2 * pixel)
     return np.concatenate((levels, levels[:-1][close] + gaps[close] / 2)).tolist()

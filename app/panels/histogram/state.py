@@ -172,6 +172,8 @@ class HistogramState:
         error, reach = result.error, result.reach
         if error is None:
             return two or spread(result)
+        if error.sqnr_db is not None and math.isnan(error.sqnr_db):
+            return "Weights become infinite"
         if two:
             return f"{two} · SQNR {error.sqnr_db:.1f} dB" if error.e2 and error.sqnr_db is not None else two
         if error.e2 == 0:

@@ -227,7 +227,8 @@ def _error_title(error: ShownError) -> str:
 def _error_lines(error: ShownError) -> list[Fact]:
     lines = []
     if error.sqnr_db is not None:
-        lines.append(Fact("SQNR", "exact" if math.isinf(error.sqnr_db) else f"{error.sqnr_db:.2f} dB"))
+        words = "weights become infinite" if math.isnan(error.sqnr_db) else f"{error.sqnr_db:.2f} dB"
+        lines.append(Fact("SQNR", "exact" if math.isinf(error.sqnr_db) else words))
     if error.relative_mse is not None:
         lines.append(Fact("relative MSE", f"{error.relative_mse:.3g}"))
     if error.max_abs is not None:
