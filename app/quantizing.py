@@ -321,6 +321,7 @@ class Quantizer(QObject):
         self._hand_over()
         if isinstance(outcome, Done) and request is not None:
             report: Report = outcome.result
+            self._session.let_go(*(self.last or ()))
             self.last = (request.plan, report)
             if request.checkpoint is self._session.checkpoint:
                 self._session.set_report(report)

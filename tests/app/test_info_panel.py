@@ -97,3 +97,13 @@ def test_why_an_error_cannot_be_measured(window, qtbot, settled, tmp_path: Path)
 
     qtbot.waitUntil(lambda: "Weight error cannot be measured" in said(), timeout=20_000)
     assert any("NaN" in text for text in said())
+
+
+def test_a_plan_that_is_gone_is_not_kept_by_a_hidden_panel(opened, qtbot, settled) -> None:
+    panel, session = opened.panel("info"), opened.session
+    opened.show_panel("info")
+    qtbot.waitUntil(lambda: panel._of[1] is session.plan, timeout=5000)
+    opened.show_panel("histogram")
+    opened.commands.set_preset("Q8_0")
+    settled()
+    assert panel._of[1] is None

@@ -58,7 +58,8 @@ class InfoPanel(QScrollArea):
 
     def _changed(self, changes: Changes, initiator: object) -> None:
         if changes.plan or changes.checkpoint:
-            self._kept = Kept()  # nothing here keeps a plan that is gone
+            # Nothing here keeps a plan that is gone: who drops it last takes it apart.
+            self._kept, self._of = Kept(), ((), None)
             if changes.checkpoint and self._session.checkpoint is not None:
                 self._opened = True
                 self._page.hide()  # what is in there is of another file
