@@ -82,6 +82,9 @@ class ErrorMapState:
         of = (outline.tensors, plan, self.apart)
         if self._of is not None and self._of[0] is of[0] and self._of[1] is of[1] and self._of[2] == of[2]:
             return False
+        if self._of is not None:
+            # Hidden, this may be the last to hold the plan before.
+            session.let_go(self._of[1])
         self._of = of
         if self.layout is not None and self.layout.outline.tensors is not outline.tensors:
             self.layout = self.values = None
@@ -95,7 +98,7 @@ class ErrorMapState:
         """Nothing to show but a line of text."""
         if self.request is None and self.empty == empty and self.layout is None and not self.failure:
             return
-        session.let_go(self.layout, self.values)
+        session.let_go(self.layout, self.values, self._of[1] if self._of is not None else None)
         self.request = self.layout = self.values = self._of = self._marked = None
         self.empty, self.failure = empty, ""
         self.revision += 1
