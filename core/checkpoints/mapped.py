@@ -9,6 +9,7 @@ import mmap
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # What to try about a file that ends too early.
 CUT_OFF = "was the download or copy cut off?"
+# Whether a file was written to is asked this often: beside small reads a question by name takes its time.
+LOOK_SECONDS = 0.2
 
 
 def regular_size(path: Path) -> int:
@@ -82,6 +85,7 @@ class MappedFile:
         self._map: mmap.mmap | None = None
         self._window: ctypes.Array[ctypes.c_ubyte] | None = None
         self._closed = False
+        self._look_again = 0.0
 
     def mapping(self) -> mmap.mmap:
         """The whole file. Raises CheckpointError when closed, CorruptFile when the file changed since it was opened."""
@@ -125,7 +129,11 @@ class MappedFile:
         """Raises CorruptFile when the file has been cut short or written to: reading beyond its new end would end the
         process, and what lies elsewhere is another checkpoint's. A file that was removed can still be read."""
         try:
-            changed = mapping.size() < self.size or stamp(self.path) != self.stamp
+            changed = mapping.size() < self.size
+            now = time.monotonic()
+            if not changed and now >= self._look_again:
+                changed = stamp(self.path) != self.stamp
+                self._look_again = now + LOOK_SECONDS
         except CheckpointError:
             return
         except (OSError, ValueError) as exc:

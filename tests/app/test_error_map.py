@@ -391,6 +391,13 @@ def test_a_lasso_holds_the_cells_whose_middle_it_runs_around(panel, qtbot):
         "blk.2.ffn_gate",
         "blk.2.ffn_up",
     ]
+    # Around the corner of a cell there is no middle: nothing is held, whatever lies under the last point.
+    corner = canvas.cell_rect(gate, 1).topLeft().toPoint()
+    qtbot.mousePress(canvas, Qt.MouseButton.LeftButton, pos=corner + QPoint(2, 2))
+    for step in (QPoint(9, 2), QPoint(9, 5), QPoint(2, 5)):
+        qtbot.mouseMove(canvas, corner + step)
+    qtbot.mouseRelease(canvas, Qt.MouseButton.LeftButton, pos=corner + QPoint(2, 5))
+    assert session.selection == ()
     # A click is a click, lasso or not; with Alt it is the rectangle again.
     click(panel, qtbot, down, 1)
     assert session.selection == ("blk.0.ffn_down.weight",)

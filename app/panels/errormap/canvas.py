@@ -329,9 +329,9 @@ class MapCanvas(QWidget):
         line, self._line = self._line, []
         self._press = self._at = None
         add = bool(event.modifiers() & (Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.ShiftModifier))
-        around = self._cells_around(line) if len(line) > 2 else []
-        if around:
-            self.chosen.emit(around, add)
+        drawn = QPolygonF([QPointF(p) for p in line]).boundingRect()
+        if max(drawn.width(), drawn.height()) >= 4:  # else a click
+            self.chosen.emit(self._cells_around(line), add)
             self.update()
             return
         if line or (rect.width() < 4 and rect.height() < 4):
