@@ -291,6 +291,17 @@ def test_an_outlier_is_left_out_of_the_first_view_and_counted():
     assert shown(W).far_out() == ""
 
 
+def test_limits_a_little_beyond_the_weights_are_in_the_first_view_and_far_ones_are_not():
+    state = shown(W)
+    result = state.result
+    low, high = result.original.low, result.original.high
+    for beyond, seen in ((0.1, True), (10.0, False)):
+        reach = replace(result.reach, lowest=low - beyond * (high - low), highest=high + beyond * (high - low))
+        state.result = replace(result, reach=reach)
+        assert (state.home()[0] < reach.lowest and reach.highest < state.home()[1]) is seen
+        assert (state.bounds()[0] < reach.lowest and reach.highest < state.bounds()[1]) is seen
+
+
 def test_csv_holds_what_is_drawn():
     state = shown(W)
     assert state.csv() == ""

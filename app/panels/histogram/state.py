@@ -309,7 +309,7 @@ class HistogramState:
         group and 2 % of air."""
         assert self.result is not None
         counts = self.result.original
-        low, high = counts.low, counts.high
+        low, high = self._ends()
         inner = counts.quantile(0.0005), counts.quantile(0.9995)
         span = inner[1] - inner[0]
         if math.isfinite(span) and 0 < span * FAR_OUT < high - low:
@@ -319,10 +319,21 @@ class HistogramState:
 
     def bounds(self) -> tuple[float, float]:
         """As far as one may go."""
+        low, high = self._ends()
+        air = (high - low) * 0.05
+        return low - air, high + air
+
+    def _ends(self) -> tuple[float, float]:
+        """Where bins begin and end; or the outermost levels of all groups, where they lie a little farther out: bins
+        are laid before the last group is known."""
         assert self.result is not None
-        counts = self.result.original
-        air = (counts.high - counts.low) * 0.05
-        return counts.low - air, counts.high + air
+        counts, reach = self.result.original, self.result.reach
+        low, high = counts.low, counts.high
+        if reach is None:
+            return low, high
+        far = (high - low) / 4
+        ends = [e for e in (reach.lowest, reach.highest) if low - far <= e <= high + far]
+        return min([low, *ends]), max([high, *ends])
 
     def far_out(self) -> str:
         """How much the first view leaves out, or ""."""
