@@ -152,6 +152,16 @@ def test_measures_the_selected_tensor(panel):
     assert panel._theme.color_for("q8_0").name() in colors
 
 
+def test_a_low_chart_has_room_for_a_label_under_its_lowest_mark(panel):
+    chart = panel.chart
+    label = chart.fontMetrics().height()
+    for height in (170, 800):
+        chart.resize(480, height)
+        places = [chart.place(p).y() for p in panel.state.points()]
+        assert max(places) + label <= chart.field().bottom()
+        assert min(places) >= chart.field().top()
+
+
 def test_names_have_room_and_what_sqnr_says_too_goes_first(panel, qtbot, monkeypatch):
     monkeypatch.setattr(BenchState, "weighted", property(lambda state: True))
     table, widths = panel.table, panel.widths

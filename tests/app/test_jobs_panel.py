@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PySide6.QtCore import Qt
+from PySide6.QtWidgets import QLabel
 
 from app.job_service import JobService
 from app.jobs import Done, Failed, JobInfo, Progress, Stopped
@@ -182,6 +183,15 @@ def fail(request: object, ctx) -> None:
 def test_empty(panel):
     assert panel._stack.currentIndex() == 0
     assert "Press Quantize" in panel._stack.currentWidget().text()
+
+
+def test_titles_of_columns_stand_in_one_line(panel, jobs, qtbot):
+    job = jobs.submit(fail, None, title="Quantize model.gguf")
+    qtbot.waitUntil(lambda: job in panel.rows and panel.rows[job].stage.text() == "Failed")
+    titles = [label for label in panel.findChildren(QLabel) if label.text() in {"job", "progress", "read", "time"}]
+    assert len(titles) == 4
+    assert len({label.geometry().y() for label in titles}) == 1
+    assert len({label.height() for label in titles}) == 1
 
 
 def test_a_job_from_start_to_end(panel, jobs, qtbot, tmp_path: Path):

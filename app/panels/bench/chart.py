@@ -55,7 +55,10 @@ class BenchChart(QWidget):
         xs, ys = [p.bpw for p in self._points], [p.sqnr for p in self._points]
         x0, x1, y0, y1 = min(xs), max(xs), min(ys), max(ys)
         dx, dy = max(0.5, 0.08 * (x1 - x0)), max(1.0, 0.1 * (y1 - y0))
-        return max(0.0, x0 - dx), x1 + dx, y0 - dy, y1 + dy
+        # Under the lowest mark there is room for its label, in a low chart too.
+        label, height = self.fontMetrics().height() + 2, self.field().height()
+        under = max(dy, (y1 + dy - y0) * label / (height - label)) if height > 2 * label else dy
+        return max(0.0, x0 - dx), x1 + dx, y0 - under, y1 + dy
 
     def place(self, point: Point) -> QPointF:
         field, (x0, x1, y0, y1) = self.field(), self._ranges()

@@ -14,6 +14,7 @@ from PySide6.QtWidgets import (
     QPlainTextEdit,
     QProgressBar,
     QScrollArea,
+    QSizePolicy,
     QStackedLayout,
     QToolButton,
     QVBoxLayout,
@@ -87,6 +88,7 @@ class JobsPanel(QWidget):
         line.setContentsMargins(0, 0, 0, 4)
         job = ElidedLabel("muted")
         job.setText("job")
+        job.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)  # in line with the others
         job.setToolTip(about("job"))
         line.addWidget(job, 1)
         progress = QLabel("progress")
