@@ -49,13 +49,14 @@ def calibration(stage: Stage, name: str) -> bool:
     stage.show_panel("calibration")
     if not gathered():
         stage.window.commands.gather()
-    ready = stage.wait(gathered)
+    ready = stage.wait(gathered) and stage.seen()
+    stage.quiet()
     ready = stage.take("calibration-gathered") and ready
     stage.session.apply(SetMethod("gptq", ()))
     if not written(stage, stage.folder / "demo-gptq.gguf", ""):
         return False
     stage.show_panel("calibration")
-    stage.window.notices.dismiss()
+    stage.quiet()
     return stage.take(name) and ready
 
 
@@ -65,8 +66,8 @@ def jobs(stage: Stage, name: str) -> bool:
     if not (stage.open(stage.demo) and written(stage, stage.folder / "demo-Q4_K_M.gguf", "Q4_K_M")):
         return False
     done = stage.take("jobs-finished")
-    window.notices.dismiss()
-    if not stage.open(stage.demo, "Q8_0"):
+    stage.quiet()
+    if not (stage.open(stage.demo, "Q8_0") and stage.seen()):
         return False
     window.commands.quantize_to(stage.folder / "demo-Q8_0.gguf")
     for info in window.jobs.running():
@@ -89,9 +90,9 @@ def experiments(stage: Stage, name: str) -> bool:
         stage.window.commands.evaluate_recipe()
         if not stage.wait(lambda: not stage.window.jobs.running()):
             return False
-    stage.window.notices.dismiss()
+    stage.quiet()
     panel = stage.show_panel("experiments")
-    ready = stage.wait(lambda: len(panel.state.points) >= 5)
+    ready = stage.wait(lambda: len(panel.state.points) >= 5) and stage.seen()
     return stage.take(name) and ready
 
 

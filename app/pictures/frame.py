@@ -16,7 +16,9 @@ def empty(stage: Stage, name: str) -> bool:
     for _ in range(2):
         tour.next.click()
     panel = stage.window.panel("histogram")
-    ready = stage.wait(lambda: exact(panel)) and stage.take("tour", settled=lambda: exact(panel)) and ready
+    ready = stage.wait(lambda: exact(panel)) and stage.seen() and ready
+    stage.quiet()  # kernels that were compiled for the first time
+    ready = stage.take("tour", settled=lambda: exact(panel)) and ready
     tour.end()
     stage.session.close()
     return stage.take("empty-recent") and ready
@@ -33,7 +35,7 @@ def tensors(stage: Stage, name: str) -> bool:
 
 def palette(stage: Stage, name: str) -> bool:
     """Every action by its name."""
-    return stage.open(stage.demo) and stage.take(name, stage.window.open_palette)
+    return stage.open(stage.demo) and stage.take(name, stage.window.open_palette, lambda: _drawn(stage))
 
 
 def preflight(stage: Stage, name: str) -> bool:
@@ -41,7 +43,7 @@ def preflight(stage: Stage, name: str) -> bool:
     if not stage.open(stage.demo, "W4A16"):
         return False
     ready = stage.wait(lambda: bool(stage.session.problems) or bool(stage.session.plan_error))
-    return stage.take(name, stage.window.show_problems) and ready
+    return stage.take(name, stage.window.show_problems, lambda: _drawn(stage)) and ready
 
 
 def picker(stage: Stage, name: str) -> bool:
@@ -59,12 +61,12 @@ def picker(stage: Stage, name: str) -> bool:
             found.adjustSize()
         return found
 
-    return stage.take(name, opened)
+    return stage.take(name, opened, lambda: _drawn(stage))
 
 
 def method(stage: Stage, name: str) -> bool:
     """How codes are chosen for all that the recipe's last rule decides over."""
-    return stage.open(stage.demo) and stage.take(name, stage.window.show_method)
+    return stage.open(stage.demo) and stage.take(name, stage.window.show_method, lambda: _drawn(stage))
 
 
 def error(stage: Stage, name: str) -> bool:
@@ -75,6 +77,12 @@ def error(stage: Stage, name: str) -> bool:
     broken.write_bytes((stage.demo / "model.safetensors").read_bytes()[:4096])
     stage.window.commands.open_path(broken)
     ready = stage.wait(lambda: stage.window.notices.notice is not None)
-    stage.take(name)
+    ready = stage.take(name, settled=lambda: _drawn(stage)) and ready
     stage.window.notices.dismiss()
     return ready
+
+
+def _drawn(stage: Stage) -> bool:
+    """Whether the histogram behind is exact, if it is on show."""
+    panel = stage.window.panel("histogram")
+    return not panel.isVisible() or exact(panel)

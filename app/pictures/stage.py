@@ -59,7 +59,25 @@ class Stage:
 
     def seen(self) -> bool:
         """Whether the errors of all that is on screen are known."""
-        return self.wait(lambda: not self.window.previews.busy and not self.window.commands.tensors.busy)
+        return self.wait(
+            lambda: (
+                self.session.planned
+                and not self.window.planner.busy
+                and not self.window.previews.busy
+                and not self.window.commands.tensors.busy
+            )
+        )
+
+    def painted(self) -> bool:
+        """Whether no plot is held back while it is filled: a screen keeps it as it was, in a picture it is blank."""
+        from app.plotting.plot import Plot
+
+        return all(plot.viewport().updatesEnabled() for plot in self.window.findChildren(Plot))
+
+    def quiet(self) -> None:
+        """Takes away what is told above the panels, also what is told a turn later."""
+        self.pause(0.3)
+        self.window.notices.dismiss()
 
     def take(
         self, name: str, popup: Callable[[], QWidget | None] | None = None, settled: Callable[[], bool] | None = None
@@ -75,6 +93,7 @@ class Stage:
                 ready = self.wait(settled) and ready
             over = popup() if popup is not None else None
             self.pause(0.3)
+            ready = self.wait(self.painted) and ready
             self.save(self._shots.image(), f"{name}-{theme}-{width}x{height}")
             if over is not None:
                 over.close()
