@@ -46,7 +46,7 @@ def notanumber(stage: Stage, name: str) -> bool:
     if not (stage.open(stage.odd) and stage.select(NAN)):
         return False
     panel = stage.show_panel("outliers")
-    return stage.take(name, settled=lambda: counted(panel))
+    return stage.seen() and stage.take(name, settled=lambda: counted(panel))
 
 
 def outliers(stage: Stage, name: str) -> bool:
@@ -54,7 +54,7 @@ def outliers(stage: Stage, name: str) -> bool:
     if not (stage.open(stage.odd) and stage.select(SPIKE)):
         return False
     panel = stage.show_panel("outliers")
-    return stage.take(name, settled=lambda: counted(panel))
+    return stage.seen() and stage.take(name, settled=lambda: counted(panel))
 
 
 def errormap(stage: Stage, name: str) -> bool:
@@ -112,4 +112,4 @@ def _odd_histogram(stage: Stage, name: str, tensor: str) -> bool:
     if not (stage.open(stage.odd) and stage.select(tensor)):
         return False
     panel = stage.show_panel("histogram")
-    return stage.take(name, settled=lambda: exact(panel))
+    return stage.seen() and stage.take(name, settled=lambda: exact(panel))
