@@ -42,7 +42,12 @@ class Leftovers(QObject):
 
     @Slot(object)
     def keep(self, thing: object) -> None:
-        self._kept.append([thing, 0])
+        for entry in self._kept:
+            if entry[0] is thing:
+                entry[1] = 0  # held twice here, it would never be alone
+                break
+        else:
+            self._kept.append([thing, 0])
         self._timer.start()
 
     @Slot()

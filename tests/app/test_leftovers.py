@@ -78,3 +78,13 @@ def test_what_others_keep_for_good_is_theirs(kept: Leftovers, qtbot) -> None:
     kept.keep(table)
     qtbot.waitUntil(lambda: len(kept) == 0, timeout=5000)
     assert len(table.rows) == 3 * SLICE
+
+
+def test_what_two_let_go_of_goes_once_nobody_holds_it(kept, qtbot) -> None:
+    table = _table()
+    gone = weakref.ref(table.rows[0])
+    kept.keep(table)
+    kept.keep(table)
+    assert len(kept) == 1
+    del table
+    qtbot.waitUntil(lambda: gone() is None and not len(kept), timeout=5000)
