@@ -82,6 +82,8 @@ def dress(table: QTableView, words: bool = False) -> None:
     table.setSelectionBehavior(QTableView.SelectionBehavior.SelectRows)
     table.verticalHeader().hide()
     table.horizontalHeader().setHighlightSections(False)
+    # Whoever sorts by its columns says so.
+    table.horizontalHeader().setSectionsClickable(False)
     table.setItemDelegate(WordsDelegate(table) if words else PaddedDelegate(table))
     follow_rows(table)
 

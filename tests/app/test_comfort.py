@@ -194,3 +194,12 @@ def test_a_notice_pushes_the_window_down_a_turn_after_what_it_comes_with(opened,
     bar.dismiss()
     qtbot.wait(20)
     assert not bar.isVisible()
+
+
+def test_headers_that_can_be_pressed_sort(opened) -> None:
+    opened.load_panels()
+    heads = [table.horizontalHeader() for table in opened.findChildren(QTableView)]
+    heads = [head for head in heads if head.model() is not None and head.model().columnCount() > 1]
+    assert len(heads) >= 6
+    odd = [h.parent() for h in heads if h.sectionsClickable() != h.isSortIndicatorShown()]
+    assert not odd, [(table.accessibleName(), type(table).__name__, type(table.model()).__name__) for table in odd]

@@ -188,6 +188,7 @@ class ExperimentsPanel(QWidget):
         header.setSectionResizeMode(QHeaderView.ResizeMode.Interactive)
         header.setStretchLastSection(False)
         self.table.setSortingEnabled(True)
+        self.table.horizontalHeader().setSectionsClickable(True)
         self.table.sortByColumn(0, Qt.SortOrder.DescendingOrder)
         self.table.selectionModel().selectionChanged.connect(lambda *_: self._mark())
         for text, icon, handler, key in (

@@ -165,6 +165,7 @@ class RulesPanel(QWidget):
         table.verticalHeader().hide()
         follow_rows(table)
         header = table.horizontalHeader()
+        header.setSectionsClickable(False)
         header.setHighlightSections(False)
         header.setSectionResizeMode(PATTERN, QHeaderView.ResizeMode.Stretch)
         header.setMinimumSectionSize(28)
