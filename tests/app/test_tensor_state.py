@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
@@ -162,16 +160,10 @@ def test_an_empty_outline() -> None:
     assert empty.role_names == ()
 
 
-def test_fifty_thousand_tensors_are_filtered_and_arranged_in_time() -> None:
+def test_fifty_thousand_tensors_are_filtered_and_arranged() -> None:
+    """What it costs: benchmarks/window_stall.py."""
     rows = make_rows(large_outline())
     assert 49_000 < len(rows) < 51_000
     ordered = ordering(rows, None, None, Order())
-    best = min(_timed(rows, ordered, text) for text in ("experts", "q_proj", "layers.3. gate") for _ in range(3))
-    # Measured 5 ms; the bound leaves room for a loaded machine, not for a slower way.
-    assert best < 0.05
-
-
-def _timed(rows: Rows, ordered: np.ndarray, text: str) -> float:
-    began = time.perf_counter()
-    arrange(rows, ordered, matching(rows, Filter(text)), True, NONE)
-    return time.perf_counter() - began
+    for text, count in (("experts", 61 * 272 * 3), ("q_proj", 61), ("layers.3. gate", 272)):
+        assert arrange(rows, ordered, matching(rows, Filter(text)), True, NONE).shown == count

@@ -1,25 +1,16 @@
-"""When Python's collector looks at what: in short looks, not at all, or never again."""
+"""When Python's collector looks at what: in short looks, not at all, or never again. It is one for a whole process,
+and a window's threads of an earlier test may still be at work in this one."""
 
 from __future__ import annotations
 
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
 
 import pytest
 
 from core import collector
-
-
-@pytest.fixture(autouse=True)
-def as_before() -> Iterator[None]:
-    threshold, on = gc.get_threshold(), gc.isenabled()
-    gc.enable()
-    yield
-    gc.set_threshold(*threshold)
-    if not on:
-        gc.disable()
+from tests.alone import alone
 
 
 class Ring:
@@ -27,6 +18,7 @@ class Ring:
         self.itself = self
 
 
+@alone
 def test_everything_is_looked_at_by_sweeping_alone() -> None:
     looks: list[int] = []
 
@@ -48,6 +40,7 @@ def test_everything_is_looked_at_by_sweeping_alone() -> None:
     assert kept
 
 
+@alone
 def test_it_stands_still_until_the_last_one_resumes() -> None:
     collector.pause()
     collector.pause()
@@ -57,6 +50,7 @@ def test_it_stands_still_until_the_last_one_resumes() -> None:
     assert gc.isenabled()
 
 
+@alone
 def test_who_had_switched_it_off_finds_it_so() -> None:
     gc.disable()
     collector.pause()
@@ -65,6 +59,7 @@ def test_who_had_switched_it_off_finds_it_so() -> None:
 
 
 @pytest.mark.parametrize("first", [True, False])
+@alone
 def test_set_aside_when_one_of_several_asks_for_it(first: bool) -> None:
     before = gc.get_freeze_count()
     collector.pause()
@@ -76,6 +71,7 @@ def test_set_aside_when_one_of_several_asks_for_it(first: bool) -> None:
     assert gc.get_freeze_count() >= before + len(rings)
 
 
+@alone
 def test_without_asking_for_it_garbage_is_found() -> None:
     before = gc.get_freeze_count()
     collector.pause()
@@ -88,6 +84,7 @@ def test_without_asking_for_it_garbage_is_found() -> None:
     assert gone() is None
 
 
+@alone
 def test_a_task_that_fails_leaves_it_running() -> None:
     @collector.without_collections
     def task() -> None:
@@ -99,6 +96,7 @@ def test_a_task_that_fails_leaves_it_running() -> None:
     assert gc.isenabled()
 
 
+@alone
 def test_tasks_side_by_side() -> None:
     begun, go_on = threading.Event(), threading.Event()
 

@@ -4,6 +4,7 @@ result and little more, never that of a float32 copy."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -43,14 +44,18 @@ print(json.dumps(rows))
 
 
 def test_no_float32_copy_of_a_large_tensor(root) -> None:
-    done = subprocess.run([sys.executable, "-c", CODE], cwd=root, capture_output=True, text=True, timeout=600)
+    # Every large block is given back at once. By itself glibc keeps freed blocks of up to 32 MB, and how many of those
+    # lie about when the next is asked for is chance: 50 to 130 MB for the same results.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], cwd=root, capture_output=True, text=True, timeout=600, env=environment
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
     start = next(iter(rows.values()))[0]
     wide = 4 * ROWS * COLUMNS
+    room = wide / 4 if sys.platform == "linux" else wide * 2 / 3  # other allocators take no such orders
     for name, (_, after, stored) in rows.items():
-        assert after - start < stored + wide * 2 / 3, (
-            f"{name}: {(after - start) / 1e6:.0f} MB for {stored / 1e6:.0f} MB"
-        )
+        assert after - start < stored + room, f"{name}: {(after - start) / 1e6:.0f} MB for {stored / 1e6:.0f} MB"
     # Room for the results was really taken, so the measure measures.
     assert after - start > stored / 2
