@@ -344,6 +344,48 @@ def test_bins_by_freedman_and_diaconis():
     assert few.picture(*few.bounds()).original.heights.size <= 256, "no spread, no rule: 256 bins"
 
 
+def one_weight_far_out(far: float) -> torch.Tensor:
+    w = gaussian(512, 512)
+    w[5, 200] = far
+    return w
+
+
+INSTEAD = "at most 256 bins in view instead"
+NO_RULE = {
+    "equal": (torch.full((4, 512), 0.3), f"No FD bins: all weights are equal · {INSTEAD}"),
+    "one": (torch.full((1, 1), 0.3), f"No FD bins: there is only one weight · {INSTEAD}"),
+    "zeros": (W * (torch.arange(512) % 4 == 0), f"No FD bins: 75 % of the weights are 0 · {INSTEAD}"),
+    "far": (
+        one_weight_far_out(1e6),
+        f"No FD bins: the middle half of the weights lies in one counted bin, 61 wide · {INSTEAD}",
+    ),
+    "fine": (
+        one_weight_far_out(25),
+        "No FD bins: 0.000843 wide is finer than weights are counted · 0.00153 wide instead, 16,384 bins in all",
+    ),
+}
+
+
+@pytest.mark.parametrize(("w", "words"), NO_RULE.values(), ids=NO_RULE)
+def test_bins_that_the_rule_does_not_give_are_said(w: torch.Tensor, words: str):
+    state = shown(w, "keep")
+    assert words not in state.notes(), "nobody asked for them"
+    state.by_spread = True
+    assert state.notes().splitlines()[-1] == words
+    step = np.diff(state.picture(*state.bounds()).original.edges[:2])[0]
+    if "in all" in words:
+        assert short(float(step)) in words
+    else:
+        assert state.picture(*state.home()).original.heights.size <= 256
+
+
+def test_where_the_rule_holds_or_nothing_is_counted_there_is_nothing_to_say():
+    for w in (W, gaussian(1, 3), torch.full((4, 8), math.nan), torch.zeros(0, 8), torch.sign(W)):
+        state = shown(w, "keep")
+        before, state.by_spread = state.notes(), True
+        assert state.notes() == before
+
+
 def test_other_tensors_are_laid_over_as_shares_of_equal_bins():
     wide = gaussian(256, 512) * 4
     checkpoint = Memory(W)
@@ -665,6 +707,20 @@ def test_a_hidden_panel_waits(bench, qtbot):
     bench.panel.show()
     qtbot.waitUntil(lambda: drawn(bench, "keep") and bench.panel.state.result.name == NORM)
     assert len(asked) == 1
+
+
+def test_asking_for_bins_that_the_rule_does_not_give_says_so(bench, qtbot):
+    norm = "model.layers.0.input_layernorm.weight"
+    select(bench, qtbot, norm, "keep")
+    panel, result = bench.panel, bench.panel.state.result
+    counts = np.zeros_like(result.original.counts)
+    counts[7] = result.moments.count
+    panel.state.result = replace(result, original=replace(result.original, counts=counts))
+    panel.spread.click()
+    assert panel.notes.isVisible()
+    assert panel.notes.text().startswith("No FD bins: ")
+    panel.spread.click()
+    assert not panel.notes.isVisible()
 
 
 def test_a_failure_is_said_and_the_next_tensor_is_shown(bench, qtbot):

@@ -1,13 +1,13 @@
-"""What is to be said about the shape of a distribution: how far out its farthest weight is, and whether it has two
-humps. No Qt."""
+"""What is to be said about the shape of a distribution: how far out its farthest weight is, whether it has two humps,
+and whether a rule for the width of bins can be kept. No Qt."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from app.plotting.words import short
+from app.plotting.words import percent, short
 from core.analysis.counts import Counts
-from core.analysis.histogram import HistogramResult
+from core.analysis.histogram import BINS, HistogramResult
 
 # Bins in which humps are looked for: finer ones show the noise of sampling.
 HUMP_BINS = 64
@@ -21,6 +21,30 @@ def spread(result: HistogramResult) -> str:
         return ""
     farthest = max((moments.minimum, moments.maximum), key=lambda w: abs(w - moments.mean))
     return f"Farthest weight {short(farthest)}, {abs(farthest - moments.mean) / moments.std:.1f} σ from the mean"
+
+
+def other_bins(result: HistogramResult) -> str:
+    """Why bins are not as wide as Freedman and Diaconis ask for, and which there are instead; "" where they are, or
+    where there is nothing to count."""
+    counts, moments = result.original, result.moments
+    if not counts.total:
+        return ""
+    step = (counts.high - counts.low) / counts.counts.size
+    width = counts.freedman_diaconis
+    if width >= step:
+        return ""
+    if width < step:
+        why = f"{short(width)} wide is finer than weights are counted"
+        return f"No FD bins: {why} · {short(step)} wide instead, {counts.counts.size:,} bins in all"
+    if moments.finite == 1:
+        why = "there is only one weight"
+    elif moments.minimum == moments.maximum:
+        why = "all weights are equal"
+    elif 2 * moments.zeros >= moments.finite:
+        why = f"{percent(100 * moments.zeros / moments.finite)} of the weights are 0"
+    else:
+        why = f"the middle half of the weights lies in one counted bin, {short(step)} wide"
+    return f"No FD bins: {why} · at most {BINS} bins in view instead"
 
 
 def humps_of(counts: Counts, view: tuple[float, float]) -> tuple[float, float] | None:

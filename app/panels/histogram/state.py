@@ -10,7 +10,7 @@ import numpy as np
 
 from app.panels.histogram.picture import Picture, csv_of, percent, picture_of, short
 from app.panels.histogram.requests import OverlayRequest, request_of, same
-from app.panels.histogram.shape import humps_of, spread
+from app.panels.histogram.shape import humps_of, other_bins, spread
 from app.panels.outputs import output_tensor
 from core.analysis.counts import QUANTILES
 from core.analysis.histogram import SAMPLE_WEIGHTS, GroupRequest, GroupView, HistogramRequest, HistogramResult
@@ -204,10 +204,18 @@ class HistogramState:
         return text
 
     def notes(self) -> str:
-        """What could not be shown, and why."""
-        if self.failure:
+        """What could not be shown, and why; what is shown instead of what was asked for."""
+        if self.failure or self.result is None:
             return self.failure
-        return " · ".join(self.result.notes) if self.result is not None else ""
+        bins = other_bins(self.result) if self.by_spread else ""
+        return "\n".join(filter(None, (" · ".join(self.result.notes), bins)))
+
+    def no_residual(self) -> str:
+        """What stands in the residual's place when there is none, or ""."""
+        result = self.result
+        if result is None or result.residual is not None or result.pending:
+            return ""
+        return "no difference" if result.dequantized is not None else "nothing to compare with"
 
     def legend_levels(self) -> str:
         """Whose levels the ticks are."""

@@ -276,8 +276,7 @@ class HistogramPanel(QWidget):
             return
         self.heading.title.setText(state.title())
         self.heading.subtitle.setText(state.subtitle())
-        self.notes.setText(state.notes())
-        self.notes.setVisible(bool(state.notes()))
+        self._write_notes()
         self.percentiles.setText(state.percentiles())
         self.numbers.setText(state.statistics())
         self._write_legend()
@@ -338,7 +337,7 @@ class HistogramPanel(QWidget):
             item.setFillLevel(None)
         self._weights.set_heights(picture.bottom, picture.top, state.logarithmic)
         self._residuals.set_heights(picture.bottom, picture.residual_top, state.logarithmic)
-        self._residuals.show_message(self._no_residual())
+        self._residuals.show_message(state.no_residual())
         group = state.shown_group
         pixel = (high - low) / max(1.0, self._weights.item.vb.width())
         self._levels.setXVals(tick_places(group.levels if group is not None else None, pixel))
@@ -351,12 +350,10 @@ class HistogramPanel(QWidget):
         place(self._zero, () if zero is None else (zero,))
         self._weights.item.update()
 
-    def _no_residual(self) -> str:
-        result = self.state.result
-        assert result is not None
-        if result.residual is not None or result.pending:
-            return ""
-        return "no difference" if result.dequantized is not None else "nothing to compare with"
+    def _write_notes(self) -> None:
+        notes = self.state.notes()
+        self.notes.setText(notes)
+        self.notes.setVisible(bool(notes))
 
     @Slot()
     def _write_legend(self) -> None:
@@ -369,6 +366,7 @@ class HistogramPanel(QWidget):
     @Slot()
     def _toggled(self) -> None:
         self.state.logarithmic, self.state.by_spread = self.log.isChecked(), self.spread.isChecked()
+        self._write_notes()
         if self.plot is not None:
             self._draw(*self.plot.x_range)
 
