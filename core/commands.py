@@ -317,6 +317,8 @@ def _check_report(path: Path, out: Path) -> None:
 
 
 def _report_lines(report: Report) -> list[str]:
+    from core.analysis.error import decibel
+
     def error(t: TensorReport) -> float:
         return math.inf if t.sqnr_db is None else t.sqnr_db
 
@@ -349,11 +351,7 @@ def _shape_text(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape)) or "scalar"
 
 
-def decibel(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.1f}" if math.isfinite(value) else "exact" if value > 0 else "NaN"
-
-
 def figure(value: float | None) -> str:
-    return "–" if value is None else "0" if value == 0 else f"{value:.3g}"
+    if value is None or not math.isfinite(value):
+        return "–" if value is None else "NaN" if math.isnan(value) else "∞"
+    return "0" if value == 0 else f"{value:.3g}"

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import math
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from core.commands import Answer, bytes_text, decibel, figure, progress
+from core.commands import Answer, bytes_text, figure, progress
 from core.terminal import table
 
 if TYPE_CHECKING:
     from core.analysis.compare import ComparedTensor, Comparison
-    from core.analysis.error import ErrorSums
 
 SORTS = ("name", "error", "size", "saved")
 
@@ -35,28 +33,27 @@ def compare(args: argparse.Namespace) -> Answer:
 
 
 def _lines(result: Comparison, rows: list[ComparedTensor]) -> list[str]:
+    from core.analysis.comparison import finding
+    from core.analysis.error import in_words
+
     titles = ["tensor", "stored as", ">A", ">B", ">SQNR, dB", ">relative MSE", ">max |a−b|"]
     titles += [">A to source, dB", ">B to source, dB"] if result.source else []
     lines = list(table((*titles, "note"), [_row(t, bool(result.source)) for t in rows]))
     lines += [f"only in A: {name}" for name in result.only_a] + [f"only in B: {name}" for name in result.only_b]
     lines += [f"{key}: {left!r} in A, {right!r} in B" for key, (left, right) in result.metadata.items()]
-    sqnr = result.total.sqnr_db
-    error = "no weight differs" if sqnr == math.inf else f"SQNR {decibel(sqnr)} dB over all weights"
-    total = (
-        f"{len(result.tensors):,} tensors in both · {bytes_text(result.bytes_a)} → {bytes_text(result.bytes_b)} · "
-        f"{error}"
-    )
+    sizes = f"{bytes_text(result.bytes_a)} → {bytes_text(result.bytes_b)}"
+    said = finding(result)
+    total = f"{len(result.tensors):,} tensors in both · {sizes} · {said[0].lower()}{said[1:]}"
     if result.source:
-        total += f" · to the source: A {decibel(result.source_a.sqnr_db)} dB, B {decibel(result.source_b.sqnr_db)} dB"
+        total += f" · to the source: A {in_words(result.source_a.sqnr_db)}, B {in_words(result.source_b.sqnr_db)}"
     return [*lines, "", total]
 
 
 def _row(t: ComparedTensor, sourced: bool) -> list[str]:
+    from core.analysis.error import decibel
+
     row = [t.name, f"{t.dtype_a} → {t.dtype_b}", bytes_text(t.bytes_a), bytes_text(t.bytes_b)]
     row += [decibel(t.sqnr_db), figure(t.relative_mse), figure(t.max_abs)]
-    row += [_to_source(t.source_a), _to_source(t.source_b)] if sourced else []
+    if sourced:
+        row += [decibel(sums.sqnr_db if sums is not None else None) for sums in (t.source_a, t.source_b)]
     return [*row, t.note]
-
-
-def _to_source(sums: ErrorSums | None) -> str:
-    return "–" if sums is None else decibel(sums.sqnr_db)

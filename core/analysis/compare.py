@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from core.analysis.counterparts import View, views_of
 from core.analysis.error import ErrorSums
 from core.analysis.metadata import differences
+from core.analysis.unmeasured import Unmeasured, sums_of
 from core.context import SILENT, JobContext
 from core.errors import CheckpointError
 from core.roles import role_of
@@ -27,10 +28,12 @@ SLICE_WEIGHTS = 1 << 22
 
 @dataclass(frozen=True, slots=True)
 class ComparedTensor:
-    """One tensor of both files. Errors are None where values cannot be compared (see note).
+    """One tensor of both files. Errors are None where values cannot be compared, and NaN where a weight is NaN or
+    infinite in one of them only; the note says so.
 
     name            shared by both; names_a, names_b: in their own files (several where one is merged of them)
-    sqnr_db …       of b against a
+    sqnr_db …       of b against a, over all weights but those that are NaN or infinite alike in both
+    unmeasured      how many weights are NaN or infinite
     source_a        sums of a against the common source, None without one (or where it lacks the tensor); source_b too
     """
 
@@ -49,6 +52,12 @@ class ComparedTensor:
     names_b: tuple[str, ...] = ()
     source_a: ErrorSums | None = None
     source_b: ErrorSums | None = None
+    unmeasured: Unmeasured = field(default_factory=Unmeasured)
+
+    @property
+    def equal(self) -> bool:
+        """Whether every value of b is known to be that of a, NaN and infinities too."""
+        return self.max_abs is not None and self.relative_mse == 0
 
     @property
     def numel(self) -> int:
@@ -64,6 +73,8 @@ class Comparison:
     """only_a, only_b  names without a counterpart; metadata: key → (a, b) where they differ
 
     total, source_a, source_b  sums over all tensors: b against a, each against the source
+    unmeasured                 weights of all tensors that are NaN or infinite
+    measured                   of how many tensors the values could be compared
     source                     the common source's path, or ""
     """
 
@@ -79,15 +90,25 @@ class Comparison:
     source: str = ""
     source_a: ErrorSums = field(default_factory=ErrorSums)
     source_b: ErrorSums = field(default_factory=ErrorSums)
+    unmeasured: Unmeasured = field(default_factory=Unmeasured)
+    measured: int = 0
 
 
 @dataclass
 class _Sums:
-    """b against a, a against the source, b against the source."""
+    """b against a, a against the source, b against the source. unlike_source: weights that are NaN or infinite in the
+    source, or in a or b, but not alike."""
 
     between: ErrorSums = field(default_factory=ErrorSums)
+    unmeasured: Unmeasured = field(default_factory=Unmeasured)
     a: ErrorSums | None = None
     b: ErrorSums | None = None
+    unlike_source: int = 0
+
+    def note(self) -> str:
+        """What is not in the sums, or made them NaN."""
+        other = "NaN or infinite weights of the source are others" if self.unlike_source else ""
+        return " · ".join(filter(None, (self.unmeasured.words(), other)))
 
 
 def compare(a: Checkpoint, b: Checkpoint, ctx: JobContext = SILENT, *, source: Checkpoint | None = None) -> Comparison:
@@ -107,11 +128,13 @@ def compare(a: Checkpoint, b: Checkpoint, ctx: JobContext = SILENT, *, source: C
     done = 0
     rows: list[ComparedTensor] = []
     total, source_a, source_b = ErrorSums(), ErrorSums(), ErrorSums()
+    unmeasured = Unmeasured()
     for name in common:
         ctx.check()
         row, sums = _compare_one(name, views_a[name], views_b[name], origin.get(name), ctx)
         rows.append(row)
         total += sums.between
+        unmeasured += sums.unmeasured
         source_a += sums.a or ErrorSums()
         source_b += sums.b or ErrorSums()
         done += views_a[name].nbytes
@@ -136,6 +159,8 @@ def compare(a: Checkpoint, b: Checkpoint, ctx: JobContext = SILENT, *, source: C
         source=str(source.path) if source is not None else "",
         source_a=source_a,
         source_b=source_b,
+        unmeasured=unmeasured,
+        measured=sum(row.max_abs is not None for row in rows),
     )
 
 
@@ -150,6 +175,7 @@ def _compare_one(
     if note:
         sums = _Sums()
     between = None if note else sums.between
+    note = note or sums.note()
     row = ComparedTensor(
         name,
         left.shape,
@@ -166,6 +192,7 @@ def _compare_one(
         right.names,
         sums.a,
         sums.b,
+        sums.unmeasured,
     )
     return row, sums
 
@@ -184,17 +211,22 @@ def _measure(left: View, right: View, origin: View | None, sums: _Sums, ctx: Job
         ctx.check()
         stop = min(left.rows, start + step)
         x, y = _rows(left, left, start, stop), _rows(right, left, start, stop)
+        if x.is_complex() or y.is_complex():
+            x, y = _parts(x), _parts(y)
         if not (x.is_floating_point() and y.is_floating_point()):
             if not torch.equal(x, y):
                 return "integer values differ"
             continue
-        sums.between = sums.between.add(_wide(x), y.float())
+        found, unmeasured = sums_of(x, y)
+        sums.between += found
+        sums.unmeasured += unmeasured
         if origin is not None:
             w = _rows(origin, left, start, stop)
-            if w.is_floating_point():
-                w = _wide(w)
-                sums.a = (sums.a or ErrorSums()).add(w, x.float())
-                sums.b = (sums.b or ErrorSums()).add(w, y.float())
+            w = _parts(w) if w.is_complex() else w
+            if w.is_floating_point() and w.shape == x.shape:
+                (to_a, odd_a), (to_b, odd_b) = sums_of(w, x), sums_of(w, y)
+                sums.a, sums.b = (sums.a or ErrorSums()) + to_a, (sums.b or ErrorSums()) + to_b
+                sums.unlike_source += odd_a.apart + odd_b.apart
     return ""
 
 
@@ -205,9 +237,11 @@ def _rows(view: View, like: View, start: int, stop: int) -> torch.Tensor:
     return view.read(0, view.rows).reshape(like.rows, like.columns)[start:stop]
 
 
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    # float8 has no arithmetic of its own; anything else is widened inside the sums.
-    return x.float() if x.element_size() == 1 else x
+def _parts(x: torch.Tensor) -> torch.Tensor:
+    """Real and imaginary parts side by side."""
+    import torch
+
+    return torch.view_as_real(x if x.is_complex() else x.to(torch.complex64))
 
 
 def _squeezed(shape: Sequence[int]) -> tuple[int, ...]:

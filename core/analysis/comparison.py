@@ -43,6 +43,24 @@ def haystack(t: ComparedTensor) -> str:
     return " ".join((t.name, *t.names_a, *t.names_b, t.dtype_a, t.dtype_b, t.role, t.note)).lower()
 
 
+def finding(result: Comparison) -> str:
+    """What is to be said first: how far b's weights are from a's."""
+    unmeasured, sqnr, count = result.unmeasured, result.total.sqnr_db, result.measured
+    if unmeasured.apart:
+        return unmeasured.words()
+    if not count:
+        return "No values could be compared"
+    if sqnr == math.inf:
+        words = f"No weight differs in {count:,} tensor{'s' if count != 1 else ''}"
+    elif sqnr is None:
+        words = "All weights of A are 0, those of B are not"
+    else:
+        words = f"{sqnr:.1f} dB between A and B over all weights"
+    rest = len(result.tensors) - count
+    unlike = f"{rest:,} tensor{'s are' if rest != 1 else ' is'} not measured" if rest else ""
+    return " · ".join(filter(None, (words, unmeasured.words(), unlike)))
+
+
 def tensor_json(t: ComparedTensor) -> dict[str, Any]:
     made: dict[str, Any] = {
         "name": t.name,
@@ -51,6 +69,7 @@ def tensor_json(t: ComparedTensor) -> dict[str, Any]:
         "relative_mse": t.relative_mse,
         "max_abs": t.max_abs,
         "cosine": t.cosine,
+        "equal": t.equal,
         "bytes_a": t.bytes_a,
         "bytes_b": t.bytes_b,
         "dtype_a": t.dtype_a,
@@ -76,6 +95,7 @@ def comparison_json(result: Comparison, rows: Sequence[ComparedTensor] | None = 
         "bytes_a": result.bytes_a,
         "bytes_b": result.bytes_b,
         **{key: getattr(result.total, key) for key in _FIELDS},
+        "non_finite": {"equal": result.unmeasured.alike, "different": result.unmeasured.apart},
         "metadata": {key: list(pair) for key, pair in result.metadata.items()},
     }
     if result.source:

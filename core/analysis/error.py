@@ -97,6 +97,18 @@ class ErrorSums:
         return cls(int(count), *(float(v) for v in rest))
 
 
+def decibel(sqnr_db: float | None) -> str:
+    """An SQNR as it stands in a column whose header has the unit."""
+    if sqnr_db is None:
+        return "–"
+    return f"{sqnr_db:.1f}" if math.isfinite(sqnr_db) else "exact" if sqnr_db > 0 else "NaN"
+
+
+def in_words(sqnr_db: float | None) -> str:
+    """The same in a sentence: with the unit, where there is a number."""
+    return f"{decibel(sqnr_db)} dB" if sqnr_db is not None and math.isfinite(sqnr_db) else decibel(sqnr_db)
+
+
 @dataclass(frozen=True, slots=True)
 class TensorError:
     """A tensor's error under one format. sampled: only a part of its rows was looked at."""

@@ -95,6 +95,31 @@ def test_what_is_unknown_stands_last_either_way(tmp_path: Path) -> None:
     assert [cell(t, "max") for t in state.rows[3:]] == ["500", "4.00e-5", "0"]
 
 
+def test_weights_that_are_no_numbers(tmp_path: Path) -> None:
+    w = torch.randn(4, 8)
+    broken = w.clone()
+    broken[1, 1] = float("nan")
+    a = {"both": broken * 1, "one": w, "x": w * 1, "y": w * 1}
+    b = {"both": broken * 1, "one": broken, "x": w + 0.01, "y": torch.ones(5)}
+    first, second = (checkpoint_file(tmp_path / f"{i}.safetensors", t) for i, t in enumerate((a, b)))
+    same = compared(first, first)
+    assert same.title() == "No weight differs in 4 tensors · 1 weight is NaN or infinite in both"
+    assert [cell(t, "sqnr") for t in same.shown] == ["exact"] * 4
+    state = compared(first, second)
+    assert state.title() == "1 weight is NaN or infinite in B only"
+    rows = {t.name: t for t in state.rows}
+    assert [cell(rows["one"], c) for c in ("sqnr", "mse", "max", "cosine")] == ["NaN"] * 4
+    assert cell(rows["one"], "note") == "1 weight is NaN or infinite in B only"
+    assert cell(rows["both"], "note") == "1 weight is NaN or infinite in both"
+    for state.sort, state.descending in (("sqnr", False), ("max", True), ("mse", True), ("cosine", False)):
+        state.arrange()
+        assert names(state)[0] == "one", "the worst comes first"
+        assert names(state)[-1] == "y", "what is not known comes last"
+    state.words = "nan"
+    state.arrange()
+    assert sorted(names(state)) == ["both", "one"]
+
+
 def test_words(pair) -> None:
     state = CompareState()
     assert "Choose two" in state.empty()

@@ -165,7 +165,7 @@ def test_default_target_of_a_known_architecture(cli, demo: Path, tmp_path: Path)
         assert sqnr[name] == pytest.approx(reported[name], abs=1e-3)
     text = cli("compare", demo, tmp_path / "demo-q8_0.gguf").stdout
     assert "BF16 → Q8_0" in text
-    assert "dB over all weights" in text
+    assert "dB between A and B over all weights" in text
 
 
 def test_formats(cli) -> None:

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 # Columns that are sorted as words, and those that are figures; names come in their own order.
 WORDS = ("dtype", "note")
 FIGURES = ("sqnr", "source_a", "source_b", "bytes_a", "bytes_b", "mse", "max", "cosine")
+LARGE_IS_BAD = ("mse", "max")
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One tensor of the list. hay: what a filter looks through; keys: by WORDS and FIGURES, NaN where unknown."""
+    """One tensor of the list. hay: what a filter looks through; keys: by WORDS and FIGURES, NaN where unknown, and an
+    infinity at the worse end where the figure itself is NaN."""
 
     tensor: ComparedTensor
     hay: str
@@ -40,7 +42,11 @@ def listed(tensor: ComparedTensor) -> Listed:
 
 def _figure(tensor: ComparedTensor, column: str) -> float:
     value = figure(tensor, column)
-    return math.nan if value is None else float(value)
+    if value is None:
+        return math.nan
+    if math.isnan(value):
+        return math.inf if column in LARGE_IS_BAD else -math.inf
+    return float(value)
 
 
 def figure(t: ComparedTensor, column: str) -> Any:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Literal
 from app.panels.compare.listing import Listed, Listing, Rows, append, figure, listed, nothing
 from app.plotting.words import short
 from app.sizes import Unit, size_text, unit_of
+from core.analysis.comparison import finding
+from core.analysis.error import decibel, in_words
 from core.context import JobContext
 from core.engine.progress import bytes_text
 
@@ -188,12 +190,7 @@ class CompareState:
         result = self.result
         if result is None:
             return f"Stopped after {len(self.rows):,} tensors" if self.stopped else ""
-        sqnr = result.total.sqnr_db
-        if not result.total.count:
-            return "No values could be compared"
-        if sqnr is not None and math.isinf(sqnr):
-            return f"No weight differs in {len(result.tensors):,} tensors"
-        return f"{_in_words(sqnr)} between A and B over all weights"
+        return finding(result)
 
     def subtitle(self) -> str:
         result = self.result
@@ -201,9 +198,7 @@ class CompareState:
             return ""
         parts = [f"{bytes_text(result.bytes_a)} → {bytes_text(result.bytes_b)}"]
         if result.source:
-            parts.append(
-                f"to the source: A {_in_words(result.source_a.sqnr_db)}, B {_in_words(result.source_b.sqnr_db)}"
-            )
+            parts.append(f"to the source: A {in_words(result.source_a.sqnr_db)}, B {in_words(result.source_b.sqnr_db)}")
         weakest = self.listing.weakest()
         if weakest is not None:
             parts.append(f"weakest {weakest[1]}, {weakest[0]:.1f} dB")
@@ -238,8 +233,8 @@ def cell(t: ComparedTensor, column: str, unit: int = 1 << 10) -> str:
     value = figure(t, column)
     if column in ("sqnr", "source_a", "source_b"):
         return decibel(value)
-    if value is None:
-        return "–"
+    if value is None or not math.isfinite(value):
+        return "–" if value is None else "NaN" if math.isnan(value) else "∞"
     return f"{value:.6f}" if column == "cosine" else short(value, True)
 
 
@@ -248,17 +243,6 @@ def tooltip(t: ComparedTensor) -> str:
     lines = [t.name, f"A: {_names(t.names_a)} ({t.dtype_a}, {t.bytes_a:,} bytes)"]
     lines.append(f"B: {_names(t.names_b)} ({t.dtype_b}, {t.bytes_b:,} bytes)")
     return "\n".join([*lines, *((t.note,) if t.note else ())])
-
-
-def decibel(value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.1f}" if math.isfinite(value) else "exact" if value > 0 else "NaN"
-
-
-def _in_words(value: float | None) -> str:
-    """With the unit, where there is a number."""
-    return f"{decibel(value)} dB" if value is not None and math.isfinite(value) else decibel(value)
 
 
 def _names(names: Sequence[str]) -> str:

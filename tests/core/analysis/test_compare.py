@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import main
 from core.analysis.compare import compare
-from core.analysis.comparison import chosen, comparison_csv, comparison_json
+from core.analysis.comparison import chosen, comparison_csv, comparison_json, finding
 from core.checkpoints import open_checkpoint
 from core.errors import Cancelled, CheckpointError, OutputError
 from tests.core.engine.build import checkpoint_file, quantize, weights
@@ -134,6 +134,117 @@ def test_what_cannot_be_compared_is_a_row_with_a_note(tmp_path: Path) -> None:
     assert notes == {"i": "integer values differ", "m.weight": "shape 8×8 against 8×9", "n.weight": ""}
     assert result.only_a == ("only",)
     assert [t.name for t in chosen(result.tensors, "weight", "error")] == ["n.weight", "m.weight"]
+
+
+INF, NAN = math.inf, math.nan
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e5m2])
+def test_equal_files_are_equal_whatever_is_in_them(tmp_path: Path, dtype: torch.dtype) -> None:
+    odd = torch.randn(8, 8)
+    odd[0, :3] = torch.tensor([NAN, INF, -INF])
+    tensors = {"odd": odd.to(dtype), "nan": torch.full((4,), NAN).to(dtype), "plain": torch.randn(8, 8).to(dtype)}
+    path = checkpoint_file(tmp_path / "a.safetensors", tensors)
+    result = compared(path, path, path)
+    rows = {t.name: t for t in result.tensors}
+    for row in result.tensors:
+        assert (row.sqnr_db, row.relative_mse, row.max_abs, row.equal) == (INF, 0, 0, True)
+        assert (row.source_a.sqnr_db, row.source_b.sqnr_db) == (INF, INF)
+    assert [rows[n].note for n in ("odd", "nan", "plain")] == [
+        "3 weights are NaN or infinite in both",
+        "4 weights are NaN or infinite in both",
+        "",
+    ]
+    assert finding(result) == "No weight differs in 3 tensors · 7 weights are NaN or infinite in both"
+    answer = comparison_json(result)
+    assert answer["non_finite"] == {"equal": 7, "different": 0}
+    assert all(t["equal"] for t in answer["tensors"])
+
+
+def test_nan_in_both_is_left_out_and_the_others_are_measured(tmp_path: Path) -> None:
+    w, noise = torch.randn(64, 64), torch.randn(64, 64) * 0.01
+    a, b = w.clone(), w + noise
+    a[3, 5] = b[3, 5] = NAN
+    a[4, 4] = b[4, 4] = -INF
+    result = compared(*(checkpoint_file(tmp_path / f"{n}.safetensors", {"w": t}) for n, t in (("a", a), ("b", b))))
+    (row,) = result.tensors
+    kept = torch.isfinite(a)
+    assert row.sqnr_db == pytest.approx(sqnr(a[kept], b[kept]), abs=1e-3)
+    assert row.max_abs == pytest.approx(float((a - b)[kept].abs().max()), rel=1e-5)
+    assert row.note == "2 weights are NaN or infinite in both"
+    assert not row.equal
+    assert finding(result) == f"{row.sqnr_db:.1f} dB between A and B over all weights · {row.note}"
+    line = next(csv.DictReader(io.StringIO(comparison_csv(result.tensors))))
+    assert line["note"] == row.note
+    assert float(line["sqnr_db"]) == row.sqnr_db
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "words"),
+    [
+        (0.5, NAN, "1 weight is NaN or infinite in B only"),
+        (INF, 0.5, "1 weight is NaN or infinite in A only"),
+        (INF, -INF, "1 weight is NaN or infinite in both, but not the same"),
+        (NAN, INF, "1 weight is NaN or infinite in both, but not the same"),
+    ],
+)
+def test_nan_on_one_side_is_no_number_and_comes_first(
+    tmp_path: Path, capsys, here: float, there: float, words: str
+) -> None:
+    tensors = {"m": torch.randn(8, 8), "n": torch.randn(8, 8)}
+    paths = []
+    for name, value in (("a", here), ("b", there)):
+        made = {n: t.clone() for n, t in tensors.items()}
+        made["n"][2, 2] = value
+        made["n"][3, 3] = NAN
+        paths.append(checkpoint_file(tmp_path / f"{name}.safetensors", made))
+    result = compared(*paths)
+    row = result.tensors[1]
+    assert math.isnan(row.sqnr_db)
+    assert not row.equal
+    assert row.note == finding(result) == words
+    assert [t.name for t in chosen(result.tensors, sort="error")] == ["n", "m"]
+    assert chosen(result.tensors, "infinite") == [row]
+    assert main.main(["compare", *map(str, paths)]) == 0
+    told = capsys.readouterr().out
+    assert told.splitlines()[-1].endswith(words)
+    assert "NaN dB" not in told
+
+
+def test_nan_that_the_source_does_not_have_is_told(tmp_path: Path) -> None:
+    w = torch.randn(8, 8)
+    broken = w.clone()
+    broken[0, 0] = NAN
+    a = checkpoint_file(tmp_path / "a.safetensors", {"w": broken})
+    source = checkpoint_file(tmp_path / "s.safetensors", {"w": w})
+    (row,) = compared(a, a, source).tensors
+    assert row.sqnr_db == INF
+    assert math.isnan(row.source_a.sqnr_db)
+    assert row.note == "1 weight is NaN or infinite in both · NaN or infinite weights of the source are others"
+
+
+def test_what_is_not_measured_is_not_called_equal(tmp_path: Path) -> None:
+    a = {"m": torch.ones(4, 4), "n": torch.ones(4, 4), "i": torch.arange(4)}
+    b = {"m": torch.ones(4, 5), "n": torch.ones(4, 4), "i": torch.arange(4) + 1}
+    result = compared(*(checkpoint_file(tmp_path / f"{i}.safetensors", t) for i, t in enumerate((a, b))))
+    assert finding(result) == "No weight differs in 1 tensor · 2 tensors are not measured"
+    assert {t.name: t.equal for t in result.tensors} == {"m": False, "n": True, "i": False}
+    zero, one = (checkpoint_file(tmp_path / f"{n}.safetensors", {"w": torch.full((2, 2), float(n))}) for n in (0, 1))
+    assert finding(compared(zero, one)) == "All weights of A are 0, those of B are not"
+
+
+def test_complex_weights_are_compared_by_their_parts(tmp_path: Path) -> None:
+    a = torch.complex(torch.randn(4, 6), torch.randn(4, 6))
+    b = a + torch.complex(torch.full((4, 6), 0.01), torch.zeros(4, 6))
+    paths = [tmp_path / f"{n}.safetensors" for n in "ab"]
+    for path, t in zip(paths, (a, b), strict=True):
+        save_file({"w": t}, path)
+    (row,) = compared(*paths).tensors
+    assert row.sqnr_db == pytest.approx(sqnr(torch.view_as_real(a), torch.view_as_real(b)), abs=1e-3)
+    a[1, 1] = complex(NAN, 1)
+    save_file({"w": a}, paths[0])
+    (row,) = compared(paths[0], paths[0]).tensors
+    assert row.equal
 
 
 def test_strangers_have_nothing_in_common(tmp_path: Path) -> None:
