@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from PySide6.QtCore import QEvent, QModelIndex, QObject, QPoint, Qt
+from PySide6.QtCore import QEvent, QModelIndex, QObject, QPersistentModelIndex, QPoint, Qt
 from PySide6.QtWidgets import QApplication, QWidget
 
 from app.frame.memory import remember, restore
 from app.panels.tensors.columns import COLUMNS, PLACE
 from app.panels.tensors.loading import TableRequest, table_task
 from app.panels.tensors.model import TensorModel
-from app.panels.tensors.state import MODEL, Filter, Order, Rows, make_rows, matching
+from app.panels.tensors.state import MODEL, Filter, Order, Rows, arrange, make_rows, matching, ordering
 from app.session import ShownError
 from core.context import SILENT
 from core.recipes.model import Strategy
@@ -97,6 +98,25 @@ def test_errors_arrive_in_place(model: TensorModel, rows: Rows, qtbot) -> None:
     assert model.text(line, "sqnr") == "exact"
     model.set_errors({row: ShownError(None, None, None, None, exact=False, why="row 3 holds NaN or Inf")})
     assert model.text(line, "sqnr") == "–"
+
+
+def test_lines_in_another_order_are_told_to_qt(model: TensorModel, rows: Rows, qtmodeltester) -> None:
+    model.set_grouped(False)
+    model.set_order(Order("sqnr"))
+    qtmodeltester.check(model)
+    held = [QPersistentModelIndex(model.index(line, 1)) for line in (0, 3, model.rowCount() - 1)]
+    before = list(model.lines)
+    sqnr = np.arange(len(rows), 0, -1.0)
+    sqnr[2] = np.nan
+    ordered = ordering(rows, None, sqnr, model.order)
+    arrangement = arrange(rows, ordered, None, False, frozenset())
+    moved = model.moves(arrangement)
+    model.reorder(ordered, arrangement, moved)
+    assert model.moves(arrangement) is None
+    assert model.lines == arrangement.entries != before
+    assert [model.lines[line] for line in moved] == before
+    assert [model.lines[i.row()] for i in held] == [before[0], before[3], before[-1]]
+    assert model.rows_at([0]) == [arrangement.entries[0]]
 
 
 def test_names_to_lines_and_back(model: TensorModel, rows: Rows) -> None:

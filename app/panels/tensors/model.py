@@ -132,13 +132,33 @@ class TensorModel(QAbstractTableModel):
         self._lines, self._shown, self._array = arrangement.entries, arrangement.shown, arrangement.array
         self.endResetModel()
 
+    def moves(self, arrangement: Arrangement) -> np.ndarray | None:
+        """int64 [lines]: where each line goes, if the same entries stand in another order; None where none moves."""
+        import numpy as np
+
+        before, after = self._entries(), arrangement.array
+        if after is None or np.array_equal(before, after):
+            return None
+        lowest = int(after.min())
+        place = np.zeros(int(after.max()) - lowest + 1, np.int64)
+        place[after - lowest] = np.arange(after.size)
+        return place[before - lowest]
+
+    def reorder(self, ordered: np.ndarray, arrangement: Arrangement, moves: np.ndarray) -> None:
+        """Moves the lines, and Qt's indices with them."""
+        self.layoutAboutToBeChanged.emit()
+        held = self.persistentIndexList()
+        self._ordered, self._lines, self._array = ordered, arrangement.entries, arrangement.array
+        self.changePersistentIndexList(held, [self.index(int(moves[i.row()]), i.column()) for i in held])
+        self.layoutChanged.emit()
+
     def refresh(self) -> None:
         """The same lines with other contents."""
         if self._lines:
             self.dataChanged.emit(self.index(0, 0), self.index(len(self._lines) - 1, len(COLUMNS) - 1))
 
     def set_errors(self, changed: Mapping[int, ShownError]) -> None:
-        """Errors of some rows became known. The order stays until it is asked for again."""
+        """Errors of some rows became known. The order stays: following.py sees to it."""
         rows, errors = self.rows, self.errors
         if rows is None or errors is None:
             return

@@ -372,11 +372,11 @@ def tensors_of(entries: Sequence[int] | np.ndarray, rows: Rows, passing: np.ndar
     return np.flatnonzero(chosen).tolist()
 
 
-def runs(positions: Sequence[int]) -> list[tuple[int, int]]:
+def runs(positions: Sequence[int] | np.ndarray) -> list[tuple[int, int]]:
     """Ascending positions as inclusive runs: [1, 2, 3, 7] → [(1, 3), (7, 7)]."""
     import numpy as np
 
-    if isinstance(positions, range) and positions.step == 1 and positions:
+    if isinstance(positions, range) and positions.step == 1 and len(positions):
         return [(positions[0], positions[-1])]
     places = np.asarray(positions, np.int64)
     if not places.size:

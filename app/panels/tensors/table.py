@@ -14,6 +14,7 @@ from PySide6.QtCore import (
     QModelIndex,
     QPoint,
     QRect,
+    QSignalBlocker,
     Qt,
     QTimer,
     Signal,
@@ -25,7 +26,7 @@ from PySide6.QtWidgets import QAbstractItemView, QApplication, QHeaderView, QTab
 from app.panels.tensors.columns import COLUMNS, PLACE
 from app.panels.tensors.model import TensorModel
 from app.panels.tensors.painting import FOLD, INDENT, PAD, LinePainter
-from app.panels.tensors.state import runs
+from app.panels.tensors.state import Arrangement, runs
 from app.theme import Theme
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 # Of the room that is over: which part a column takes, and how many pixels at most.
 SHARES = {"name": (0.5, 280), "strategy": (0.1, 80), "size": (0.15, 80), "sqnr": (0.15, 80)}
+# Lines do not move by themselves while what is selected would lie in more places than this.
+MOST_PARTS = 400
 # How often one looks whether a column is still being dragged.
 RELEASED_MS = 100
 
@@ -211,6 +214,38 @@ class TensorTable(QTableView):
         import numpy as np
 
         return np.flatnonzero(self._marks()).tolist()
+
+    def reorder(self, ordered: np.ndarray, arrangement: Arrangement, held: int = -1) -> bool:
+        """The same lines in another order. What is selected and what is current stay so; the view stays at its height,
+        or moves along with the line `held`, if that is ≥ 0. False, and nothing moves, where what is selected would lie
+        in so many places that Qt takes long to be told."""
+        import numpy as np
+
+        moves = self.tensors.moves(arrangement)
+        if moves is None:
+            return True
+        parts = runs(np.sort(moves[self._marks()]))
+        if len(parts) > MOST_PARTS:
+            return False
+        bar, chosen, current = self.verticalScrollBar(), self.selectionModel(), self.currentIndex()
+        row, column, height = current.row(), current.column(), bar.value()
+        # Nothing is chosen, and nothing is scrolled to: nobody is told.
+        with QSignalBlocker(chosen):
+            chosen.reset()  # or Qt would note every single line of the selection
+            self.tensors.reorder(ordered, arrangement, moves)
+            if row >= 0:
+                at = self.tensors.index(int(moves[row]), column)
+                chosen.setCurrentIndex(at, QItemSelectionModel.SelectionFlag.NoUpdate)
+            selection = QItemSelection()
+            for first, end in parts:
+                selection.append(self.tensors.lines_between(first, end))
+            chosen.select(selection, QItemSelectionModel.SelectionFlag.Select)
+        self._chosen = None
+        self.executeDelayedItemsLayout()
+        if held >= 0:
+            height += (int(moves[held]) - held) * self.verticalHeader().defaultSectionSize()
+        bar.setValue(height)
+        return True
 
     def select_lines(self, lines: Sequence[int]) -> None:
         """These lines (ascending) and no others; the current one stays where it is one of them."""

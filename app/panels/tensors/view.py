@@ -17,6 +17,7 @@ from app.panels.tensors.assigning import Assigner
 from app.panels.tensors.columns import COLUMNS, PLACE
 from app.panels.tensors.delegate import TensorDelegate
 from app.panels.tensors.filterbar import FilterBar
+from app.panels.tensors.following import OrderFollower
 from app.panels.tensors.loading import FILTER, TABLE, FilterRequest, TableData, TableRequest, filter_task, table_task
 from app.panels.tensors.menus import column_menu, tensor_menu
 from app.panels.tensors.model import TensorModel
@@ -69,6 +70,8 @@ class TensorsPanel(QWidget):
         self.table = TensorTable(self.model, self._theme, self)
         self.table.setAccessibleName("Tensors")
         Nothing(self.table, lambda: NO_MATCH if self.bar.filter() else "", lambda: self.model.shown)
+        self.follower = OrderFollower(self.table, self._jobs)
+        self.follower.uncovered.connect(self.viewport_changed)
         self.delegate = TensorDelegate(self.table)
         self.table.setItemDelegate(self.delegate)
         layout = QVBoxLayout(self)
@@ -124,7 +127,8 @@ class TensorsPanel(QWidget):
     def restore_state(self, state: bytes) -> None:
         if state:
             self.table.restore_widths(state)
-            self._sort(*self._indicator())
+            header = self.table.horizontalHeader()
+            self._sort(header.sortIndicatorSection(), header.sortIndicatorOrder())
 
     def selected_names(self) -> tuple[str, ...]:
         """What an assignment would go to: the selected tensors, a block standing for its own."""
@@ -264,6 +268,7 @@ class TensorsPanel(QWidget):
                 changed[rows.index[name]] = error
         if changed:
             self.model.set_errors(changed)
+            self.follower.look()
 
     # Filter, order, folds
 
@@ -293,10 +298,6 @@ class TensorsPanel(QWidget):
         self.table.setFocus()
         if not self.table.currentIndex().isValid() and self.model.rowCount():
             self.table.setCurrentIndex(self.model.index(0, 0))
-
-    def _indicator(self) -> tuple[int, Qt.SortOrder]:
-        header = self.table.horizontalHeader()
-        return header.sortIndicatorSection(), header.sortIndicatorOrder()
 
     @Slot(int, Qt.SortOrder)
     def _sort(self, section: int, direction: Qt.SortOrder) -> None:
