@@ -104,7 +104,7 @@ def compare(stage: Stage, name: str) -> bool:
     panel.choose("source", str(stage.demo))
     panel.compare_with(str(made[1]))
     ready = stage.wait(lambda: panel.state.result is not None)
-    panel.table.horizontalHeader().setSortIndicator(panel.model.section_of("sqnr"), Qt.SortOrder.AscendingOrder)
+    panel.table.horizontalHeader().setSortIndicator(panel.model.section_of("source_b"), Qt.SortOrder.AscendingOrder)
     return stage.take(name) and ready
 
 

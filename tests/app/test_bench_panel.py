@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from PySide6.QtCore import QPointF, QRectF, Qt
 
+from app.columns import fitting
 from app.edits import SetTarget
 from app.job_service import JobService
 from app.panels.bench.chart import seems_another
 from app.panels.bench.state import EMPTY, BenchState
 from app.panels.bench.view import BenchPanel
-from app.panels.bench.widths import fitting
+from app.panels.bench.widths import SPARE
 from app.session import Session
 from core.analysis.bench import BenchRow, bench
 from core.analysis.error import ErrorSums
@@ -184,9 +185,9 @@ def test_names_have_room_and_what_sqnr_says_too_goes_first(panel, qtbot, monkeyp
 
 def test_columns_are_given_up_in_turn():
     needed = {0: 100, 1: 50, 4: 60, 6: 40}
-    assert fitting(needed, 250) == {0, 1, 4, 6}
-    assert fitting(needed, 249) == {0, 1, 6}
-    assert fitting(needed, 100) == {0, 1}
+    assert fitting(needed, 250, SPARE) == {0, 1, 4, 6}
+    assert fitting(needed, 249, SPARE) == {0, 1, 6}
+    assert fitting(needed, 100, SPARE) == {0, 1}
 
 
 def test_typing_adds_and_delete_removes(panel, qtbot):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PySide6.QtCore import QItemSelectionModel, QMimeData, QPointF, Qt, QUrl
+from PySide6.QtCore import QItemSelectionModel, QMimeData, QPoint, QPointF, Qt, QUrl
 from PySide6.QtGui import QDropEvent
 from PySide6.QtWidgets import QApplication
 
@@ -229,8 +229,34 @@ def test_what_both_were_made_from_is_told_in_short_columns_with_long_tooltips(op
     section = model.section_of("source_b")
     assert model.headerData(section, across) == "B, dB"
     assert model.headerData(section, across, Qt.ItemDataRole.ToolTipRole).startswith("SQNR of B against the source.\n")
-    edge = table.columnViewportPosition(section) + table.columnWidth(section)
-    assert edge <= table.viewport().width(), "seen whole"
+    # All that matters is seen whole, and nothing scrolls.
+    hidden = {COLUMNS[i].id for s, i in enumerate(panel.state.columns) if table.isColumnHidden(s)}
+    assert hidden == {"sqnr", "mse", "max", "cosine"}
+    assert table.horizontalScrollBar().maximum() == 0
+    assert table.columnWidth(0) >= panel._theme.px(NAMES)
+    tip = model.data(model.index(1, 0), Qt.ItemDataRole.ToolTipRole)
+    for words in ("B: ", "exact to the source", "A to B: ", " dB · rel. MSE ", "max |a−b| ", "cosine 0.99"):
+        assert words in tip, "what has no column is in the tooltip"
+    # What the list is sorted by is never given up.
+    opened.resize(2560, 1440)
+    qtbot.waitUntil(lambda: not table.isColumnHidden(model.section_of("cosine")))
+    table.horizontalHeader().setSortIndicator(model.section_of("sqnr"), Qt.SortOrder.AscendingOrder)
+    opened.resize(1280, 800)
+    qtbot.waitUntil(lambda: table.isColumnHidden(model.section_of("cosine")))
+    assert not table.isColumnHidden(model.section_of("sqnr"))
+    assert table.isColumnHidden(model.section_of("dtype"))
+    # All of them on request, by the header's menu.
+    header = table.horizontalHeader()
+    header.customContextMenuRequested.emit(QPoint(5, 5))
+    menu = QApplication.activePopupWidget()
+    menu.actions()[0].trigger()
+    menu.close()
+    assert not any(table.isColumnHidden(section) for section in range(model.columnCount()))
+    assert header.length() > table.viewport().width()
+    copy_lines(table)
+    assert len(QApplication.clipboard().text().splitlines()[0].split("\t")) == model.columnCount()
+    panel.widths.show_all(False)
+    assert table.isColumnHidden(model.section_of("dtype"))
 
 
 def test_columns_take_the_room_they_fit_in_whole() -> None:
@@ -265,6 +291,7 @@ def test_columns_hold_their_words_and_names_take_the_rest(opened, qtbot, pair) -
     qtbot.waitUntil(lambda: panel.state.result is not None, timeout=20_000)
     header, table, model = panel.table.horizontalHeader(), panel.table, panel.model
     metrics, room = table.fontMetrics(), 2 * (PAD + WordsDelegate.margin())
+    panel.widths.show_all(True)
     for section in range(1, model.columnCount()):
         texts = [model.data(model.index(row, section)) for row in range(model.rowCount())]
         widest = COLUMNS[PLACE[model.column_id(section)]].widest
@@ -272,11 +299,15 @@ def test_columns_hold_their_words_and_names_take_the_rest(opened, qtbot, pair) -
             assert metrics.elidedText(text, table.textElideMode(), header.sectionSize(section) - room) == text
         title = model.headerData(section, Qt.Orientation.Horizontal)
         assert header.fontMetrics().horizontalAdvance(title) < header.sectionSize(section)
-    # Where there is no room for all, those that fit are seen whole, and the names get what they leave.
+    # All are shown, without room for all: those that fit are seen whole, and the names get what they leave.
     opened.resize(1280, 800)
     qtbot.waitUntil(lambda: header.length() > table.viewport().width())
     edges = [header.sectionViewportPosition(section) for section in range(model.columnCount())]
     assert edges.index(table.viewport().width()) > model.section_of("bytes_b")
+    # Left to itself, the table gives up what has no room.
+    panel.widths.show_all(False)
+    assert header.length() == table.viewport().width()
+    assert [table.isColumnHidden(model.section_of(c)) for c in ("bytes_b", "cosine")] == [False, True]
     # With room for all, nothing is left over and nothing scrolls.
     opened.resize(2560, 1440)
     qtbot.waitUntil(lambda: header.length() == table.viewport().width())

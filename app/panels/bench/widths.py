@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Protocol
 
 from PySide6.QtCore import Qt
@@ -10,6 +9,7 @@ from PySide6.QtGui import QFont, QFontMetrics
 from PySide6.QtWidgets import QStyle, QTableView
 
 from app.cells import PAD
+from app.columns import fitting, show_only
 
 NAMES, MSE, WEIGHTED, TIME = 0, 4, 5, 6
 # What is given up first: the relative MSE says what SQNR says.
@@ -58,19 +58,7 @@ class Widths:
 
     def show(self) -> None:
         """Those columns that have room."""
-        if not self._needed:
-            return
-        shown = fitting(self._needed, self._table.viewport().width())
-        for section in range(self._sections):
-            if self._table.isColumnHidden(section) == (section in shown):
-                self._table.setColumnHidden(section, section not in shown)
-
-
-def fitting(needed: Mapping[int, int], room: int) -> set[int]:
-    """The columns that are shown; needed: their widths."""
-    shown = set(needed)
-    for section in SPARE:
-        if sum(needed[s] for s in shown) <= room:
-            break
-        shown.discard(section)
-    return shown
+        table = self._table
+        if self._needed:
+            shown = fitting(self._needed, table.viewport().width(), SPARE)
+            show_only(table, shown, range(self._sections))

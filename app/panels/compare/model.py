@@ -13,6 +13,7 @@ from core.analysis.compare import ComparedTensor
 Index = QModelIndex | QPersistentModelIndex
 _RIGHT = int(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
 _LEFT = int(Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter)
+ALL_COLUMNS = "A right click here shows columns that have no room, too."
 _PAIR_TITLES = {"metadata": ("key", "in A", "in B"), "lonely": ("tensor", "where", "")}
 
 
@@ -94,7 +95,7 @@ class ComparedModel(QAbstractTableModel):
         if role == Qt.ItemDataRole.TextAlignmentRole:
             return _RIGHT if column.number else _LEFT
         if role == Qt.ItemDataRole.ToolTipRole:
-            return "\n".join((*((f"{column.full}.",) if column.full else ()), explain(column.term)))
+            return "\n".join((*((f"{column.full}.",) if column.full else ()), explain(column.term), ALL_COLUMNS))
         return None
 
 

@@ -44,7 +44,7 @@ class Column:
     tied: bool = False
 
 
-# In the order in which they are missed: where not all of them fit, the last are reached by scrolling.
+# In the order in which they are missed. Which are given up where not all of them fit: widths.py.
 COLUMNS = (
     Column("name", "tensor", "tensor", "", number=False),
     Column("dtype", "stored as", "dtype", "Q8_0 → Q4_K", number=False),
@@ -239,9 +239,17 @@ def cell(t: ComparedTensor, column: str, unit: int = 1 << 10) -> str:
 
 
 def tooltip(t: ComparedTensor) -> str:
-    """Where the tensor is in both files, and what kept it from being compared."""
-    lines = [t.name, f"A: {_names(t.names_a)} ({t.dtype_a}, {t.bytes_a:,} bytes)"]
-    lines.append(f"B: {_names(t.names_b)} ({t.dtype_b}, {t.bytes_b:,} bytes)")
+    """Where the tensor is in both files, what was measured, and what kept it from being compared: also what has no
+    column where there is little room."""
+    sides = (("A", t.names_a, t.dtype_a, t.bytes_a, t.source_a), ("B", t.names_b, t.dtype_b, t.bytes_b, t.source_b))
+    lines = [t.name]
+    for side, names, dtype, size, source in sides:
+        to_source = f", {in_words(source.sqnr_db)} to the source" if source is not None else ""
+        lines.append(f"{side}: {_names(names)} ({dtype}, {size:,} bytes{to_source})")
+    if t.max_abs is not None:
+        figures = (("rel. MSE", "mse"), ("max |a−b|", "max"), ("cosine", "cosine"))
+        measured = [f"A to B: {in_words(t.sqnr_db)}", *(f"{title} {cell(t, column)}" for title, column in figures)]
+        lines.append(" · ".join(measured))
     return "\n".join([*lines, *((t.note,) if t.note else ())])
 
 

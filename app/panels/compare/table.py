@@ -45,7 +45,9 @@ class LinesTable(QTableView):
             if selected:
                 painter.fillRect(0, y, width, height, highlight)
                 painter.setPen(bright)
-            for text, (left, room, flags) in zip(model.words(row), columns, strict=True):
+            words = model.words(row)
+            for section, left, room, flags in columns:
+                text = words[section]
                 shown = self._fitted.get((text, room))
                 if shown is None:
                     shown = self._fitted[text, room] = metrics.elidedText(text, mode, room)
@@ -60,12 +62,13 @@ class LinesTable(QTableView):
             painter.drawRect(self.visualRect(at).adjusted(0, 0, -1, -1))
         painter.end()
 
-    def _columns(self, model: ComparedModel | PairsModel) -> list[tuple[int, int, int]]:
-        """Where each column's text goes: left, width, flags."""
+    def _columns(self, model: ComparedModel | PairsModel) -> list[tuple[int, int, int, int]]:
+        """Where the text of each column that is shown goes: section, left, width, flags."""
         margin, single = PAD + WordsDelegate.margin(), Qt.TextFlag.TextSingleLine.value
         return [
-            (self.columnViewportPosition(i) + margin, self.columnWidth(i) - 2 * margin, model.side(i) | single)
+            (i, self.columnViewportPosition(i) + margin, self.columnWidth(i) - 2 * margin, model.side(i) | single)
             for i in range(model.columnCount())
+            if not self.isColumnHidden(i)
         ]
 
     def changeEvent(self, event: QEvent) -> None:

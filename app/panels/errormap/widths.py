@@ -6,6 +6,8 @@ from __future__ import annotations
 from PySide6.QtCore import QEvent, QObject, Qt
 from PySide6.QtWidgets import QTableView
 
+from app.columns import fitting, show_only
+
 # Widest that usually stands in a column, by section; names take the rest.
 USUAL = {1: "int4-g128-asym", 2: "−10.0", 3: "0.00012", 4: "0.00012", 5: "0.999999"}
 # A name is read from so many digits' width on.
@@ -43,14 +45,7 @@ class Widths(QObject):
         # Columns may have been dragged to another width.
         self._needed |= {s: header.sectionSize(s) for s in USUAL if not table.isColumnHidden(s)}
         room = table.viewport().width() - table.fontMetrics().horizontalAdvance("0" * NAME)
-        shown = set(USUAL)
-        for section in SPARE:
-            if sum(self._needed[s] for s in shown) <= room:
-                break
-            shown.discard(section)
-        for section in USUAL:
-            if table.isColumnHidden(section) == (section in shown):
-                table.setColumnHidden(section, section not in shown)
+        show_only(table, fitting(self._needed, room, SPARE), USUAL)
 
     def eventFilter(self, watched: QObject, event: QEvent) -> bool:
         # The kind first: of what is being taken apart nothing must be asked.
