@@ -14,13 +14,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PySide6.QtCore import Qt
+from PySide6.QtWidgets import QTableView
 from safetensors.torch import save_file
 
 from app.job_service import JobService
 from app.panels.outliers import findings
 from app.panels.outliers.heat import Heat
-from app.panels.outliers.state import EMPTY, UNSELECTED, OutlierState
+from app.panels.outliers.state import EMPTY, UNSELECTED, Line, OutlierState
+from app.panels.outliers.table import LineModel
 from app.panels.outliers.view import OutliersPanel
+from app.panels.outliers.widths import Widths
 from app.pictures.oddities import SPIKE, write_oddities
 from app.session import Session
 from core.analysis.outliers import outliers, region
@@ -416,6 +420,46 @@ def test_every_axis_and_quantity_draws(bench, qtbot):
             panel.grab()
     assert "calibration" in panel.notes.text()
     assert panel.quantity.isEnabled() is False
+
+
+def words_are_whole(table, model) -> list[int]:
+    """Which columns are shown; their words fit, and they fill the table."""
+    heads = table.horizontalHeader().fontMetrics()
+    shown = [s for s in range(model.columnCount()) if not table.isColumnHidden(s)]
+    for section in shown:
+        title = model.headerData(section, Qt.Orientation.Horizontal)
+        assert heads.horizontalAdvance(title) + 16 <= table.columnWidth(section), title
+    assert sum(table.columnWidth(s) for s in shown) == table.viewport().width()
+    return shown
+
+
+def test_the_words_over_the_list_are_whole(bench, qtbot):
+    select(bench, qtbot, SPIKE)
+    table, model = bench.panel.list, bench.panel.model
+    lines = [replace(line, x=12345.678) for line in bench.panel.state.listed()]
+    assert lines
+    bench.panel.resize(508, 480)  # as wide as in a window of 1280 pixels
+    model.show(lines, "input channel")
+    assert words_are_whole(table, model) == [0, 1, 2, 3, 4, 5]
+    bench.panel.resize(640, 480)
+    qtbot.waitUntil(lambda: table.viewport().width() > 560)
+    assert words_are_whole(table, model) == [0, 1, 2, 3, 4, 5]
+
+
+def test_where_not_all_words_have_room_some_columns_are_given_up(qtbot):
+    table = QTableView()
+    qtbot.addWidget(table)
+    model = LineModel(table)
+    table.setModel(model)
+    Widths(table)
+    model.show([Line(7, 0.5, 3.0, 9.0, 0.1, 2.0)], "input channel")
+    table.show()
+    counts = []
+    for width in (500, 420, 360):
+        table.resize(width, 200)
+        counts.append(words_are_whole(table, model))
+    assert counts == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 4, 5], [0, 1, 4, 5]]
+    table.close()
 
 
 def test_another_tensor_while_one_is_on_its_way(bench, qtbot):

@@ -13,7 +13,6 @@ from PySide6.QtGui import QResizeEvent
 from PySide6.QtWidgets import (
     QComboBox,
     QHBoxLayout,
-    QHeaderView,
     QLabel,
     QLineEdit,
     QSplitter,
@@ -31,6 +30,7 @@ from app.panels.outliers import findings
 from app.panels.outliers.heat import Heat, HeatView
 from app.panels.outliers.state import AXES, QUANTITIES, OutlierState
 from app.panels.outliers.table import LineModel
+from app.panels.outliers.widths import Widths
 from app.panels.preview import Asked, PreviewPanel
 from app.plotting.filling import Filling
 from app.plotting.making import Making
@@ -100,7 +100,7 @@ class OutliersPanel(PreviewPanel):
         self.list.setModel(self.model)
         self.list.setSelectionMode(QTableView.SelectionMode.SingleSelection)
         dress(self.list, words=True)
-        self.list.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
+        self.widths = Widths(self.list)
         self.list.setAccessibleName("Beyond the threshold")
         self.list.clicked.connect(self._line_chosen)
         self.list.activated.connect(self._line_chosen)
