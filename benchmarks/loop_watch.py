@@ -10,9 +10,13 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.metronome import Metronome, standstill
+
 TICK_MS = 5
+LONG_MS = 15.0  # gaps that are looked at one by one
 START, BETWEEN = "libraries and plots", "between the actions"
 # What an action shows is on the screen this long after it is settled; what comes later refines it.
 SHOWN_SECONDS = 0.03
@@ -37,11 +41,10 @@ class Watch:
         self._loop = QEventLoop()
         self._last = time.perf_counter()
         self._last_own = time.thread_time()
-        # Of the longest gap of a phase: what the thread itself took, and how long it waited for a core, in ms.
-        self.within: dict[str, tuple[float, float]] = {}
-        self.stolen: dict[str, float] = {}  # ms that the host kept both cores to itself, over a phase
+        self._long: dict[str, list[Gap]] = {}
         self._waits = _Waits()
-        self._last_wait, self._last_stolen = self._waits.for_a_core(), self._waits.stolen()
+        self._last_wait = self._waits.for_a_core()
+        self._metronome = Metronome()
         self._go = 0.0
         self._timer = QTimer()
         self._timer.setTimerType(Qt.TimerType.PreciseTimer)
@@ -63,9 +66,6 @@ class Watch:
             self._timer.start()
         else:
             self._tick()
-        stolen = self._waits.stolen()
-        self.stolen[self.phase] = self.stolen.get(self.phase, 0.0) + stolen - self._last_stolen
-        self._last_stolen = stolen
         self.phase = phase
 
     def act(self, name: str, action: Callable[[], object], done: Callable[[], bool]) -> bool:
@@ -109,8 +109,8 @@ class Watch:
     def _tick(self) -> None:
         now, own = time.perf_counter(), 1000 * (time.thread_time() - self._last_own)
         phase, gap, waited = self.phase, 1000 * (now - self._last), self._waits.for_a_core()
-        if gap > max(self.gaps.get(phase, ()), default=0.0):
-            self.within[phase] = own, waited - self._last_wait
+        if gap > LONG_MS:
+            self._long.setdefault(phase, []).append(Gap(self._last, now, own, waited - self._last_wait))
         self._last_wait = waited
         self.gaps.setdefault(phase, []).append(gap)
         self.sum[phase] = self.sum.get(phase, 0.0) + own
@@ -144,38 +144,61 @@ class Watch:
             print(f"{name:<36}" + "".join(f"{figure:>12.0f}" for figure in figures))
 
     def report_phases(self) -> None:
-        heads = f"{'longest, ms':>12}{'its own':>9}{'core':>6}{'p99, ms':>10}{'own, ms':>10}{'sum, ms':>10}{'ticks':>8}"
-        print(f"\n{'beside a job':<36}{heads}{'stolen, ms':>12}")
+        spans = self._metronome.end()
+        heads = (
+            "longest, ms",
+            "stood still",
+            "without, ms",
+            "its own",
+            "core",
+            "p99, ms",
+            "own, ms",
+            "sum, ms",
+            "ticks",
+        )
+        print(f"\n{'beside a job':<36}" + "".join(f"{head:>12}" for head in heads))
         for phase, gaps in self.gaps.items():
             ordered = sorted(gaps)
             p99 = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+            long = [(gap, 1000 * standstill(spans, gap.begin, gap.end)) for gap in self._long.get(phase, ())]
+            still = max(long, key=lambda found: found[0].ms)[1] if long else 0.0
+            gap, without = max(
+                ((g, g.ms - s) for g, s in long), key=lambda found: found[1], default=(None, ordered[-1])
+            )
             print(
-                f"{phase:<36}{ordered[-1]:>12.1f}{self.within[phase][0]:>9.1f}{self.within[phase][1]:>6.1f}"
-                f"{p99:>10.1f}{self.own.get(phase, 0):>10.1f}{self.sum[phase]:>10.0f}{len(ordered):>8}"
-                f"{self.stolen.get(phase, 0.0):>12.0f}"
+                f"{phase:<36}{ordered[-1]:>12.1f}{still:>12.1f}{without:>12.1f}"
+                f"{gap.own if gap else 0.0:>12.1f}{gap.core if gap else 0.0:>12.1f}"
+                f"{p99:>12.1f}{self.own.get(phase, 0):>12.1f}{self.sum[phase]:>12.0f}{len(ordered):>12}"
             )
         for phase, text in self.worst.items():
             print(f"\n{phase}, {self.own[phase]:.0f} ms in one go:\n{text}")
 
 
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Between two ticks, in seconds. own, core: what the thread itself took of it, and how long it waited for a core,
+    in ms."""
+
+    begin: float
+    end: float
+    own: float
+    core: float
+
+    @property
+    def ms(self) -> float:
+        return 1000 * (self.end - self.begin)
+
+
 class _Waits:
-    """What keeps a thread that wants to run from running, in ms, as Linux counts it; 0 elsewhere."""
+    """How long this thread wanted to run while others had the cores, in ms, as Linux counts it; 0 elsewhere."""
 
     def __init__(self) -> None:
-        # Read again and again at their beginning: opening them anew would cost more than what is measured.
-        self._files = [
-            os.open(path, os.O_RDONLY) if Path(path).exists() else -1
-            for path in (f"/proc/self/task/{threading.get_native_id()}/schedstat", "/proc/stat")
-        ]
-        self._hertz = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+        # Read again and again at its beginning: opening it anew would cost more than what is measured.
+        path = f"/proc/self/task/{threading.get_native_id()}/schedstat"
+        self._file = os.open(path, os.O_RDONLY) if Path(path).exists() else -1
 
     def for_a_core(self) -> float:
-        """Of this thread, while others had the cores."""
-        return int(os.pread(self._files[0], 64, 0).split()[1]) / 1e6 if self._files[0] >= 0 else 0.0
-
-    def stolen(self) -> float:
-        """Of all cores, while the host ran something else."""
-        return 1000 * int(os.pread(self._files[1], 256, 0).split()[8]) / self._hertz if self._files[1] >= 0 else 0.0
+        return int(os.pread(self._file, 64, 0).split()[1]) / 1e6 if self._file >= 0 else 0.0
 
 
 def disturbance(seconds: float = 3.0) -> str:

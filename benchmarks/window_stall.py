@@ -7,9 +7,10 @@ checkpoint of 50,000 tensors. Two tables:
               every 5 ms costs 0.1 ms each time. Beside other programs the least is the one to look at: it says how much
               longer the same piece of work takes there
     job       with a timer every 5 ms. longest, p99: between two ticks, with all that other threads and programs took;
-              its own, core: of that gap, the processor time of the window's thread, and how long it waited for a core;
-              own: the most that it took between two ticks, anywhere in the phase; sum: over the whole phase; stolen:
-              time of all cores that the host of a virtual machine took for others
+              stood still: of that gap, how long a process with nothing to do on one of the cores was not woken either,
+              as where the host of a virtual machine stops it (metronome.py); without: the longest gap but for that; its
+              own, core: of that one, the processor time of the window's thread, and how long it waited for a core;
+              own: the most that it took between two ticks, anywhere in the phase; sum: over the whole phase
 
     python -m benchmarks.window_stall [--layers 5555] [--keep FOLDER] [--repeat 3] [--run SECONDS] [--profile]
 """
