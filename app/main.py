@@ -138,7 +138,8 @@ def finish_loading(window: MainWindow, timing: Timing) -> threading.Thread:
         torch.set_num_threads(max(1, (os.cpu_count() or 2) - 1))
         import core.engine.pipeline  # the click on Quantize should not wait for it
         import core.engine.plan
-        import core.engine.preflight  # noqa: F401
+        import core.engine.preflight
+        import core.recipes.toml  # noqa: F401
         from core.engine.devices import list_devices
 
         _load_kernels()

@@ -323,8 +323,7 @@ class MainWindow(QMainWindow):
             self.progress.setValue(0)
         if self.jobs.outcome(job) is not None:
             self.refresh_actions()
-            # The output is there now, or its place is taken: look again.
-            self.planner.refresh()
+            self.planner.look_again()  # the output is there now, or its place is taken
 
     # Small windows
 

@@ -57,6 +57,24 @@ class PlanResult:
     free_bytes: int | None = None
 
 
+@dataclass(frozen=True)
+class CheckRequest:
+    """A plan that stays as it is, and where its output would go now."""
+
+    plan: Plan
+    checkpoint: Checkpoint
+    out: Path
+    device: str
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """problems and free_bytes as in PlanResult."""
+
+    problems: tuple[Problem, ...]
+    free_bytes: int | None
+
+
 @without_collections
 def open_task(path: str, ctx: JobContext) -> tuple[Checkpoint, Totals]:
     """The opened checkpoint and its sums. Reads headers only."""
@@ -70,7 +88,6 @@ def open_task(path: str, ctx: JobContext) -> tuple[Checkpoint, Totals]:
 def plan_task(request: PlanRequest, ctx: JobContext) -> PlanResult:
     """Plans and looks ahead. Hands over the outline as a partial result as soon as it is known."""
     from core.engine.plan import make_plan
-    from core.engine.preflight import preflight
     from core.targets import get_target
 
     target = get_target(request.target)
@@ -89,13 +106,21 @@ def plan_task(request: PlanRequest, ctx: JobContext) -> PlanResult:
     except (TargetError, RecipeError, CalibrationError) as error:
         return PlanResult(None, {}, (), str(error))
     ctx.check()
-    problems = preflight(plan, request.checkpoint, request.out, device=request.device)
+    ahead = check_task(CheckRequest(plan, request.checkpoint, request.out, request.device), ctx)
+    by_name = {t.tensor.name: t for t in plan.tensors}
+    return PlanResult(plan, by_name, ahead.problems, "", PlanTotals.of(plan), ahead.free_bytes)
+
+
+def check_task(request: CheckRequest, ctx: JobContext) -> CheckResult:
+    """Looks ahead, at a plan and the place of its output."""
+    from core.engine.preflight import preflight
+
+    problems = preflight(request.plan, request.checkpoint, request.out, device=request.device)
     try:
         free = shutil.disk_usage(request.out.parent).free
     except OSError:
         free = None
-    by_name = {t.tensor.name: t for t in plan.tensors}
-    return PlanResult(plan, by_name, problems, "", PlanTotals.of(plan), free)
+    return CheckResult(problems, free)
 
 
 def plain_outline(checkpoint: Checkpoint) -> Outline:
@@ -126,6 +151,8 @@ class Planner(QObject):
         self._open: JobId | None = None
         self._opening = ""
         self._plan: JobId | None = None
+        self._check: JobId | None = None
+        self._again = False  # to look again once the plan is made
         self._outline_of: tuple[Any, str] | None = None  # the checkpoint and target of session.outline
         self._asked: PlanRequest | None = None
         self._soon = QTimer(self)  # the window shows what changed first: beside a job its painting takes twice as long
@@ -188,6 +215,16 @@ class Planner(QObject):
         self._plan = self._jobs.submit(plan_task, request, title="Plan", lane="preview", key=PLAN)
         self.busy_changed.emit(True)
 
+    def look_again(self) -> None:
+        """Output was written or removed: the plan is as good as before, the place it would go to may not be."""
+        session = self._session
+        plan, checkpoint = session.plan, session.checkpoint
+        self._again = self.busy
+        if self.busy or plan is None or checkpoint is None:
+            return
+        request = CheckRequest(plan, checkpoint, self.suggested_output(), session.device)
+        self._check = self._jobs.submit(check_task, request, title="Check", lane="preview", key=PLAN)
+
     def _changed(self, changes: Changes, initiator: object) -> None:
         if changes.checkpoint:
             self._outline_of = None
@@ -198,9 +235,10 @@ class Planner(QObject):
     def _drop(self) -> None:
         """What is being planned is not asked for any more."""
         self._soon.stop()
-        if self._plan is not None:
-            self._jobs.cancel(self._plan)
-            self._plan = None
+        for job in (self._plan, self._check):
+            if job is not None:
+                self._jobs.cancel(job)
+        self._plan = self._check = None
 
     def _partial(self, job: JobId, value: object) -> None:
         if job == self._plan and self._asked is not None:
@@ -213,9 +251,20 @@ class Planner(QObject):
         elif job == self._plan:
             self._plan = None
             self._took_plan(outcome)
+        elif job == self._check:
+            self._check = None
+            if isinstance(outcome, Done):
+                self.free_bytes = outcome.result.free_bytes
+                self._session.set_problems(outcome.result.problems)
+            elif isinstance(outcome, Failed):
+                self._session.notify(
+                    Notice("error", f"Cannot check the output's place: {outcome.line}", outcome.details)
+                )
         else:
             return
         self.busy_changed.emit(self.busy)
+        if self._again:
+            self.look_again()
 
     def _took_open(self, outcome: Outcome) -> None:
         if isinstance(outcome, Done):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -264,6 +265,37 @@ def test_a_change_is_shown_before_it_is_planned(opened, qtbot) -> None:
     opened.toolbar.preset.chosen.emit("Q4_0")
     qtbot.waitUntil(lambda: opened.session.planned and not opened.planner.busy, timeout=20_000)
     assert opened.session.plan is not first
+    assert opened.session.plan.recipe.name == "Q4_0"
+
+
+def test_after_a_run_the_place_is_looked_at_and_the_plan_is_kept(opened, qtbot, tmp_path: Path, monkeypatch) -> None:
+    plan, before = opened.session.plan, opened.planner.free_bytes
+    assert before is not None
+    assert not [p for p in opened.session.problems if p.severity == "error"]
+    opened.planner.output_folder = str(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=2000, used=1000, free=1000))
+    opened.planner.look_again()
+    qtbot.waitUntil(lambda: opened.planner.free_bytes == 1000, timeout=20_000)
+    assert [p for p in opened.session.problems if p.severity == "error"]
+    monkeypatch.undo()
+    asked: list[str] = []
+    opened.jobs.queued.connect(lambda info: asked.append(info.title))
+    with qtbot.waitSignal(opened.quantizer.finished, timeout=60_000):
+        opened.commands.quantize_to(tmp_path / "out.gguf")
+    qtbot.waitUntil(lambda: opened.planner.free_bytes != 1000, timeout=20_000)
+    assert not [p for p in opened.session.problems if p.severity == "error"]
+    assert opened.session.plan is plan
+    assert "Check" in asked
+    assert "Plan" not in asked
+
+
+def test_the_place_is_looked_at_once_a_plan_under_way_is_made(opened, qtbot) -> None:
+    plan, asked = opened.session.plan, []
+    opened.jobs.queued.connect(lambda info: asked.append((info.title, opened.session.plan is plan)))
+    opened.toolbar.preset.chosen.emit("Q4_0")
+    opened.planner.look_again()
+    qtbot.waitUntil(lambda: ("Check", False) in asked, timeout=20_000)
+    assert [title for title, _ in asked if title in ("Plan", "Check")] == ["Plan", "Check"]
     assert opened.session.plan.recipe.name == "Q4_0"
 
 
