@@ -31,17 +31,19 @@ def problem_icon(theme: Theme, severity: str) -> QIcon:
 
 
 def counts_text(problems: Sequence[Problem]) -> tuple[str, str]:
-    """A few words for the toolbar, and the worst severity: ("2 warnings", "warning")."""
+    """A few words for the toolbar, and the worst severity: ("2 warnings", "warning"). What is said of many tensors
+    counts once, as it is listed."""
+    severities = [severity for severity, _, _ in grouped(problems)]
     words = []
     worst = ""
     for severity, one, many in (("error", "error", "errors"), ("warning", "warning", "warnings")):
-        count = sum(p.severity == severity for p in problems)
+        count = severities.count(severity)
         if count:
             words.append(f"{count} {one if count == 1 else many}")
             worst = worst or severity
     if words:
         return ", ".join(words), worst
-    notes = sum(p.severity == "note" for p in problems)
+    notes = severities.count("note")
     if notes:
         return f"Preflight OK, {notes} note{'' if notes == 1 else 's'}", "done"
     return "Preflight OK", "done"
@@ -54,8 +56,9 @@ def grouped(problems: Sequence[Problem]) -> list[tuple[str, str, tuple[str, ...]
         found.setdefault((problem.severity, problem.message, problem.hint), []).append(problem)
     lines = []
     for (severity, message, hint), same in found.items():
-        text = str(same[0]) if len(same) == 1 else f"{len(same):,} tensors: {message}{f'; {hint}' if hint else ''}"
-        lines.append((severity, text, tuple(p.tensor for p in same if p.tensor)))
+        names = tuple(name for p in same for name in (p.tensor, *p.others) if name)
+        text = str(same[0]) if len(names) < 2 else f"{len(names):,} tensors: {message}{f'; {hint}' if hint else ''}"
+        lines.append((severity, text, names))
     return lines
 
 

@@ -23,14 +23,20 @@ LISTED = 20
 
 
 def listed(severity: str, found: Sequence[tuple[str, str]], hint: str) -> Iterable[Problem]:
-    """One problem per (tensor, message), as long as there are not too many to read; then one that counts the rest."""
+    """One problem per (tensor, message), as long as there are not too many to read; then one per message for the rest,
+    and in the end one for all that is left."""
     for name, message in found[:LISTED]:
         yield Problem(severity, message, name, hint)
-    if len(found) > LISTED:
-        rest = found[LISTED:]
-        name, message = rest[0]
-        more = f" (and {len(rest) - 1:,} more tensors)" if len(rest) > 1 else ""
-        yield Problem(severity, f"{message}{more}", name, hint)
+    rest: dict[str, list[str]] = {}
+    for name, message in found[LISTED:]:
+        rest.setdefault(message, []).append(name)
+    messages = list(rest)
+    for message in messages[:LISTED]:
+        first, *others = rest[message]
+        yield Problem(severity, message, first, hint, tuple(others))
+    if len(messages) > LISTED:
+        first, *others = (name for message in messages[LISTED:] for name in rest[message])
+        yield Problem(severity, f"{messages[LISTED]}, or the like", first, hint, tuple(others))
 
 
 def needs(planned: Sequence[PlannedTensor], statistics: frozenset[Statistic]) -> Iterable[Problem]:

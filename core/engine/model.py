@@ -19,15 +19,23 @@ from core.targets.base import Assignment, Layout, Outline, OutputTensor, Target
 
 @dataclass(frozen=True)
 class Problem:
-    """One finding of preflight. severity: "error" stops the run, "warning" and "note" do not."""
+    """One finding of preflight. severity: "error" stops the run, "warning" and "note" do not; others: names of tensors
+    beside `tensor` of which the same is said."""
 
     severity: str
     message: str
     tensor: str = ""
     hint: str = ""
+    others: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """The message, and of how many tensors more."""
+        more = len(self.others)
+        return f"{self.message} (and {more:,} more tensor{'s' if more > 1 else ''})" if more else self.message
 
     def __str__(self) -> str:
-        line = f"{self.tensor}: {self.message}" if self.tensor else self.message
+        line = f"{self.tensor}: {self.said}" if self.tensor else self.said
         return f"{line}; {self.hint}" if self.hint else line
 
 

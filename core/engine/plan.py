@@ -141,7 +141,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "bpw": plan.bpw,
         "statistics": statistics_json(plan),
         "problems": [
-            {"severity": p.severity, "message": p.message, "tensor": p.tensor, "hint": p.hint} for p in plan.problems
+            {"severity": p.severity, "message": p.said, "tensor": p.tensor, "hint": p.hint} for p in plan.problems
         ],
     }
 

@@ -254,8 +254,8 @@ def _low_bits(plan: Plan) -> Iterable[Problem]:
         and not t.format.needs_importance
     ]
     hint = "give --imatrix, take 4 bits or more, or expect a visible loss"
-    by_format = {t.format.name: t for t in reversed(low)}
-    for name, first in by_format.items():
-        count = sum(t.format.name == name for t in low)
-        more = f" (and {count - 1:,} more tensors)" if count > 1 else ""
-        yield Problem("warning", f"{name} without importance data{more}", first.tensor.name, hint)
+    by_format: dict[str, list[str]] = {}
+    for t in low:
+        by_format.setdefault(t.format.name, []).append(t.tensor.name)
+    for name, (first, *others) in by_format.items():
+        yield Problem("warning", f"{name} without importance data", first, hint, tuple(others))

@@ -10,12 +10,13 @@ from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QApplication, QLabel, QTableView
 
 from app.frame.memory import panel_state, restore_panel, stored_panels
-from app.frame.problems import ProblemsPopover, grouped
+from app.frame.problems import ProblemsPopover, counts_text, grouped
 from app.labels import ElidedLabel
 from app.panels import PANELS
 from app.plotting.exporting import Exporter
 from app.session import Notice
 from app.theme import FONT_LEAST, FONT_MOST, Theme
+from core.engine.demands import LISTED, listed
 from core.engine.model import Problem
 
 
@@ -169,6 +170,17 @@ def test_what_many_tensors_share_is_one_line_that_can_be_copied(window) -> None:
     assert "and 10 more" in popover.list.item(1).toolTip()
     popover.list.itemClicked.emit(popover.list.item(1))
     assert len(chosen[0]) == 30
+
+
+def test_one_finding_of_many_tensors_is_one_line(window) -> None:
+    names = tuple(f"layer.{i}" for i in range(100))
+    problems = tuple(listed("warning", [(name, "kept: no type") for name in names], "choose another"))
+    assert len(problems) == LISTED + 1
+    assert grouped(problems) == [("warning", "100 tensors: kept: no type; choose another", names)]
+    assert counts_text(problems) == ("1 warning", "warning")
+    alone = Problem("note", "looked up", "embed", others=("head",))
+    assert grouped([alone]) == [("note", "2 tensors: looked up", ("embed", "head"))]
+    assert counts_text([alone]) == ("Preflight OK, 1 note", "done")
 
 
 def test_what_failed_can_be_copied(window) -> None:

@@ -204,9 +204,23 @@ def test_long_lists_of_problems_are_counted() -> None:
     found = list(listed("warning", many, "hint"))
     assert len(found) == LISTED + 1
     assert found[0] == Problem("warning", "kept", "t0", "hint")
-    assert found[-1] == Problem("warning", f"kept (and {5000 - LISTED - 1:,} more tensors)", f"t{LISTED}", "hint")
+    rest = tuple(f"t{n}" for n in range(LISTED + 1, 5000))
+    assert found[-1] == Problem("warning", "kept", f"t{LISTED}", "hint", rest)
+    assert str(found[-1]) == f"t{LISTED}: kept (and {5000 - LISTED - 1:,} more tensors); hint"
     assert len(list(listed("note", many[: LISTED + 1], ""))) == LISTED + 1
-    assert "more" not in list(listed("note", many[: LISTED + 1], ""))[-1].message
+    assert "more" not in str(list(listed("note", many[: LISTED + 1], ""))[-1])
+
+
+def test_what_is_said_of_the_rest_is_true_of_it() -> None:
+    many = [(f"t{n}", f"columns {n % 3}") for n in range(200)]
+    told = {name: p.message for p in listed("warning", many, "") for name in (p.tensor, *p.others)}
+    assert told == dict(many)
+    assert len(list(listed("warning", many, ""))) == LISTED + 3
+    unlike = [(f"t{n}", f"columns {n}") for n in range(500)]
+    found = list(listed("warning", unlike, ""))
+    assert len(found) == 2 * LISTED + 1
+    assert found[-1].message == f"columns {2 * LISTED}, or the like"
+    assert sum(1 + len(p.others) for p in found) == 500
 
 
 def test_json_has_the_fields_that_are_promised() -> None:
