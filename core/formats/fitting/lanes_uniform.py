@@ -237,7 +237,7 @@ def encode(x, brains, columns, group, width, kind, storage, scale, zero, words):
     direct = brains.size == 0 and (group % WIDTH == 0 if group else columns % WIDTH == 0)
     room = np.zeros(columns + WIDTH, np.float32)
     codes = np.zeros(columns + 3 * WIDTH, np.uint8)
-    packed = np.empty(columns + 3 * WIDTH, np.uint8)
+    packed = np.zeros(columns + 3 * WIDTH, np.uint8)  # seven bits leave up to two bytes of a row unwritten
     low, high = np.zeros(groups + WIDTH, np.float32), np.zeros(groups + WIDTH, np.float32)
     s, z = np.ones(groups + WIDTH, np.float32), np.zeros(groups + WIDTH, np.float32)
     scales, zeros = scale.reshape(-1), zero.reshape(-1)

@@ -21,7 +21,7 @@ def cluster() -> Iterator[Any]:
     import dask
     from distributed import LocalCluster
 
-    # No dashboard, no spilling to disk; a worker that dies comes back at once.
+    # No spilling to disk; a worker that dies comes back at once.
     with (
         dask.config.set({"distributed.worker.memory.terminate": False, "distributed.scheduler.allowed-failures": 1}),
         LocalCluster(
@@ -29,7 +29,7 @@ def cluster() -> Iterator[Any]:
             threads_per_worker=1,
             processes=True,
             host="127.0.0.1",
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",  # it listens in any case: on a port that nobody else has
             memory_limit=0,
             silence_logs=50,
         ) as made,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -111,6 +112,23 @@ def test_any_type_and_stride(name: str) -> None:
                 w = drawn(shape, seed).to(dtype)
                 for given_as in (w, torch.cat([w, w], 1)[:, : shape[1]], w.t().contiguous().t(), w.repeat(2, 1)[::2]):
                     agree(f, given_as)
+
+
+def litter(columns: int) -> None:
+    """Leaves freed memory of the sizes that a row needs full of ones: nobody may rely on what is in there."""
+    left = [np.full(size, 0xFF, np.uint8) for size in range(columns, columns + 64) for _ in range(8)]
+    del left
+
+
+@pytest.mark.parametrize("width", [2, 3, 4, 5, 6, 7, 8])
+def test_bits_beyond_the_last_column_are_zero(width: int) -> None:
+    f = get_format(f"int{width}-asym")
+    for columns in range(1, 130):
+        w = drawn((2, columns), 0)
+        litter(columns)
+        codes = f.quantize(w).parts["codes"].contiguous().view(torch.uint8).reshape(2, -1).numpy()
+        bits = np.unpackbits(codes, axis=1, bitorder="little")
+        assert not bits[:, columns * width :].any(), columns
 
 
 @settings(max_examples=150, deadline=None)
