@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pyqtgraph  # noqa: F401  # as in the program, before jobs: two threads that miss colorama at once end in a KeyError
 import pytest
-from PySide6.QtCore import QSettings
+from PySide6.QtCore import QSettings, Qt
+from PySide6.QtGui import QGuiApplication
 from PySide6.QtWidgets import QApplication, QDialog, QWidget
 
 from app.dialogs import CloseAnswer
@@ -62,6 +63,8 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if isinstance(app, QApplication):
         windows = [w for w in app.topLevelWidgets() if w.isVisible()]
         assert not windows, f"windows left: {windows}"
+        assert QGuiApplication.mouseButtons() == Qt.MouseButton.NoButton, "a button of the mouse is still held down"
+        assert app.activePopupWidget() is None, "a popup is still open"
 
 
 @pytest.fixture(autouse=True)
