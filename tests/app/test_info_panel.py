@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from PySide6.QtWidgets import QLabel
 
 from app.pictures.oddities import write_oddities
 from core.recipes.model import Strategy
+from tests.core.engine.build import checkpoint_file
 
 
 def test_it_looks_when_it_is_seen(opened, qtbot) -> None:
@@ -21,6 +23,25 @@ def test_it_looks_when_it_is_seen(opened, qtbot) -> None:
     opened.show_panel("info")
     qtbot.waitUntil(lambda: panel._shown[0] == name, timeout=5000)
     assert not panel._stale
+
+
+def test_a_tensor_without_a_plan_is_told_of(window, qtbot, tmp_path: Path) -> None:
+    """A lone weights file does not say its architecture, which GGUF needs."""
+    path = checkpoint_file(tmp_path / "lone.safetensors", {"a": torch.ones(3, 4), "b": torch.ones(2).bfloat16()})
+    panel, session = window.panel("info"), window.session
+    window.show_panel("info")
+    window.commands.open_path(path)
+    qtbot.waitUntil(lambda: bool(session.plan_error), timeout=20_000)
+    session.select(("a",))
+    qtbot.waitUntil(lambda: panel._shown[0] == "a", timeout=5000)
+    facts = {fact.label: fact.value for fact in panel._shown[1]}
+    assert (facts["shape"], facts["weights"], facts["dtype"], facts["role"]) == ("3×4", "12", "F32", "other")
+    assert facts["size"] == "48 bytes (48 B) in the checkpoint"
+    assert facts["why"] == session.plan_error
+    session.select(("a", "b"))
+    qtbot.waitUntil(lambda: panel._shown[0] == "2 tensors", timeout=5000)
+    facts = {fact.label: fact.value for fact in panel._shown[1]}
+    assert (facts["weights"], facts["dtype"]) == ("14", "1 × BF16, 1 × F32")
 
 
 def test_labels_stay_where_only_values_change(opened, qtbot, settled) -> None:

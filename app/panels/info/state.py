@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from core.checkpoints.base import Checkpoint
     from core.engine.model import Plan, PlannedTensor
     from core.recipes.model import Strategy
+    from core.roles import Role
+    from core.targets.base import Outline, OutputTensor
 
 # More metadata lines than this help nobody.
 _METADATA = 60
@@ -34,7 +36,8 @@ class Fact:
 
 @dataclass(frozen=True)
 class FactsRequest:
-    """What the facts are about. errors: by (name, strategy); for one tensor or none they are a few."""
+    """What the facts are about. errors: by (name, strategy); for one tensor or none they are a few. outline, no_plan:
+    the tensors without a plan, and why there is none."""
 
     checkpoint: Checkpoint
     plan: Plan | None
@@ -43,6 +46,8 @@ class FactsRequest:
     by_name: Mapping[str, PlannedTensor]
     errors: Mapping[tuple[str, Strategy], ShownError]
     kept: Kept
+    outline: Outline | None = None
+    no_plan: str = ""
 
 
 @dataclass
@@ -69,7 +74,9 @@ def request_of(session: Session, kept: Kept | None = None) -> FactsRequest | Non
             if planned is not None and error is not None:
                 errors[name, planned.strategy] = error
     plan, totals = session.plan, session.totals
-    return FactsRequest(session.checkpoint, plan, totals, names, session.planned_tensors, errors, kept or Kept())
+    by_name, outline = session.planned_tensors, session.outline if plan is None else None
+    kept = kept or Kept()
+    return FactsRequest(session.checkpoint, plan, totals, names, by_name, errors, kept, outline, session.plan_error)
 
 
 def facts(request: FactsRequest | None, ctx: JobContext = SILENT) -> tuple[str, list[Fact]]:
@@ -85,21 +92,18 @@ def facts(request: FactsRequest | None, ctx: JobContext = SILENT) -> tuple[str, 
         return only.tensor.name, _of_tensor(only, request)
     if chosen:
         return f"{len(chosen):,} tensors", _of_many(chosen, request)
+    wanted = set(request.names)
+    bare = [t for t in request.outline.tensors if t.name in wanted] if request.outline is not None and wanted else []
+    if bare:
+        title = bare[0].name if len(bare) == 1 else f"{len(bare):,} tensors"
+        return title, _unplanned(bare, request)
     return request.checkpoint.path.name, _of_checkpoint(request)
 
 
 def _of_tensor(planned: PlannedTensor, request: FactsRequest) -> list[Fact]:
     t = planned.tensor
-    sources = t.source.names()
     lines = [
-        Fact("shape", "×".join(map(str, t.shape)) or "scalar"),
-        Fact("weights", f"{t.numel:,}"),
-        Fact("dtype", t.dtype),
-        Fact("role", _role_text(planned)),
-    ]
-    if sources != (t.name,):
-        lines += [Fact("made from" if i == 0 else "", name) for i, name in enumerate(sources[:16])]
-    lines += [
+        *_stored(t),
         Fact("", "Plan", heading=True),
         Fact("strategy", str(planned.strategy)),
         Fact("stored as", planned.format.title),
@@ -120,6 +124,36 @@ def _of_tensor(planned: PlannedTensor, request: FactsRequest) -> list[Fact]:
         lines += [Fact("", _error_title(error), heading=True), *_error_lines(error)]
     elif error is not None and error.why:
         lines += [Fact("", "Weight error cannot be measured", heading=True), Fact("why", error.why)]
+    return lines
+
+
+def _stored(t: OutputTensor) -> list[Fact]:
+    """What a tensor is, whatever becomes of it."""
+    sources = t.source.names()
+    lines = [
+        Fact("shape", "×".join(map(str, t.shape)) or "scalar"),
+        Fact("weights", f"{t.numel:,}"),
+        Fact("dtype", t.dtype),
+        Fact("role", _role_text(t.role)),
+    ]
+    if sources != (t.name,):
+        lines += [Fact("made from" if i == 0 else "", name) for i, name in enumerate(sources[:16])]
+    return lines
+
+
+def _unplanned(bare: Sequence[OutputTensor], request: FactsRequest) -> list[Fact]:
+    """What is known of tensors without a plan."""
+    stored = request.checkpoint.tensors
+    nbytes = sum(stored[name].nbytes for t in bare for name in t.source.names() if name in stored)
+    dtypes: dict[str, int] = {}
+    for t in bare:
+        dtypes[t.dtype] = dtypes.get(t.dtype, 0) + 1
+    lines = _stored(bare[0]) if len(bare) == 1 else [Fact("weights", f"{sum(t.numel for t in bare):,}")]
+    lines.append(Fact("size", f"{nbytes:,} bytes ({bytes_text(nbytes)}) in the checkpoint"))
+    if len(bare) > 1:
+        lines.append(Fact("dtype", ", ".join(f"{count:,} × {dtype}" for dtype, count in sorted(dtypes.items()))))
+    if request.no_plan:
+        lines += [Fact("", "There is no plan", heading=True), Fact("why", request.no_plan)]
     return lines
 
 
@@ -208,8 +242,7 @@ def _of_checkpoint(request: FactsRequest) -> list[Fact]:
     return lines
 
 
-def _role_text(planned: PlannedTensor) -> str:
-    role = planned.tensor.role
+def _role_text(role: Role) -> str:
     text = role.kind
     if role.layer is not None:
         text += f", layer {role.layer}"
