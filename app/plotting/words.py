@@ -19,11 +19,13 @@ def percent(value: float, column: bool = False) -> str:
     return f"{text if column or not digits else text.rstrip('0').rstrip('.')} %"
 
 
-def short(value: float, column: bool = False) -> str:
+def short(value: float, column: bool = False, figures: int = 3) -> str:
     """Three figures, a true minus: 0.0213, −1.2e-5. column: zeros at the end stay (0.100, 1.90)."""
     if value == 0:
         return "0"
-    text = f"{value:#.3g}".rstrip(".") if column else f"{value:.3g}"
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
+    text = f"{value:#.{figures}g}".rstrip(".") if column else f"{value:.{figures}g}"
     if "e" in text:
         mantissa, exponent = text.split("e")
         text = f"{mantissa}e{int(exponent)}"

@@ -86,12 +86,14 @@ PERCENT = {
     3.0: "3 %",
     10.0: "10 %",
 }
-SHORT = {0.0: "0", -0.02134: "−0.0213", 1.2e-7: "1.2e-7", -3e-9: "−3e-9"}
+SHORT = {0.0: "0", -0.02134: "−0.0213", 1.2e-7: "1.2e-7", -3e-9: "−3e-9", math.inf: "∞", -math.inf: "−∞"}
 
 
 def test_numbers_in_words():
     assert {value: percent(value) for value in PERCENT} == PERCENT
     assert {value: short(value) for value in SHORT} == SHORT
+    assert short(math.nan) == "NaN"
+    assert [short(value, True, 2) for value in (2.29e-05, 0.0068, 1.0)] == ["2.3e-5", "0.0068", "1.0"]
     assert [percent(value, column=True) for value in (0.3, 3.0, 0.0, 12.0)] == ["0.30 %", "3.0 %", "0 %", "12 %"]
     assert [short(value, column=True) for value in (0.1, -1.9, 462.0, 0.0)] == ["0.100", "−1.90", "462", "0"]
 

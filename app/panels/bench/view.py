@@ -32,10 +32,12 @@ from app.panels.bench.state import BenchState, measurable
 from app.panels.bench.widths import Widths
 from app.panels.preview import Asked, PreviewPanel
 from app.plotting.turns import Turns
+from app.plotting.words import short
 from app.session import Notice, Session
 from app.sizes import size_text, unit_of
 from app.theme import current
 from core.analysis.bench import BenchRow, bench
+from core.analysis.error import decibel
 from core.errors import WorkbenchError
 
 # From this width on the chart stands beside the table.
@@ -126,10 +128,10 @@ def _cell(row: BenchRow, column: int, unit: int) -> str:
     if value is None:
         return "–"
     if column == 3:
-        return "exact" if value == float("inf") else f"{value:.1f}"
+        return decibel(value)
     if column == 6:
         return f"{value:,.{2 if value < 1 else 1 if value < 100 else 0}f}"
-    return f"{value:.2f}" if column == 2 else f"{value:#.2g}".rstrip(".")
+    return f"{value:.2f}" if column == 2 else short(value, True, 2)
 
 
 def _aligned(section: int) -> Qt.AlignmentFlag:

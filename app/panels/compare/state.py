@@ -233,9 +233,9 @@ def cell(t: ComparedTensor, column: str, unit: int = 1 << 10) -> str:
     value = figure(t, column)
     if column in ("sqnr", "source_a", "source_b"):
         return decibel(value)
-    if value is None or not math.isfinite(value):
-        return "–" if value is None else "NaN" if math.isnan(value) else "∞"
-    return f"{value:.6f}" if column == "cosine" else short(value, True)
+    if value is None:
+        return "–"
+    return f"{value:.6f}" if column == "cosine" and math.isfinite(value) else short(value, True)
 
 
 def tooltip(t: ComparedTensor) -> str:

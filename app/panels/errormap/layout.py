@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from app.glossary import explain
+from app.plotting.words import short
 from core.context import JobContext
 from core.roles import ROLES
 
@@ -48,7 +49,7 @@ class Metric:
             return "exact" if math.isinf(value) else f"{value:.1f}{self.unit}"
         if self.id == "cosine":
             return f"{value:.6f}" if value < 1 else "1"
-        return "0" if value == 0 else f"{value:#.2g}".rstrip(".")
+        return short(value, True, 2)
 
     def number(self, value: float) -> str:
         """The same without its unit, and short: it stands in a cell."""

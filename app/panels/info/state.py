@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from app.plotting.words import short
 from core.context import SILENT, JobContext
 from core.engine.progress import bytes_text
 
@@ -263,9 +264,9 @@ def _error_lines(error: ShownError) -> list[Fact]:
         words = "weights become infinite" if math.isnan(error.sqnr_db) else f"{error.sqnr_db:.2f} dB"
         lines.append(Fact("SQNR", "exact" if math.isinf(error.sqnr_db) else words))
     if error.relative_mse is not None:
-        lines.append(Fact("relative MSE", f"{error.relative_mse:.3g}"))
+        lines.append(Fact("relative MSE", short(error.relative_mse)))
     if error.max_abs is not None:
-        lines.append(Fact("largest |w − ŵ|", f"{error.max_abs:.4g}"))
+        lines.append(Fact("largest |w − ŵ|", short(error.max_abs, figures=4)))
     if error.cosine is not None:
         lines.append(Fact("cosine", f"{error.cosine:.6f}"))
     return lines
