@@ -34,5 +34,6 @@ class PlanTotals:
 
     @classmethod
     def of(cls, plan: Plan) -> PlanTotals:
-        kept = sum(1 for t in plan.tensors if not t.quantized)
-        return cls(plan.bpw, kept, tuple(f"{t.tensor.name}: {t.reason}" for t in plan.tensors if t.fallback))
+        kept = len(plan.planned.where(lambda t: not t.quantized))
+        fallbacks = plan.planned.where(lambda t: t.fallback)
+        return cls(plan.bpw, kept, tuple(f"{t.tensor.name}: {t.reason}" for t in fallbacks))

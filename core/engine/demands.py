@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from core.calibration.statistics import Statistic
 from core.engine.known import Known
-from core.engine.model import PlannedTensor, Problem
+from core.engine.model import Planned, PlannedTensor, Problem
 from core.errors import RecipeError
 from core.formats.ggml.format import UNWEIGHTED, GgmlFormat
 from core.parameters import PLAIN, STATIC
@@ -39,14 +39,14 @@ def listed(severity: str, found: Sequence[tuple[str, str]], hint: str) -> Iterab
         yield Problem(severity, f"{messages[LISTED]}, or the like", first, hint, tuple(others))
 
 
-def needs(planned: Sequence[PlannedTensor], statistics: frozenset[Statistic]) -> Iterable[Problem]:
+def needs(planned: Planned, statistics: frozenset[Statistic]) -> Iterable[Problem]:
     """Methods that do not exist, those whose statistics nobody will gather, matrices too large for theirs, and formats
     on which they do badly."""
     from core.methods import get_method
 
     ready: dict[str, Method] = {}
     first: dict[str, str] = {}
-    for t in planned:
+    for t in planned.samples:
         if t.quantized:
             first.setdefault(t.strategy.method, t.tensor.name)
     for named, name in first.items():
@@ -64,45 +64,45 @@ def needs(planned: Sequence[PlannedTensor], statistics: frozenset[Statistic]) ->
                 name,
                 "give a calibration text, or take the method nearest",
             )
-    large, doubtful = [], []
-    for t in planned:
-        if t.quantized and t.strategy.method in ready:
-            method = ready[t.strategy.method]
-            if why := method.too_large(t.tensor.columns):
-                large.append((t.tensor.name, why))
-            if why := method.doubt(t.format, dict(t.strategy.params)):
-                doubtful.append((t.tensor.name, why))
-    yield from listed("error", large, "take another method there")
-    yield from listed("warning", doubtful, "the error of each layer's output is in the report")
+
+    def large(i: int) -> str | None:
+        t = planned.tensors[i]
+        method = ready.get(t.strategy.method) if t.quantized else None
+        return None if method is None else method.too_large(t.tensor.columns) or None
+
+    def doubtful(i: int) -> str | None:
+        t = planned.tensors[i]
+        method = ready.get(t.strategy.method) if t.quantized else None
+        return None if method is None else method.doubt(t.format, dict(t.strategy.params)) or None
+
+    yield from listed("error", planned.said(large), "take another method there")
+    yield from listed("warning", planned.said(doubtful), "the error of each layer's output is in the report")
 
 
-def inputs(
-    planned: Sequence[PlannedTensor], target: Target, statistics: frozenset[Statistic], known: Known
-) -> Iterable[Problem]:
+def inputs(planned: Planned, target: Target, statistics: frozenset[Statistic], known: Known) -> Iterable[Problem]:
     """Inputs that the container has no word for, and static ones whose range nobody knows."""
-    refused: list[tuple[str, str]] = []
-    unknown: list[tuple[str, str]] = []
+
+    def refused(t: PlannedTensor) -> str | None:
+        return None if t.inputs == PLAIN else target.refuses_inputs(t.format, t.inputs)
+
     later = statistics >= STATIC_NEEDS and known.provenance is None  # the run will gather them
-    for t in planned:
-        if t.inputs == PLAIN:
-            continue
-        why = target.refuses_inputs(t.format, t.inputs)
+    unknown: list[tuple[str, str]] = []
+    for t in () if later else planned.where(lambda t: t.inputs == STATIC and not refused(t)):
         there = known.tensors.get(t.tensor.name)
-        if why:
-            refused.append((t.tensor.name, why))
-        elif t.inputs == STATIC and not later and (there is None or not there.knows(STATIC_NEEDS)):
+        if there is None or not there.knows(STATIC_NEEDS):
             unknown.append((t.tensor.name, "static inputs need calibration data (absmax, range)"))
-    yield from listed("error", refused, "leave inputs out, or choose another format or target")
+    said = planned.said(lambda i: refused(planned.tensors[i]) or None)
+    yield from listed("error", said, "leave inputs out, or choose another format or target")
     yield from listed("error", unknown, "calibrate with a text, or take inputs=dynamic")
 
 
-def blind(planned: Sequence[PlannedTensor], recipe: Recipe, statistics: frozenset[Statistic]) -> Iterable[Problem]:
+def blind(planned: Planned, recipe: Recipe, statistics: frozenset[Statistic]) -> Iterable[Problem]:
     """Presets that nobody makes without importance data: llama-quantize refuses them."""
     from core.recipes.presets import get_preset
 
     if Statistic.IMPORTANCE in statistics:
         return
-    used = {t.rule for t in planned if t.quantized}
+    used = {t.rule for t in planned.samples if t.quantized}
     names = dict.fromkeys(rule.preset for i, rule in enumerate(recipe.rules) if rule.preset and i in used)
     for name in names:
         if get_preset(name).needs_importance:
@@ -113,9 +113,7 @@ def blind(planned: Sequence[PlannedTensor], recipe: Recipe, statistics: frozense
             )
 
 
-def unweighted(
-    planned: Sequence[PlannedTensor], outline: Outline, statistics: frozenset[Statistic], known: Known
-) -> Iterable[Problem]:
+def unweighted(planned: Planned, outline: Outline, statistics: frozenset[Statistic], known: Known) -> Iterable[Problem]:
     """Tensors about whose columns nothing is known, where it matters."""
     importance = Statistic.IMPORTANCE
     later = importance in statistics and known.provenance is None  # the run will gather it
@@ -123,9 +121,14 @@ def unweighted(
     missing: list[tuple[str, str]] = []
     looked_up: list[tuple[str, str]] = []
     unreached: list[tuple[str, str]] = []
-    for t in planned:
+
+    def concerned(t: PlannedTensor) -> bool:
+        """Whether importance can matter here, and anything can be said about it."""
         if not t.quantized or t.copy or t.format.family == "dense":
-            continue
+            return False
+        return t.format.needs_importance or (known.provenance is not None and _weighs(t.format))
+
+    for t in planned.where(concerned):
         name = t.tensor.name
         there = known.tensors.get(name)
         # Rows of an embedding are looked up, not multiplied; one that serves as head is both.

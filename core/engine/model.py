@@ -3,7 +3,7 @@ pipeline.py."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,9 @@ from core.calibration.statistics import Statistic
 from core.calibration.text import Samples
 from core.engine.known import Known
 from core.formats.base import Format
+from core.kinds import Kinds
 from core.parameters import INPUTS, PLAIN
-from core.recipes.model import Recipe, Strategy
+from core.recipes.model import KEEP, Recipe, Strategy
 from core.targets.base import Assignment, Layout, Outline, OutputTensor, Target
 
 
@@ -40,10 +41,14 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class PlannedTensor:
-    """One output tensor and its fate. strategy.format is "keep" when not quantized; `format` is what is stored."""
+class Fate:
+    """What becomes of output tensors that are alike (`OutputTensor.kind`) and meet the same rule: one for all of them.
 
-    tensor: OutputTensor
+    strategy  its format is "keep" when not quantized
+    format    what is stored
+    nbytes    of all that is stored of one tensor
+    """
+
     strategy: Strategy
     format: Format
     copy: bool
@@ -55,12 +60,60 @@ class PlannedTensor:
 
     @property
     def quantized(self) -> bool:
-        return self.strategy.format != "keep"
+        return self.strategy.format != KEEP
 
     @property
     def inputs(self) -> str:
         """What is to happen to the layer's inputs: PLAIN, DYNAMIC or STATIC of core/parameters.py."""
         return str(dict(self.strategy.params).get(INPUTS.key, PLAIN))
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """One output tensor and its fate."""
+
+    tensor: OutputTensor
+    fate: Fate
+
+    @property
+    def strategy(self) -> Strategy:
+        return self.fate.strategy
+
+    @property
+    def format(self) -> Format:
+        return self.fate.format
+
+    @property
+    def copy(self) -> bool:
+        return self.fate.copy
+
+    @property
+    def rule(self) -> int:
+        return self.fate.rule
+
+    @property
+    def rule_text(self) -> str:
+        return self.fate.rule_text
+
+    @property
+    def reason(self) -> str:
+        return self.fate.reason
+
+    @property
+    def fallback(self) -> bool:
+        return self.fate.fallback
+
+    @property
+    def nbytes(self) -> int:
+        return self.fate.nbytes
+
+    @property
+    def quantized(self) -> bool:
+        return self.fate.strategy.format != KEEP
+
+    @property
+    def inputs(self) -> str:
+        return self.fate.inputs
 
     @property
     def bpw(self) -> float:
@@ -69,6 +122,35 @@ class PlannedTensor:
     @property
     def assignment(self) -> Assignment:
         return Assignment(self.tensor, self.format, self.copy, inputs=self.inputs)
+
+
+class Planned:
+    """All planned tensors, and which of them are alike and have one fate: what is asked of one is asked once per kind.
+
+    tensors  in the container's order
+    """
+
+    def __init__(self, tensors: Sequence[PlannedTensor], kinds: Kinds | None = None) -> None:
+        self.tensors = tensors
+        self.kinds = kinds or Kinds.by(id(t.fate) for t in tensors)
+
+    @property
+    def samples(self) -> list[PlannedTensor]:
+        """The first of each kind, in order."""
+        return [self.tensors[i] for i in self.kinds.first]
+
+    def where(self, question: Callable[[PlannedTensor], object]) -> list[PlannedTensor]:
+        """Those to which the answer is yes, in order."""
+        found = self.kinds.share([bool(question(t)) for t in self.samples])
+        return [self.tensors[i] for i in found.where(bool)]
+
+    def said(self, word: Callable[[int], str | None]) -> list[tuple[str, str]]:
+        """(name, word) of the tensors about which there is something to say.
+
+        word  asked with the index of the first of each kind
+        """
+        words = self.kinds.share([word(i) for i in self.kinds.first])
+        return [(self.tensors[i].tensor.name, words[i] or "") for i in words.where(lambda w: w is not None)]
 
 
 @dataclass(frozen=True)
@@ -104,10 +186,15 @@ class Plan:
         return self.target.folder or self.layout.in_parts
 
     @cached_property
+    def planned(self) -> Planned:
+        return Planned(self.tensors)
+
+    @cached_property
     def bpw(self) -> float:
         """Stored bits per weight over all tensors (headers and side files left out)."""
-        count = sum(t.tensor.numel for t in self.tensors)
-        return 8 * sum(t.nbytes for t in self.tensors) / count if count else 0.0
+        each = list(zip(self.planned.samples, self.planned.kinds.counts(), strict=True))
+        count = sum(t.tensor.numel * n for t, n in each)
+        return 8 * sum(t.nbytes * n for t, n in each) / count if count else 0.0
 
 
 @dataclass(frozen=True)

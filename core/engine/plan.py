@@ -5,9 +5,8 @@ What needs the output path or the device is in preflight.py; what a recipe decid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from core.calibration.runner import ALL
@@ -18,15 +17,19 @@ from core.context import SILENT, JobContext
 from core.engine import demands
 from core.engine.demands import listed
 from core.engine.known import Known, bind, by_source
-from core.engine.model import Plan, PlannedTensor, Problem
+from core.engine.model import Fate, Plan, Planned, PlannedTensor, Problem
 from core.formats.ggml.types import GGML_TYPES
+from core.kinds import Shared
 from core.parameters import INPUTS, PLAIN
 from core.recipes.model import KEEP, Recipe, Resolved, Strategy
 from core.recipes.resolving import MISFIT, REFUSED, resolve
-from core.targets.base import Assignment, Layout, Outline, OutputTensor, Target
+from core.targets.assignments import Assignments
+from core.targets.base import Assignment, Layout, Outline, Target
 from core.tensors import DTYPES
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from core.checkpoints.base import Checkpoint
     from core.formats.base import Format
 
@@ -66,41 +69,53 @@ def make_plan(
         count = sum(t.linear for t in outline.tensors)
         name, chunks = calibration.name, len(calibration.ids)
         outline = replace(outline, statistics=Provenance("", name, count, chunks, calibration.identity))
-    kinds = statistics | known.kinds
+    there = statistics | known.kinds
     ctx.check()
-    resolved = resolve(recipe, outline, target, importance=Statistic.IMPORTANCE in kinds)
+    resolved = resolve(recipe, outline, target, importance=Statistic.IMPORTANCE in there)
     ctx.check()
-    assignments = _foldable(_Assigner(checkpoint, target).all(outline.tensors, resolved), resolved)
+    assignments = _Assigner(checkpoint, target, outline, resolved).all()
     ctx.check()
     layout = target.layout(checkpoint, outline, assignments, label_of(recipe), shard_bytes)
-    planned = tuple(
-        PlannedTensor(
-            tensor=a.tensor,
-            strategy=r.strategy,
-            format=a.format,
-            copy=a.copy,
-            rule=r.rule,
-            rule_text=r.rule_text,
-            reason=r.reason,
-            fallback=r.fallback,
-            nbytes=stored_bytes(layout, a.tensor.name),
-        )
-        for a, r in zip(assignments, resolved, strict=True)
-    )
+    kinds = assignments.kinds
+    fates = kinds.share([_fate(assignments[i], resolved[i], layout) for i in kinds.first])
+    tensors = tuple(map(PlannedTensor, outline.tensors, fates))
     return Plan(
         source=checkpoint.path,
         fingerprint=checkpoint.fingerprint(),
         target=target,
         recipe=recipe,
         outline=outline,
-        tensors=planned,
+        tensors=tensors,
         layout=layout,
         problems=tuple(
-            _problems(planned, resolved, outline, target, kinds, known, unread_quantization(checkpoint), recipe)
+            _problems(
+                Planned(tensors, kinds),
+                assignments,
+                resolved,
+                outline,
+                target,
+                there,
+                known,
+                unread_quantization(checkpoint),
+                recipe,
+            )
         ),
         known=known,
-        kinds=kinds,
+        kinds=there,
         calibration=calibration,
+    )
+
+
+def _fate(assignment: Assignment, decision: Resolved, layout: Layout) -> Fate:
+    return Fate(
+        strategy=decision.strategy,
+        format=assignment.format,
+        copy=assignment.copy,
+        rule=decision.rule,
+        rule_text=decision.rule_text,
+        reason=decision.reason,
+        fallback=decision.fallback,
+        nbytes=stored_bytes(layout, assignment.tensor.name),
     )
 
 
@@ -162,19 +177,6 @@ def statistics_json(plan: Plan) -> dict[str, Any] | None:
     }
 
 
-def _foldable(assignments: Sequence[Assignment], resolved: Sequence[Resolved]) -> list[Assignment]:
-    """Where a method may fold its scales into a layer's other tensors, these are written as numbers, not as the bytes
-    that are there: the same bytes as long as nothing is folded."""
-    folding = _folding()
-    layers = {
-        a.tensor.role.layer for a, r in zip(assignments, resolved, strict=True) if _folds(r.strategy, folding)
-    } - {None}
-    return [
-        replace(a, copy=False) if a.copy and a.tensor.role.layer in layers and a.format.name in WRITABLE else a
-        for a in assignments
-    ]
-
-
 def _folding() -> frozenset[str]:
     """The methods that may rescale what lies beside a layer."""
     from core.methods import METHODS
@@ -187,56 +189,71 @@ def _folds(strategy: Strategy, folding: frozenset[str]) -> bool:
 
 
 class _Assigner:
-    """From strategies to what is stored. Questions whose answer depends on shape and type alone are asked once."""
+    """From decisions to what is stored, asked once per kind of tensor and decision. Only whether the source's bytes are
+    those that would be stored is looked up tensor by tensor."""
 
-    def __init__(self, checkpoint: Checkpoint, target: Target) -> None:
-        from core.formats import get_format
-
+    def __init__(self, checkpoint: Checkpoint, target: Target, outline: Outline, resolved: Shared[Resolved]) -> None:
         self.checkpoint = checkpoint
         self.target = target
-        self.format = lru_cache(maxsize=None)(get_format)
-        self.formats: dict[tuple[object, ...], Format] = {}
-        self.native: dict[tuple[object, ...], tuple[str, int] | None] = {}
+        self.tensors = outline.tensors
+        self.resolved = resolved
+        self.kinds = outline.kinds.split(resolved.of)
 
-    def all(self, tensors: Sequence[OutputTensor], resolved: Sequence[Resolved]) -> list[Assignment]:
-        return [self.one(tensor, decision) for tensor, decision in zip(tensors, resolved, strict=True)]
+    def all(self) -> Assignments:
+        formats = self.kinds.share([self._format(i) for i in self.kinds.first])
+        copies = self._copies(formats)
+        kinds = self.kinds.split(copies)
+        stored = kinds.share([(formats[i], bool(copies[i]), False, self._inputs(i)) for i in kinds.first])
+        return Assignments([Assignment(t, *given) for t, given in zip(self.tensors, stored, strict=True)], kinds)
 
-    def one(self, tensor: OutputTensor, decision: Resolved) -> Assignment:
-        strategy = decision.strategy
+    def _format(self, index: int) -> Format:
+        from core.formats import get_format
+
+        strategy, tensor = self.resolved[index].strategy, self.tensors[index]
         if strategy.format == KEEP:
-            wanted = self.target.keeps(tensor)
-        else:
-            key = (strategy.format, tensor.dtype, tensor.role.kind, tensor.linear)
-            known = self.formats.get(key)
-            wanted = known or self.target.adapt(self.format(strategy.format), tensor)
-            self.formats[key] = wanted
-        copy = self._untouched(tensor, strategy, wanted) and self._native(tensor, wanted)
-        return Assignment(tensor, wanted, copy, inputs=str(dict(strategy.params).get(INPUTS.key, PLAIN)))
+            return self.target.keeps(tensor)
+        return self.target.adapt(get_format(strategy.format), tensor)
 
-    @staticmethod
-    def _untouched(tensor: OutputTensor, strategy: Strategy, format: Format) -> bool:
-        """Whether no value is to change: kept, or asked for in the very type it has."""
-        if strategy.format == KEEP:
-            return True
-        return strategy.method == "nearest" and format.name.upper() == tensor.dtype
+    def _inputs(self, index: int) -> str:
+        return str(dict(self.resolved[index].strategy.params).get(INPUTS.key, PLAIN))
 
-    def _native(self, tensor: OutputTensor, format: Format) -> bool:
-        """Whether the source's stored bytes are, as they stand, what the container would store."""
-        name = tensor.source.verbatim()
-        info = None if name is None else self.checkpoint.tensors.get(name)
-        if info is None:
-            return False
-        key = (format, tensor.dtype, tensor.shape, len(tensor.source.beside()))
-        if key not in self.native:
-            stored = self.target.stored(Assignment(tensor, format, copy=True))
-            alone = len(stored) == 1 + len(tensor.source.beside())
-            self.native[key] = (stored[0].dtype, stored[0].nbytes) if alone else None
-        return self.native[key] == (info.dtype, info.nbytes)
+    def _copies(self, formats: Shared[Format]) -> np.ndarray:
+        """bool [tensors]: where the source's stored bytes are, as they stand, what the container would store, and no
+        value is to change."""
+        import numpy as np
+
+        found = np.zeros(len(self.tensors), bool)
+        native = self.kinds.share([self._native(i, formats[i]) for i in self.kinds.first])
+        there, layers = self.checkpoint.tensors, self._folded_layers()
+        for index in native.where(lambda known: known is not None):
+            tensor = self.tensors[index]
+            info = there.get(tensor.source.verbatim() or "")
+            if info is not None and (info.dtype, info.nbytes) == native[index]:
+                found[index] = tensor.role.layer not in layers or formats[index].name not in WRITABLE
+        return found
+
+    def _native(self, index: int, format: Format) -> tuple[str, int] | None:
+        """dtype and bytes that a source must have to go over as it is; None where it cannot."""
+        tensor, strategy = self.tensors[index], self.resolved[index].strategy
+        untouched = strategy.format == KEEP or (strategy.method == "nearest" and format.name.upper() == tensor.dtype)
+        if not untouched or tensor.source.verbatim() is None:
+            return None
+        stored = self.target.stored(Assignment(tensor, format, copy=True))
+        alone = len(stored) == 1 + len(tensor.source.beside())
+        return (stored[0].dtype, stored[0].nbytes) if alone else None
+
+    def _folded_layers(self) -> set[int | None]:
+        """Where a method may fold its scales into a layer's other tensors, these are written as numbers, not as the
+        bytes that are there: the same bytes as long as nothing is folded."""
+        folding = _folding()
+        folded = self.resolved.where(lambda decision: _folds(decision.strategy, folding))
+        return {self.tensors[i].role.layer for i in folded} - {None}
 
 
 def _problems(
-    planned: Sequence[PlannedTensor],
-    resolved: Sequence[Resolved],
+    planned: Planned,
+    assignments: Assignments,
+    resolved: Shared[Resolved],
     outline: Outline,
     target: Target,
     statistics: frozenset[Statistic],
@@ -254,34 +271,39 @@ def _problems(
     yield from demands.inputs(planned, target, statistics, known)
     yield from demands.blind(planned, recipe, statistics)
     yield from demands.unweighted(planned, outline, statistics, known)
-    for o in target.objections([t.assignment for t in planned]):
+    for o in target.objections(assignments):
         yield Problem(o.severity, o.message, o.tensor, o.hint)
-    if not any(t.quantized for t in planned):
+    if not any(t.quantized for t in planned.samples):
         yield _nothing(planned, resolved, target)
-    both = list(zip(planned, resolved, strict=True))
 
     def kept(kind: str) -> list[tuple[str, str]]:
-        return [(t.tensor.name, f"kept: {r.reason}") for t, r in both if r.fallback and r.extras.get("kept") == kind]
+        def word(i: int) -> str | None:
+            r = resolved[i]
+            return f"kept: {r.reason}" if r.fallback and r.extras.get("kept") == kind else None
+
+        return planned.said(word)
+
+    def again(i: int) -> str | None:
+        t = planned.tensors[i]
+        return f"is {t.tensor.dtype} already, and loses again as {t.strategy}" if _again(t) else None
+
+    def changed(i: int) -> str | None:
+        r = resolved[i]
+        return r.reason if r.fallback and r.strategy.format != KEEP else None
 
     yield from listed("warning", kept(MISFIT), "it stays unquantized; give it another format")
     yield from listed(
         "warning", kept(REFUSED), "it stays unquantized; give it another format, or choose another target"
     )
-    yield from listed(
-        "warning",
-        [
-            (t.tensor.name, f"is {t.tensor.dtype} already, and loses again as {t.strategy}")
-            for t in planned
-            if _again(t)
-        ],
-        "start from the original weights",
-    )
-    merged = [(t.tensor.name, str(r.extras["sources"])) for t, r in both if "sources" in r.extras]
+    yield from listed("warning", planned.said(again), "start from the original weights")
+    merged = [
+        (outline.tensors[i].name, str(resolved[i].extras["sources"]))
+        for i in resolved.where(lambda r: "sources" in r.extras)
+    ]
     yield from listed("warning", merged, "the first source decides; let one rule name all of them")
-    changed = [(t.tensor.name, r.reason) for t, r in both if r.fallback and r.strategy.format != KEEP]
-    yield from listed("note", changed, "")
+    yield from listed("note", planned.said(changed), "")
     methods = _folding()
-    moving = sorted({t.strategy.method for t in planned if _folds(t.strategy, methods)})
+    moving = sorted({t.strategy.method for t in planned.samples if _folds(t.strategy, methods)})
     if moving:
         yield Problem(
             "note",
@@ -292,15 +314,14 @@ def _problems(
     yield from (Problem("note", text) for text in outline.notes)
 
 
-def _nothing(planned: Sequence[PlannedTensor], resolved: Sequence[Resolved], target: Target) -> Problem:
+def _nothing(planned: Planned, resolved: Shared[Resolved], target: Target) -> Problem:
     """Everything is kept: the reason that says most, of the tensor that matters most."""
-    if not planned:
+    if not planned.tensors:
         return Problem("error", "nothing to quantize: the checkpoint holds no tensors")
-    telling: Callable[[int], tuple[bool, int]] = lambda i: (resolved[i].fallback, planned[i].tensor.numel)  # noqa: E731
-    index = max(range(len(planned)), key=telling)
+    index = max(planned.kinds.first, key=lambda i: (resolved[i].fallback, planned.tensors[i].tensor.numel))
     why = resolved[index].reason or "the recipe keeps it"
-    hint = "choose another format or target"
-    return Problem("error", f"nothing to quantize for {target.name}: kept, {why}", planned[index].tensor.name, hint)
+    message = f"nothing to quantize for {target.name}: kept, {why}"
+    return Problem("error", message, planned.tensors[index].tensor.name, "choose another format or target")
 
 
 def _again(t: PlannedTensor) -> bool:

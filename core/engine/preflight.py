@@ -71,7 +71,7 @@ def _largest_piece(plan: Plan, device: str) -> tuple[int, PlannedTensor | None]:
     limit = PIECE_WEIGHTS if device == "cpu" else UNIT_WEIGHTS
     largest: tuple[int, PlannedTensor | None] = (0, None)
     # Many tensors, few shapes.
-    for t in {(t.format, t.tensor.shape): t for t in reversed(plan.tensors) if not t.copy}.values():
+    for t in {(t.format, t.tensor.shape): t for t in reversed(plan.planned.samples) if not t.copy}.values():
         multiple = row_multiple(t, plan.target.row_multiple)
         rows = min(t.tensor.rows, rows_within(limit, t.tensor.columns, multiple)) if multiple else t.tensor.rows
         if rows * t.tensor.columns > largest[0]:
@@ -244,15 +244,12 @@ def _low_bits(plan: Plan) -> Iterable[Problem]:
     """Nearest codes of few bits, where nobody says which columns matter."""
     if Statistic.IMPORTANCE in plan.kinds:
         return
-    low = [
-        t
-        for t in plan.tensors
-        if t.quantized
-        and not t.copy
-        and t.strategy.method == "nearest"
-        and t.format.bits < LOW_BITS
-        and not t.format.needs_importance
-    ]
+
+    def blind(t: PlannedTensor) -> bool:
+        low = t.format.bits < LOW_BITS and not t.format.needs_importance
+        return low and t.quantized and not t.copy and t.strategy.method == "nearest"
+
+    low = plan.planned.where(blind)
     hint = "give --imatrix, take 4 bits or more, or expect a visible loss"
     by_format: dict[str, list[str]] = {}
     for t in low:

@@ -9,6 +9,7 @@ from core.context import JobContext
 from core.engine.model import Plan
 from core.engine.pages import was_read
 from core.engine.units import rows_within
+from core.targets.assignments import Assignments
 from core.targets.base import OutputTensor
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def bundled(plan: Plan) -> dict[str, tuple[int, ...]]:
     """Output tensor → indices in the plan of all that must have its scale of the whole tensor, itself among them."""
     index = {t.tensor.name: n for n, t in enumerate(plan.tensors)}
     found = {}
-    for names in plan.target.together([t.assignment for t in plan.tensors]):
+    for names in plan.target.together(Assignments([t.assignment for t in plan.tensors], plan.planned.kinds)):
         found.update(dict.fromkeys(names, tuple(index[name] for name in names)))
     return found
 

@@ -205,7 +205,8 @@ class _Task:
         if members:
             tensors = [self.work.tensors[index].tensor for index in members]
             absmax = max(largest(tensor, self.checkpoint, self.ctx) for tensor in tensors)
-            self.planned = replace(self.planned, format=self.planned.format.sharing(absmax))
+            fate = replace(self.planned.fate, format=self.planned.format.sharing(absmax))
+            self.planned = replace(self.planned, fate=fate)
 
     def _store_inputs(self) -> None:
         """What clients need to round this layer's inputs. Without it they would compute nonsense: no fall-back."""

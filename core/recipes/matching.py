@@ -10,11 +10,11 @@ from __future__ import annotations
 import fnmatch
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
-from operator import contains
+from operator import contains, methodcaller
 from typing import TYPE_CHECKING
 
 from core.errors import RecipeError
@@ -35,6 +35,8 @@ _WIDEST = 256
 # Names that go into the table at once.
 _AT_ONCE = 4096
 
+_ends_in_nul = methodcaller("endswith", "\0")
+
 Answer = Callable[["Spellings"], "np.ndarray"]
 
 
@@ -47,14 +49,14 @@ class Conflict:
     rule: int
 
 
-def winners(recipe: Recipe, outline: Outline) -> list[int]:
-    """Index of the first rule that matches, per output tensor; −1 where none does.
+def winners(recipe: Recipe, outline: Outline) -> np.ndarray:
+    """int64 [tensors]: index of the first rule that matches, −1 where none does.
 
     A tensor merged from several follows its first source; see `conflicts`.
     raises  RecipeError for a regular expression that does not compile
     """
     table = _table(outline)
-    return table.first_rule(recipe)[table.first].tolist()
+    return table.first_rule(recipe)[table.first]
 
 
 def match_counts(recipe: Recipe, outline: Outline) -> list[tuple[int, int]]:
@@ -122,7 +124,7 @@ class Spellings:
         self.table: np.ndarray | None = None
         # One very long name would widen all; NumPy drops NULs at the end.
         widest = max(map(len, names), default=0)
-        if names and widest <= _WIDEST and not any(name.endswith("\0") for name in names):
+        if names and widest <= _WIDEST and not any(map(_ends_in_nul, names)):
             # All at once, no other thread gets a turn: 50 ms for 50,000 names.
             self.table = np.empty(len(names), f"U{max(1, widest)}")
             for start in range(0, len(names), _AT_ONCE):
@@ -212,51 +214,56 @@ class _Table:
         tensors = outline.tensors
         self.count = len(tensors)
         self.texts: list[str] = [t.name for t in tensors]
-        place = {name: i for i, name in enumerate(self.texts)}
-        owner: list[int] = []
-        source: list[int] = []
-        first: list[int] = []
-        for i, tensor in enumerate(tensors):
-            first.append(len(owner))
-            for name in tensor.source.names() or (tensor.name,):
-                at = place.get(name)
-                if at is None:
-                    at = place[name] = len(self.texts)
-                    self.texts.append(name)
-                owner.append(i)
-                source.append(at)
-        kinds = {kind: i for i, kind in enumerate(ROLES)}
-        self.owner = np.array(owner, np.int64)
-        self.source = np.array(source, np.int64)
-        self.first = np.array(first, np.int64)
-        self.place = place
-        self.role = np.array([kinds.get(t.role.kind, -1) for t in tensors], np.int64)
+        self.place = {name: i for i, name in enumerate(self.texts)}
+        sources = [t.source.names() or (t.name,) for t in tensors]
+        counts = np.fromiter(map(len, sources), np.int64, self.count)
+        self.source = np.array(self._places(sources), np.int64)
+        self.owner = np.repeat(np.arange(self.count), counts)
+        self.first = np.cumsum(counts) - counts
         self.layer = np.array([-1 if t.role.layer is None else t.role.layer for t in tensors], np.float64)
-        self.ndim = np.array([len(t.shape) for t in tensors], np.int64)
+        # Of each kind of tensors.
+        self.kind = outline.kinds.of
+        kinds = [tensors[i] for i in outline.kinds.first]
+        roles = {kind: i for i, kind in enumerate(ROLES)}
+        self.role = np.array([roles.get(t.role.kind, -1) for t in kinds], np.int64)
+        self.ndim = np.array([len(t.shape) for t in kinds], np.int64)
         # float64: a hostile header may claim sizes beyond 64 bits.
-        self.columns = np.array([t.columns for t in tensors], np.float64)
-        self.numel = np.array([t.numel for t in tensors], np.float64)
-        self.dtype = [t.dtype for t in tensors]
+        self.columns = np.array([t.columns for t in kinds], np.float64)
+        self.numel = np.array([t.numel for t in kinds], np.float64)
+        self.dtype = [t.dtype for t in kinds]
         self.spellings = Spellings(self.texts)
         self._answers: dict[str, np.ndarray] = {}
+
+    def _places(self, sources: Iterable[Sequence[str]]) -> list[int]:
+        """Where each name is among the texts; new ones are added."""
+        found = []
+        for several in sources:
+            for name in several:
+                at = self.place.get(name)
+                if at is None:
+                    at = self.place[name] = len(self.texts)
+                    self.texts.append(name)
+                found.append(at)
+        return found
 
     def mask(self, match: Match) -> np.ndarray:
         """bool [rows]: which pairs the match takes."""
         import numpy as np
 
-        kept = np.ones(self.count, bool)
+        kept = np.ones(len(self.dtype), bool)
         if match.role:
             kept &= np.isin(self.role, [ROLES.index(kind) for kind in match.role if kind in ROLES])
         if match.dtype:
             kept &= np.array([dtype in match.dtype for dtype in self.dtype], bool)
-        if match.layers is not None:
-            kept &= (self.layer >= max(0, match.layers[0])) & (self.layer <= match.layers[1])
         if match.ndim is not None:
             kept &= self.ndim == match.ndim
         if match.min_columns is not None:
             kept &= self.columns >= match.min_columns
         if match.min_numel is not None:
             kept &= self.numel >= match.min_numel
+        kept = kept[self.kind]
+        if match.layers is not None:
+            kept &= (self.layer >= max(0, match.layers[0])) & (self.layer <= match.layers[1])
         rows = kept[self.owner]
         if match.name:
             rows = rows & self._spelled(self._answer(match.name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from core.kinds import Shared
 from core.recipes.remembering import PerOutline
 from core.tensors import DTYPES
 
@@ -25,7 +26,8 @@ _DELICATE = re.compile(
 
 def is_gguf(outline: Outline) -> bool:
     """Whether the outline's names are those of a GGUF."""
-    return any(t.name.startswith("blk.") or t.name == "token_embd.weight" for t in outline.tensors)
+    names = (outline.tensors[i].name for i in outline.kinds.first)
+    return any(name.startswith("blk.") or name == "token_embd.weight" for name in names)
 
 
 def unreal(tensor: OutputTensor) -> str:
@@ -56,10 +58,10 @@ def protected(tensor: OutputTensor, gguf_names: bool) -> str:
     return ""
 
 
-def _all(outline: Outline) -> tuple[str, ...]:
+def _all(outline: Outline) -> Shared[str]:
     gguf_names = is_gguf(outline)
-    return tuple(protected(tensor, gguf_names) for tensor in outline.tensors)
+    return outline.kinds.ask(outline.tensors, lambda tensor: protected(tensor, gguf_names))
 
 
 # `protected` for every output tensor, in the outline's order.
-protections: PerOutline[tuple[str, ...]] = PerOutline(_all)
+protections: PerOutline[Shared[str]] = PerOutline(_all)

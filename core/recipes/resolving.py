@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from core.errors import RecipeError
+from core.kinds import Shared
 from core.parameters import INPUTS, PLAIN
 from core.recipes.checking import check_recipe
 from core.recipes.matching import conflicts, describe, winners
@@ -24,41 +25,52 @@ if TYPE_CHECKING:
 NO_RULE, BY_RULE, PROTECTED, REFUSED, MISFIT = "no rule", "rule", "protected", "refused", "misfit"
 
 
-def resolve(recipe: Recipe, outline: Outline, target: Target, *, importance: bool = False) -> list[Resolved]:
-    """One decision per output tensor, in the outline's order.
+def resolve(recipe: Recipe, outline: Outline, target: Target, *, importance: bool = False) -> Shared[Resolved]:
+    """One decision per output tensor, in the outline's order; made once for all that are alike and meet the same rule.
 
     importance  whether importance data will be there: some of llama.cpp's mixtures ask
     extras      "kept": one of the words above; "sources": for a merged tensor, which rules its other sources match
     raises      RecipeError for a rule that makes no sense
     """
+    import numpy as np
+
     check_recipe(recipe)
     texts = _rule_texts(recipe)
     won = winners(recipe, outline)
-    present = set(won)
-    chosen = {
-        rule.preset: _chosen(outline, rule.preset, importance)
-        for index, rule in enumerate(recipe.rules)
-        if rule.preset and index in present
-    }
+    present = sorted(set(won.tolist()) - {-1})
+    chosen = {i: _chosen(outline, recipe.rules[i].preset, importance) for i in present if recipe.rules[i].preset}
+    choice = np.zeros(len(won), np.int64)
+    for winner, choices in chosen.items():
+        choice[won == winner] = choices.of[won == winner]
+    cases = outline.kinds.split(won, choice)
     decide = _Decider(target)
-    resolved: list[Resolved] = []
     guards = protections(outline)
-    for index, (tensor, winner) in enumerate(zip(outline.tensors, won, strict=True)):
+    decided: list[Resolved] = []
+    for index in cases.first:
+        tensor, winner = outline.tensors[index], int(won[index])
         if winner < 0:
-            resolved.append(_kept(-1, "kept", unreal(tensor) or "no rule matches", NO_RULE))
+            decided.append(_kept(-1, "kept", unreal(tensor) or "no rule matches", NO_RULE))
             continue
-        rule = recipe.rules[winner]
-        case = _Case(tensor, guards[index], winner, rule, texts[winner])
-        resolved.append(decide.preset(case, chosen[rule.preset][index]) if rule.preset else decide.strategy(case))
+        case = _Case(tensor, guards[index], winner, recipe.rules[winner], texts[winner])
+        decided.append(decide.preset(case, chosen[winner][index]) if winner in chosen else decide.strategy(case))
+    return _with_conflicts(cases.share(decided), recipe, outline, texts)
+
+
+def _with_conflicts(resolved: Shared[Resolved], recipe: Recipe, outline: Outline, texts: list[str]) -> Shared[Resolved]:
+    """The decisions, with a word about merged tensors whose sources other rules match."""
     disagreeing: dict[int, list[str]] = {}
     for conflict in conflicts(recipe, outline):
         other = texts[conflict.rule] if conflict.rule >= 0 else "no rule"
         disagreeing.setdefault(conflict.tensor, []).append(f"{conflict.source} matches {other}")
+    if not disagreeing:
+        return resolved
+    values, of = [*resolved.values], resolved.of.copy()
     for index, found in disagreeing.items():
         note = f"made from several tensors, of which {', '.join(found)}"
         before = resolved[index]
-        resolved[index] = replace(before, extras={**before.extras, "sources": note})
-    return resolved
+        of[index] = len(values)
+        values.append(replace(before, extras={**before.extras, "sources": note}))
+    return Shared(values, of)
 
 
 def explain(resolved: Resolved) -> str:
@@ -69,10 +81,10 @@ def explain(resolved: Resolved) -> str:
 
 
 # A preset's choices depend on the outline alone, not on the other rules.
-_choices: PerOutline[dict[tuple[str, bool], list[Choice]]] = PerOutline(lambda _: {})
+_choices: PerOutline[dict[tuple[str, bool], Shared[Choice]]] = PerOutline(lambda _: {})
 
 
-def _chosen(outline: Outline, preset: str, importance: bool) -> list[Choice]:
+def _chosen(outline: Outline, preset: str, importance: bool) -> Shared[Choice]:
     known = _choices(outline)
     key = (preset, importance)
     if key not in known:
@@ -95,17 +107,13 @@ class _Case:
 
 
 class _Decider:
-    """Decisions for one target. Remembers formats and misfits by shape: a model has few of either."""
+    """Decisions for one target."""
 
     def __init__(self, target: Target) -> None:
         from core.formats import get_format
 
         self.target = target
         self.format = lru_cache(maxsize=None)(get_format)
-        self.misfit = lru_cache(maxsize=None)(_misfit)
-        self.method_misfit = lru_cache(maxsize=None)(_method_misfit)
-        self.unsuited = lru_cache(maxsize=None)(_unsuited)
-        self.given = lru_cache(maxsize=None)(Strategy)
 
     def strategy(self, case: _Case) -> Resolved:
         """An explicit format: what does not fit is kept, with why."""
@@ -132,12 +140,12 @@ class _Decider:
         params = rule.params
         if choice.inputs != PLAIN and INPUTS.key not in dict(params):
             params = (*params, (INPUTS.key, choice.inputs))
-        why = self.method_misfit(rule.method, wanted)
+        why = _method_misfit(rule.method, wanted)
         if not why:
             # A preset's formats differ in what can be said of them; what a parameter says to some of them holds there.
-            unsuited = self.unsuited(rule.method, wanted, params)
+            unsuited = _unsuited(rule.method, wanted, params)
             inputs = tuple(p for p in params if p[0] == INPUTS.key)
-            strategy = self.given(wanted.name, rule.method, inputs if unsuited else params)
+            strategy = Strategy(wanted.name, rule.method, inputs if unsuited else params)
             reason = "; ".join(filter(None, (choice.reason, unsuited)))
             return Resolved(strategy, case.index, case.text, reason, choice.fallback)
         reason = "; ".join(filter(None, (choice.reason, f"{rule.method} → nearest: {why}")))
@@ -158,12 +166,8 @@ class _Decider:
             # That a container keeps embeddings or norms under a rule for everything surprises nobody.
             surprising = bool(case.rule.match.names) or (tensor.linear and not case.guard)
             return case.kept(refusal, REFUSED, surprising)
-        why = self.misfit(wanted, tensor.shape)
-        return case.kept(f"{why}, as {wanted.name} needs", MISFIT, True) if why else None
-
-
-def _misfit(format: Format, shape: tuple[int, ...]) -> str:
-    return format.misfit(shape) or ""
+        misfit = wanted.misfit(tensor.shape)
+        return case.kept(f"{misfit}, as {wanted.name} needs", MISFIT, True) if misfit else None
 
 
 def _method_misfit(method: str, format: Format) -> str:

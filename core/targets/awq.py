@@ -7,12 +7,13 @@ X.qzeros int32 [groups, out/8], likewise; X.scales float16 [groups, out]. Codes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from core.formats.base import Format, Quantized
 from core.formats.uniform import Uniform
+from core.targets.assignments import Assignments
 from core.targets.base import COMPARED, SPECIFIED, Assignment, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.columns import strip
 from core.targets.folder import QuantizedFolder, left_out, module_of
@@ -59,9 +60,11 @@ class Awq(QuantizedFolder):
             return f"{tensor.rows} rows are no multiple of {MULTIPLE}, which awq packs together"
         return None
 
-    def objections(self, assignments: Sequence[Assignment]) -> Iterable[Objection]:
+    def objections(self, assignments: Assignments) -> Iterable[Objection]:
         """Clients build all modules from one group_size."""
-        used = [a for a in assignments if isinstance(a.format, Uniform)]
+        used = assignments.where(lambda a: isinstance(a.format, Uniform))
+        if len({_group(a) for a in assignments.samples if isinstance(a.format, Uniform)}) < 2:
+            used = []
         for a in used:
             first = used[0]
             if _group(a) != _group(first):
@@ -97,8 +100,8 @@ class Awq(QuantizedFolder):
         yield from strip(f"{module}.qzeros", pack_columns(_zeros(quantized)), rows // 2, start // 2)
         yield from strip(f"{module}.scales", grid["scale"].t(), 2 * rows, 2 * start)
 
-    def settings(self, assignments: Sequence[Assignment], config: Mapping[str, Any]) -> dict[str, Any]:
-        group = next(a.format.group for a in assignments if isinstance(a.format, Uniform))
+    def settings(self, assignments: Assignments, config: Mapping[str, Any]) -> dict[str, Any]:
+        group = next(a.format.group for a in assignments.samples if isinstance(a.format, Uniform))
         return {
             "quantization_config": {
                 "quant_method": "awq",

@@ -6,20 +6,28 @@ of it out to the byte, and turns quantized rows into those bytes. It knows no me
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from core.calibration.statistics import Provenance, Statistic
 from core.checkpoints.base import Checkpoint
 from core.formats.base import Format, Quantized
+from core.kinds import Kinds
 from core.parameters import PLAIN
 from core.roles import Role
 
 if TYPE_CHECKING:
     import torch
+
+    from core.targets.assignments import Assignments
+
+# The number of a layer or an expert in a name. Digits beside letters ("w1") tell what a tensor is.
+_NUMBER = re.compile(r"\.[0-9]+(?=\.|$)")
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,10 @@ class RowSource(ABC):
     def beside(self) -> tuple[str, ...]:
         """Checkpoint tensors that go over with `verbatim`, byte by byte and under their own names, when it does."""
         return ()
+
+    def kind(self) -> Hashable:
+        """What a container may look at beside the names."""
+        return type(self)
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,13 @@ class OutputTensor:
     def numel(self) -> int:
         return prod(self.shape)
 
+    def kind(self) -> Hashable:
+        """Equal for tensors that differ in nothing but the numbers in their names. Formats, presets and containers
+        decide alike for them, unless they count them or look at all."""
+        role, stem = self.role, _NUMBER.sub(".0", self.name)
+        outside = role.layer is None, role.expert is None
+        return stem, self.shape, self.dtype, role.kind, outside, self.linear, self.misread, self.source.kind()
+
 
 @dataclass(frozen=True)
 class Outline:
@@ -114,9 +133,14 @@ class Outline:
     notes: tuple[str, ...] = ()
     statistics: Provenance | None = None
 
+    @cached_property
+    def kinds(self) -> Kinds:
+        """Which tensors are alike (`OutputTensor.kind`)."""
+        return Kinds.by(t.kind() for t in self.tensors)
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
+
+# Made by the hundred thousand: a named tuple takes half the time of a frozen dataclass.
+class StoredTensor(NamedTuple):
     """One entry of the container: a name, the container's own dtype word, its shape there, its exact bytes."""
 
     name: str
@@ -125,8 +149,7 @@ class StoredTensor:
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Placed:
+class Placed(NamedTuple):
     """A stored tensor's place: index into Layout.files, and the offset of its first byte in that file."""
 
     stored: StoredTensor
@@ -170,8 +193,7 @@ class Layout:
         return any(f.name for f in self.files)
 
 
-@dataclass(frozen=True)
-class Assignment:
+class Assignment(NamedTuple):
     """An output tensor with the format it will be stored in.
 
     copy       the stored bytes go over untouched (source.verbatim() is not None and the dtype is the container's own)
@@ -237,18 +259,21 @@ class Target(ABC):
 
     @abstractmethod
     def refuses(self, format: Format, tensor: OutputTensor) -> str | None:
-        """Why this container cannot hold this tensor in this format, or None. Shape misfits are the format's word."""
+        """Why this container cannot hold this tensor in this format, or None. Shape misfits are the format's word.
+
+        Like all that is asked about one tensor here, it is asked once for tensors that are alike (`OutputTensor.kind`).
+        """
 
     def refuses_inputs(self, format: Format, inputs: str) -> str | None:
         """Why this container cannot tell clients to treat the inputs of a layer in this format so, or None. Plain
         inputs need no telling."""
         return None if inputs == PLAIN else f"{self.name} says nothing of inputs: {inputs} ones have no place here"
 
-    def objections(self, assignments: Sequence[Assignment]) -> Iterable[Objection]:
+    def objections(self, assignments: Assignments) -> Iterable[Objection]:
         """What only shows when all tensors are seen together ("4 and 8 bits in one folder")."""
         return ()
 
-    def together(self, assignments: Sequence[Assignment]) -> Iterable[Sequence[str]]:
+    def together(self, assignments: Assignments) -> Iterable[Sequence[str]]:
         """Names of output tensors that clients compute as one, so that they must have the same scale of the whole
         tensor (`Format.sharing`). A tensor is in one such bundle at most."""
         return ()
@@ -263,14 +288,15 @@ class Target(ABC):
 
     @abstractmethod
     def stored(self, assignment: Assignment) -> tuple[StoredTensor, ...]:
-        """The container's entries for one output tensor, exact. Depends on nothing else."""
+        """The container's entries for one output tensor, exact. Depends on nothing else; of the tensor's name, their
+        names keep all numbers and change the end at most."""
 
     @abstractmethod
     def layout(
         self,
         checkpoint: Checkpoint,
         outline: Outline,
-        assignments: Sequence[Assignment],
+        assignments: Assignments,
         label: str = "",
         shard_bytes: int | None = None,
     ) -> Layout:

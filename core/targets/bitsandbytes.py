@@ -13,12 +13,13 @@ after the object fill it up to a length that is known before.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from core.formats.base import Format, Quantized
 from core.formats.bnb import BLOCK, FP4, NESTED, NF4, Bnb4
 from core.formats.llm_int8 import LlmInt8
+from core.targets.assignments import Assignments
 from core.targets.base import COMPARED, Assignment, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.folder import QuantizedFolder, left_out
 from core.targets.plain import data_of, float_dtype
@@ -51,12 +52,21 @@ class BitsAndBytes(QuantizedFolder):
             f"bitsandbytes has no {format.name}; its formats are nf4, fp4 and llm-int8 (the target {other} may take it)"
         )
 
-    def objections(self, assignments: Sequence[Assignment]) -> Iterable[Objection]:
+    def objections(self, assignments: Assignments) -> Iterable[Objection]:
         """transformers builds all its modules from one quantization_config. The CPU fault was seen with 0.50.2, where
         columns were 80 or 96."""
-        used = [a for a in assignments if isinstance(a.format, Bnb4 | LlmInt8)]
-        for a in used:
-            if isinstance(a.format, Bnb4) and a.tensor.columns % BLOCK:
+        first = next((a for a in assignments if isinstance(a.format, Bnb4 | LlmInt8)), None)
+        if first is None:
+            return
+
+        def odd(a: Assignment) -> bool:
+            return isinstance(a.format, Bnb4) and bool(a.tensor.columns % BLOCK)
+
+        def other(a: Assignment) -> bool:
+            return isinstance(a.format, Bnb4 | LlmInt8) and a.format.name != first.format.name
+
+        for a in assignments.where(lambda a: odd(a) or other(a)):
+            if odd(a):
                 yield Objection(
                     "warning",
                     a.tensor.name,
@@ -64,11 +74,11 @@ class BitsAndBytes(QuantizedFolder):
                     "decodes such rows wrongly on a CPU",
                     "leave it unquantized if CPUs are to run it",
                 )
-            if a.format.name != used[0].format.name:
+            if other(a):
                 yield Objection(
                     "error",
                     a.tensor.name,
-                    f"is {a.format.name}, {used[0].tensor.name} is {used[0].format.name}: a bitsandbytes folder "
+                    f"is {a.format.name}, {first.tensor.name} is {first.format.name}: a bitsandbytes folder "
                     "holds one quantized format",
                     "give all quantized tensors the same format, or choose another target",
                 )
@@ -124,8 +134,8 @@ class BitsAndBytes(QuantizedFolder):
         yield f"{name}.quant_map", 0, data_of(torch.tensor(levels, dtype=torch.float32))
         yield _state_name(name, format), 0, _state(tensor, format, offset)
 
-    def settings(self, assignments: Sequence[Assignment], config: Mapping[str, Any]) -> dict[str, Any]:
-        used = next(a.format for a in assignments if isinstance(a.format, Bnb4 | LlmInt8))
+    def settings(self, assignments: Assignments, config: Mapping[str, Any]) -> dict[str, Any]:
+        used = next(a.format for a in assignments.samples if isinstance(a.format, Bnb4 | LlmInt8))
         four = isinstance(used, Bnb4)
         found: dict[str, Any] = {
             "quant_method": "bitsandbytes",
@@ -135,7 +145,7 @@ class BitsAndBytes(QuantizedFolder):
             "llm_int8_skip_modules": left_out(assignments),
         }
         if isinstance(used, Bnb4):
-            floats = [a.tensor.dtype for a in assignments if a.format is used]
+            floats = [a.tensor.dtype for a in assignments.samples if a.format is used]
             found |= {
                 "bnb_4bit_quant_type": used.kind,
                 "bnb_4bit_use_double_quant": used.nested,

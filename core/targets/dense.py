@@ -9,7 +9,7 @@ read back with their scales. The presets F32, F16 and BF16 choose otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from core.formats.base import Format, Quantized
 from core.formats.dense import Dense
 from core.formats.uniform import Uniform
 from core.targets import safetensors
+from core.targets.assignments import Assignments, named
 from core.targets.base import COMPARED, Assignment, Layout, Outline, OutputTensor, StoredTensor, Target, Verified
 from core.targets.modules import own_outline
 from core.targets.plain import FLOATS, Verbatim, data_of, float_dtype, kept_as, real, stored_as
@@ -63,11 +64,11 @@ class DenseFolder(Target):
         self,
         checkpoint: Checkpoint,
         outline: Outline,
-        assignments: Sequence[Assignment],
+        assignments: Assignments,
         label: str = "",
         shard_bytes: int | None = None,
     ) -> Layout:
-        tensors = [(a.tensor.name, self.stored(a)) for a in assignments]
+        tensors = named(assignments, self)
         sides = carried(checkpoint)
         if checkpoint.config is not None:
             sides["config.json"] = _config(checkpoint, assignments)
@@ -120,7 +121,7 @@ def _rounded(values: torch.Tensor, dtype: str) -> torch.Tensor:
     return narrow
 
 
-def _source_shards(checkpoint: Checkpoint, assignments: Sequence[Assignment]) -> dict[str, str]:
+def _source_shards(checkpoint: Checkpoint, assignments: Assignments) -> dict[str, str]:
     """Output tensor name → file name: the source's own shards, under the names that safetensors have."""
     names = [a.tensor.name for a in assignments]
     if len(checkpoint.files) == 1 or checkpoint.kind == "gguf":
@@ -139,13 +140,13 @@ def _shard_name(name: str) -> str:
     return f"{path.stem.replace('pytorch_model', 'model')}.safetensors"
 
 
-def _config(checkpoint: Checkpoint, assignments: Sequence[Assignment]) -> bytes:
+def _config(checkpoint: Checkpoint, assignments: Assignments) -> bytes:
     """config.json, byte for byte unless it would lie: a quantization_config goes, and the dtype follows where all
     weights were given another."""
     assert checkpoint.config is not None
     config: dict[str, Any] = dict(checkpoint.config)
     gone = config.pop("quantization_config", None) is not None
-    given = {_stored_dtype(a) for a in assignments if len(a.tensor.shape) > 1} & set(FLOATS)
+    given = {_stored_dtype(a) for a in assignments.samples if len(a.tensor.shape) > 1} & set(FLOATS)
     changed = len(given) == 1 and _with_dtype(config, DTYPES[next(iter(given))].torch_name)
     return safetensors.json_bytes(config) if gone or changed else config_bytes(checkpoint)
 

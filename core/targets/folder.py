@@ -7,13 +7,14 @@ stores a weight as, the bytes of each, and what config.json says about them.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from core.checkpoints.base import Checkpoint
 from core.errors import TargetError
 from core.formats.base import Format, Quantized
 from core.targets import safetensors
+from core.targets.assignments import Assignments, named
 from core.targets.base import Assignment, Layout, Outline, OutputTensor, StoredTensor, Target
 from core.targets.dense import refuse_complex
 from core.targets.modules import TiedHead, own_outline
@@ -55,14 +56,14 @@ class QuantizedFolder(Target):
         """For rows start … stop of a quantized weight: (stored name, byte offset inside it, bytes)."""
 
     @abstractmethod
-    def settings(self, assignments: Sequence[Assignment], config: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, assignments: Assignments, config: Mapping[str, Any]) -> dict[str, Any]:
         """What goes into config.json beside the model's own keys (config). Asked only when a weight is quantized."""
 
     def sides(self, settings: Mapping[str, Any]) -> dict[str, bytes]:
         """Further small files that clients look for. settings is what went into config.json."""
         return {}
 
-    def metadata(self, assignments: Sequence[Assignment]) -> Mapping[str, str]:
+    def metadata(self, assignments: Assignments) -> Mapping[str, str]:
         """`__metadata__` of every safetensors file."""
         return safetensors.METADATA
 
@@ -108,14 +109,14 @@ class QuantizedFolder(Target):
         self,
         checkpoint: Checkpoint,
         outline: Outline,
-        assignments: Sequence[Assignment],
+        assignments: Assignments,
         label: str = "",
         shard_bytes: int | None = None,
     ) -> Layout:
-        tensors = [(a.tensor.name, self.stored(a)) for a in assignments]
+        tensors = named(assignments, self)
         sides = carried(checkpoint)
         config = {k: v for k, v in (checkpoint.config or {}).items() if k not in _SETTINGS}
-        if any(quantizes(a.format) for a in assignments):
+        if any(quantizes(a.format) for a in assignments.samples):
             settings = self.settings(assignments, config)
             config.update(settings)
             sides.update(self.sides(settings))
@@ -145,7 +146,7 @@ def module_of(tensor: OutputTensor) -> str:
     return tensor.name.removesuffix(".weight")
 
 
-def left_out(assignments: Sequence[Assignment]) -> list[str]:
+def left_out(assignments: Assignments) -> list[str]:
     """The modules that stay unquantized though they are Linear; with the head, also where it is tied and not stored."""
-    found = [module_of(a.tensor) for a in assignments if a.tensor.linear and not quantizes(a.format)]
-    return found if any(a.tensor.role.kind == "head" for a in assignments) else [*found, "lm_head"]
+    found = [module_of(a.tensor) for a in assignments.where(lambda a: a.tensor.linear and not quantizes(a.format))]
+    return found if any(a.tensor.role.kind == "head" for a in assignments.samples) else [*found, "lm_head"]

@@ -10,14 +10,15 @@ decoded with blocks of another size: both dimensions must be multiples of 128 he
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from core.formats.base import Format, Quantized
 from core.formats.fp8 import BLOCK, Fp8
 from core.formats.mx import E4M3
 from core.parameters import DYNAMIC, PLAIN
-from core.targets.base import COMPARED, Assignment, Objection, OutputTensor, StoredTensor, Verified
+from core.targets.assignments import Assignments
+from core.targets.base import COMPARED, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.folder import QuantizedFolder, left_out
 from core.targets.fused import unlike
 from core.targets.plain import data_of
@@ -56,7 +57,7 @@ class Fp8Folder(QuantizedFolder):
             return None
         return "fp8 has scales per block, and clients take no static inputs with them"
 
-    def objections(self, assignments: Sequence[Assignment]) -> Iterable[Objection]:
+    def objections(self, assignments: Assignments) -> Iterable[Objection]:
         return unlike(assignments, alike=True)
 
     def pieces(self, tensor: OutputTensor, format: Format) -> tuple[StoredTensor, ...]:
@@ -75,7 +76,7 @@ class Fp8Folder(QuantizedFolder):
         yield tensor.name, start * tensor.columns, data_of(quantized.parts["values"])
         yield f"{tensor.name}_scale_inv", 4 * (start // BLOCK) * across, data_of(quantized.parts["scale"])
 
-    def settings(self, assignments: Sequence[Assignment], config: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, assignments: Assignments, config: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "quantization_config": {
                 "quant_method": "fp8",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
+from core.ordering import order_of
 from core.parameters import PLAIN
+from core.targets.assignments import Assignments
 from core.targets.base import Assignment, Objection
-from core.targets.folder import quantizes
+from core.targets.folder import module_of, quantizes
 
 # What it calls the whole, and the last part of the names of what it joins (`packed_modules_mapping` of its models).
 FUSED = (
@@ -26,23 +28,24 @@ def bundles(modules: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """Name of the whole → names of its parts, for every whole all of whose parts are among the modules."""
     have = set(modules)
     found: dict[str, tuple[str, ...]] = {}
-    for module in sorted(have):
+    names = list(have)
+    for module in map(names.__getitem__, order_of(names)):
         stem, dot, last = module.rpartition(".")
         if last in _WHOLE:
             whole, parts = _WHOLE[last]
-            names = tuple(f"{stem}{dot}{part}" for part in parts)
-            if have.issuperset(names):
-                found[f"{stem}{dot}{whole}"] = names
+            joined = tuple(f"{stem}{dot}{part}" for part in parts)
+            if have.issuperset(joined):
+                found[f"{stem}{dot}{whole}"] = joined
     return found
 
 
-def joined(assignments: Sequence[Assignment]) -> list[tuple[Assignment, ...]]:
+def joined(assignments: Assignments) -> list[tuple[Assignment, ...]]:
     """The weights of every bundle that is there as a whole."""
-    by_module = {a.tensor.name.removesuffix(".weight"): a for a in assignments if a.tensor.linear}
+    by_module = {module_of(a.tensor): a for a in assignments.where(_part)}
     return [tuple(by_module[part] for part in parts) for parts in bundles(by_module).values()]
 
 
-def unlike(assignments: Sequence[Assignment], *, alike: bool = False) -> Iterable[Objection]:
+def unlike(assignments: Assignments, *, alike: bool = False) -> Iterable[Objection]:
     """One warning where weights that vLLM joins differ: it refuses such a folder, though others load it.
 
     alike  all that is quantized is the same to it, and only whether a weight is counts; else its format counts, and
@@ -52,6 +55,8 @@ def unlike(assignments: Sequence[Assignment], *, alike: bool = False) -> Iterabl
     def scheme(a: Assignment) -> object:
         return (None if alike else (a.format, a.inputs)) if quantizes(a.format) else "plain"
 
+    if len({scheme(a) for a in assignments.samples if _part(a)}) < 2:
+        return
     for bundle in joined(assignments):
         first = bundle[0]
         for other in bundle[1:]:
@@ -64,6 +69,11 @@ def unlike(assignments: Sequence[Assignment], *, alike: bool = False) -> Iterabl
                     "give them the same format if vLLM is to load it",
                 )
                 return
+
+
+def _part(assignment: Assignment) -> bool:
+    """Whether vLLM may join this weight with others."""
+    return assignment.tensor.linear and module_of(assignment.tensor).rpartition(".")[2] in _WHOLE
 
 
 def _words(assignment: Assignment) -> str:

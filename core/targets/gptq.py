@@ -26,6 +26,7 @@ import core
 from core.formats.base import Format, Quantized
 from core.formats.uniform import Uniform
 from core.targets import safetensors
+from core.targets.assignments import Assignments
 from core.targets.base import COMPARED, SPECIFIED, Assignment, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.columns import strip
 from core.targets.folder import QuantizedFolder, module_of
@@ -87,11 +88,12 @@ class Gptq(QuantizedFolder):
             return f"{tensor.rows} × {tensor.columns} are no multiples of {MULTIPLE}, which gptq packs into words"
         return None
 
-    def objections(self, assignments: Sequence[Assignment]) -> Iterable[Objection]:
+    def objections(self, assignments: Assignments) -> Iterable[Objection]:
         """All zero points of a folder are stored in one way, and transformers builds all modules alike."""
         used = _quantized(assignments)
         warned = False
-        for a in used:
+        kinds = [a for a in assignments.samples if isinstance(a.format, Uniform)]
+        for a in used if len({(_scheme(a), _uniform(a).symmetric) for a in kinds}) > 1 else ():
             fmt, first = _uniform(a), _uniform(used[0])
             differs = f"is {fmt.name}, {used[0].tensor.name} is {first.name}"
             if fmt.symmetric != first.symmetric:
@@ -110,7 +112,7 @@ class Gptq(QuantizedFolder):
                     "give all quantized tensors the same format if transformers is to load them",
                 )
         yield from unlike(assignments)
-        yield from _unknown_to_vllm(used)
+        yield from _unknown_to_vllm(kinds)
 
     def adapt(self, format: Format, tensor: OutputTensor) -> Format:
         return replace(format, scale_dtype="F16") if isinstance(format, Uniform) else format
@@ -142,14 +144,14 @@ class Gptq(QuantizedFolder):
         if start == 0:
             yield f"{module}.g_idx", 0, data_of(_group_of_columns(format, tensor.columns, parts.get("g_idx")))
 
-    def settings(self, assignments: Sequence[Assignment], config: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, assignments: Assignments, config: Mapping[str, Any]) -> dict[str, Any]:
         return {"quantization_config": quantization_config(assignments)}
 
     def sides(self, settings: Mapping[str, Any]) -> dict[str, bytes]:
         return {_SIDE: safetensors.json_bytes(settings["quantization_config"])}
 
 
-def quantization_config(assignments: Sequence[Assignment]) -> dict[str, Any]:
+def quantization_config(assignments: Assignments) -> dict[str, Any]:
     """What config.json and quantize_config.json say: the scheme of most weights, and where modules differ from it."""
     used = _quantized(assignments)
     weights: dict[_Scheme, int] = {}
@@ -157,7 +159,8 @@ def quantization_config(assignments: Sequence[Assignment]) -> dict[str, Any]:
         weights[_scheme(a)] = weights.get(_scheme(a), 0) + a.tensor.numel
     common = max(weights, key=lambda scheme: weights[scheme])
     chosen = [module_of(a.tensor) for a in used]
-    kept = [module_of(a.tensor) for a in assignments if a not in used and a.tensor.linear and _in_layer(a.tensor)]
+    left = assignments.where(lambda a: not isinstance(a.format, Uniform) and a.tensor.linear and _in_layer(a.tensor))
+    kept = [module_of(a.tensor) for a in left]
     bits, group, act_order = common
     found: dict[str, Any] = {
         "quant_method": "gptq",
@@ -186,8 +189,8 @@ def quantization_config(assignments: Sequence[Assignment]) -> dict[str, Any]:
     return found
 
 
-def _quantized(assignments: Sequence[Assignment]) -> list[Assignment]:
-    return [a for a in assignments if isinstance(a.format, Uniform)]
+def _quantized(assignments: Assignments) -> list[Assignment]:
+    return assignments.where(lambda a: isinstance(a.format, Uniform))
 
 
 def _unknown_to_vllm(used: Sequence[Assignment]) -> Iterable[Objection]:

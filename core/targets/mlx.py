@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from core.formats.biased import Biased
 from core.formats.ggml.format import GgmlFormat
 from core.formats.mx import MxFp8
 from core.formats.uniform import Uniform
+from core.targets.assignments import Assignments
 from core.targets.base import COMPARED, SPECIFIED, Assignment, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.dense import with_scales
 from core.targets.folder import QuantizedFolder, module_of, quantizes
@@ -80,7 +81,7 @@ class Mlx(QuantizedFolder):
             return f"MLX stores a bias, not a zero point: choose int{format.width}-g{format.group}-bias"
         return None
 
-    def objections(self, assignments: Sequence[Assignment]) -> Iterable[Objection]:
+    def objections(self, assignments: Assignments) -> Iterable[Objection]:
         """mlx-lm stacks the experts of a layer, so their weights must be of one kind."""
         first: dict[str, Assignment] = {}
         for a in assignments:
@@ -132,9 +133,9 @@ class Mlx(QuantizedFolder):
                 raise OutOfRange("needs a bias beyond the range of f16", "choose an int…-bias format", tensor.name)
             yield f"{module}.{part}", at * stored.element_size(), data_of(stored)
 
-    def settings(self, assignments: Sequence[Assignment], config: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, assignments: Assignments, config: Mapping[str, Any]) -> dict[str, Any]:
         weights: Counter[_Scheme] = Counter()
-        used = [a for a in assignments if quantizes(a.format)]
+        used = assignments.where(lambda a: quantizes(a.format))
         for a in used:
             weights[scheme_of(a.format)] += a.tensor.numel
         common = weights.most_common(1)[0][0]
@@ -146,7 +147,7 @@ class Mlx(QuantizedFolder):
         # Twice, as mlx-lm does: other clients look for the second and see that this is nothing of theirs.
         return {"quantization": found, "quantization_config": found}
 
-    def metadata(self, assignments: Sequence[Assignment]) -> Mapping[str, str]:
+    def metadata(self, assignments: Assignments) -> Mapping[str, str]:
         return {"format": "mlx"}
 
 

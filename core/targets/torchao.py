@@ -18,7 +18,7 @@ runs ("dynamic" inputs, W8A8).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from core.formats.shifted import Shifted
 from core.formats.uniform import Uniform
 from core.parameters import DYNAMIC, PLAIN
 from core.targets import safetensors
+from core.targets.assignments import Assignments
 from core.targets.base import COMPARED, SPECIFIED, Assignment, OutputTensor, StoredTensor, Verified
 from core.targets.dense import with_scales
 from core.targets.folder import QuantizedFolder, left_out, module_of, quantizes
@@ -123,15 +124,15 @@ class TorchAo(QuantizedFolder):
             data = bytes(parts["scale"].numel()) if zero is None else data_of(zero)
             yield f"{stem}_zero_point", first * size, data
 
-    def metadata(self, assignments: Sequence[Assignment]) -> Mapping[str, str]:
-        if not any(quantizes(a.format) for a in assignments):
+    def metadata(self, assignments: Assignments) -> Mapping[str, str]:
+        if not any(quantizes(a.format) for a in assignments.samples):
             return safetensors.METADATA
         found = dict(safetensors.METADATA)
+        said = assignments.ask(lambda a: json.dumps(self._described(a) if quantizes(a.format) else {"_type": "Tensor"}))
         # A name without a module is nothing that torchao could be asked for.
-        known = [a for a in assignments if "." in a.tensor.name]
-        for a in known:
-            found[a.tensor.name] = json.dumps(self._described(a) if quantizes(a.format) else {"_type": "Tensor"})
-        found["tensor_names"] = json.dumps([a.tensor.name for a in known])
+        known = {a.tensor.name: text for a, text in zip(assignments, said, strict=True) if "." in a.tensor.name}
+        found |= known
+        found["tensor_names"] = json.dumps(list(known))
         return found
 
     def _described(self, assignment: Assignment) -> dict[str, Any]:
@@ -159,11 +160,14 @@ class TorchAo(QuantizedFolder):
             }
         return {"_type": kind, "_data": data, "_tensor_data_names": names}
 
-    def settings(self, assignments: Sequence[Assignment], config: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, assignments: Assignments, config: Mapping[str, Any]) -> dict[str, Any]:
         modules: dict[str, list[str]] = {}
-        for a in assignments:
-            if isinstance(a.format, Uniform | Fp8):
-                modules.setdefault(json.dumps(_config(a.format, a.inputs)), []).append(module_of(a.tensor))
+        said = assignments.ask(
+            lambda a: json.dumps(_config(a.format, a.inputs)) if isinstance(a.format, Uniform | Fp8) else ""
+        )
+        for a, text in zip(assignments, said, strict=True):
+            if text:
+                modules.setdefault(text, []).append(module_of(a.tensor))
         if len(modules) == 1:
             made = json.loads(next(iter(modules)))
         else:

@@ -21,7 +21,7 @@ from app.panels.errormap.state import EMPTY, PLANNING, ErrorMapState
 from app.panels.errormap.view import ErrorMapPanel
 from app.session import Session, ShownError
 from core.context import SILENT
-from core.engine.model import PlannedTensor
+from core.engine.model import Fate, Planned, PlannedTensor
 from core.formats import get_format
 from core.recipes.model import Strategy
 from core.targets.base import Outline
@@ -34,12 +34,12 @@ def plan_of(outline: Outline, strategy: str = "q8_0", kept: tuple[str, ...] = ()
     """As much of a plan as the map asks for."""
     tensors = tuple(
         PlannedTensor(
-            t, Strategy("keep" if t.name in kept or len(t.shape) < 2 else strategy), get_format(strategy),
-            t.name in kept, 0, "", "", False, 0,
+            t, Fate(Strategy("keep" if t.name in kept or len(t.shape) < 2 else strategy), get_format(strategy),
+            t.name in kept, 0, "", "", False, 0),
         )
         for t in outline.tensors
     )  # fmt: skip
-    return SimpleNamespace(tensors=tensors)
+    return SimpleNamespace(tensors=tensors, planned=Planned(tensors))
 
 
 class Errors:

@@ -23,7 +23,7 @@ from app.panels.histogram.view import HistogramPanel
 from app.session import Session
 from core.analysis.histogram import GroupRequest, HistogramRequest, group_view, histogram
 from core.checkpoints import open_checkpoint
-from core.engine.model import PlannedTensor
+from core.engine.model import Fate, PlannedTensor
 from core.formats import get_format
 from core.recipes.model import Strategy
 from core.roles import role_of
@@ -42,7 +42,7 @@ def planned(checkpoint, name: str, strategy: str, **params) -> PlannedTensor:
     chosen = Strategy(
         stored.name if not kept else "keep", strategy.partition("+")[2] or "nearest", tuple(params.items())
     )
-    return PlannedTensor(tensor, chosen, stored, kept, 0, "all", "", False, stored.nbytes(info.shape))
+    return PlannedTensor(tensor, Fate(chosen, stored, kept, 0, "all", "", False, stored.nbytes(info.shape)))
 
 
 class Plans:

@@ -18,6 +18,8 @@ from core.errors import WorkbenchError
 from core.formats import FORMATS, get_format
 from core.recipes import load
 from core.targets import TARGETS, Target
+from core.targets.assignments import Assignments, named
+from core.targets.base import Assignment
 from resources import interop
 from tests.core.targets.build import assemble, save_model, size_of
 
@@ -72,6 +74,38 @@ def test_what_it_cannot_carry_is_refused_by_name(target: Target, model, tmp_path
                 with pytest.raises(WorkbenchError):
                     run(plan, checkpoint, tmp_path / "out", workers=1)
                 assert not list(tmp_path.iterdir())
+
+
+@EVERY
+def test_tensors_that_are_alike_are_answered_alike(target: Target, model, tmp_path_factory) -> None:
+    """What plans ask once per kind is what each tensor would have been told: in a model of several layers, and, where
+    there is one, its GGUF."""
+    several = save_model(tmp_path_factory.mktemp("several"), num_hidden_layers=3, tie_word_embeddings=False)
+    whole = tmp_path_factory.mktemp("whole") / "model.gguf"
+    assemble(several, "gguf", whole)
+    for path in (model, several, whole):
+        with open_checkpoint(path) as checkpoint:
+            try:
+                outline = target.outline(checkpoint)
+            except WorkbenchError:
+                assert path == whole
+                continue
+            samples = [outline.tensors[i] for i in outline.kinds.first]
+            assert path == model or len(samples) < len(outline.tensors) / 2
+            alike = list(zip(outline.tensors, outline.kinds.share(samples), strict=True))
+            assert all(target.keeps(t) == target.keeps(other) for t, other in alike)
+            made = [Assignment(t, target.keeps(t)) for t in outline.tensors]
+            assert [stored for _, stored in named(Assignments(made), target)] == [target.stored(a) for a in made]
+            for fmt in FORMATS:
+                adapted = [(target.adapt(fmt, t), t, target.adapt(fmt, other), other) for t, other in alike]
+                assert all(a == b and target.refuses(a, t) == target.refuses(b, other) for a, t, b, other in adapted)
+                made = [
+                    Assignment(t, a, inputs=inputs)
+                    for a, t, _, _ in adapted
+                    if target.refuses(a, t) is None and a.misfit(t.shape) is None
+                    for inputs in ("plain", "static")
+                ]
+                assert [stored for _, stored in named(Assignments(made), target)] == [target.stored(a) for a in made]
 
 
 # A recipe that each takes, and one that it refuses.

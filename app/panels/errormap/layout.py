@@ -172,12 +172,13 @@ def make_values(layout: Layout, plan: Plan | None, known: Mapping[Any, ShownErro
     values = Values(np.full((4, count), np.nan), np.zeros(count, np.int8), np.zeros(count, bool), [""] * count)
     if plan is None:
         return values
-    for t in plan.tensors:
+    said = [(str(t.strategy), not t.quantized or t.copy) for t in plan.planned.samples]
+    for t, (strategy, kept) in zip(plan.tensors, plan.planned.kinds.share(said), strict=True):
         i = layout.index.get(t.tensor.name)
         if i is None:
             continue
-        values.strategies[i] = str(t.strategy)
-        if not t.quantized or t.copy:
+        values.strategies[i] = strategy
+        if kept:
             values.kind[i] = KEPT
         elif known:
             error = known.get((t.tensor.name, t.strategy))

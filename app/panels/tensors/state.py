@@ -6,10 +6,10 @@ does here takes milliseconds for 50,000 tensors.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from app.sizes import Unit, unit_of
 from core.errors import RecipeError
@@ -18,8 +18,10 @@ from core.ordering import natural_key, order_of
 if TYPE_CHECKING:
     import numpy as np
 
-    from core.engine.model import Plan
+    from core.engine.model import Plan, PlannedTensor
     from core.targets.base import Outline
+
+T = TypeVar("T")
 
 _BLOCK = re.compile(r"^(.*?(?:^|\.)(?:layers|blk|h|blocks|layer|block)\.\d+)\.")
 OUTSIDE = "outside the blocks"
@@ -154,25 +156,32 @@ class Cells:
 
 def make_cells(rows: Rows, plan: Plan) -> Cells:
     """Lays a plan out beside the rows of its outline. Raises ValueError when it is another outline's plan."""
+    from core.engine.model import Planned
+
     if plan.outline.tensors is not rows.outline.tensors:
         raise ValueError("the plan of another outline")
     tensors = list(plan.tensors)
     if [t.tensor.name for t in tensors] != rows.names:
         by_name = {t.tensor.name: t for t in tensors}
         tensors = [by_name[name] for name in rows.names]
-    nbytes = [t.nbytes for t in tensors]
-    strategy = [str(t.strategy) for t in tensors]
+    planned = Planned(tensors)
+
+    def each(word: Callable[[PlannedTensor], T]) -> list[T]:
+        return list(planned.kinds.share([word(t) for t in planned.samples]))
+
+    nbytes = each(lambda t: t.nbytes)
+    strategy = each(lambda t: str(t.strategy))
     block_bytes = [sum(nbytes[i] for i in rows_in) for rows_in in rows.members]
     weights = [sum(rows.numel[i] for i in rows_in) for rows_in in rows.members]
     return Cells(
         plan=plan,
         strategy=strategy,
-        stored=[t.format.name for t in tensors],
-        rule=[t.rule_text for t in tensors],
-        reason=[t.reason for t in tensors],
-        badge=["fallback" if t.fallback else "" if t.quantized else "kept" for t in tensors],
+        stored=each(lambda t: t.format.name),
+        rule=each(lambda t: t.rule_text),
+        reason=each(lambda t: t.reason),
+        badge=each(lambda t: "fallback" if t.fallback else "" if t.quantized else "kept"),
         nbytes=nbytes,
-        bpw=[t.bpw for t in tensors],
+        bpw=each(lambda t: t.bpw),
         block_bytes=block_bytes,
         block_bpw=[8 * b / w if w else 0.0 for b, w in zip(block_bytes, weights, strict=True)],
         block_strategy=[_mix([strategy[i] for i in rows_in]) for rows_in in rows.members],

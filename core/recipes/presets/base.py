@@ -11,6 +11,7 @@ from core.parameters import PLAIN
 from core.recipes.model import KEEP
 
 if TYPE_CHECKING:
+    from core.kinds import Shared
     from core.targets.base import Outline
 
 
@@ -33,7 +34,7 @@ class Choice:
 KEPT = Choice(KEEP)
 
 # (outline, whether importance data will be there) → one choice per output tensor, in the outline's order.
-Choose = Callable[["Outline", bool], "list[Choice]"]
+Choose = Callable[["Outline", bool], "Shared[Choice]"]
 
 
 @dataclass(frozen=True)

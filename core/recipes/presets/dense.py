@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from core.recipes.presets.base import Choice, Preset
 
 if TYPE_CHECKING:
+    from core.kinds import Shared
     from core.targets.base import Outline
 
 
-def choose(format: str, outline: Outline, importance: bool) -> list[Choice]:
+def choose(format: str, outline: Outline, importance: bool) -> Shared[Choice]:
     """The format for every tensor."""
-    return [Choice(format)] * len(outline.tensors)
+    return outline.kinds.share([Choice(format)] * len(outline.kinds))
 
 
 def _preset(name: str, title: str, help: str) -> Preset:

@@ -11,17 +11,19 @@ from core.recipes.presets.base import KEPT, Choice, Preset
 from core.recipes.protect import protections
 
 if TYPE_CHECKING:
+    from core.kinds import Shared
     from core.targets.base import Outline
 
 _KEPT_ROLES = ("head", "embedding")
 
 
-def choose(format: str, inputs: str, outline: Outline, importance: bool) -> list[Choice]:
+def choose(format: str, inputs: str, outline: Outline, importance: bool) -> Shared[Choice]:
     """The format for every Linear weight but the head's, and what clients shall do with their inputs."""
     given = Choice(format, inputs=inputs)
     choices = []
-    for tensor, why in zip(outline.tensors, protections(outline), strict=True):
-        if why:
+    for index in outline.kinds.first:
+        tensor = outline.tensors[index]
+        if protections(outline)[index]:
             choices.append(KEPT)
         elif tensor.role.kind in _KEPT_ROLES:
             choices.append(Choice("keep", tensor.role.kind))
@@ -29,7 +31,7 @@ def choose(format: str, inputs: str, outline: Outline, importance: bool) -> list
             choices.append(Choice("keep", "not a Linear weight"))
         else:
             choices.append(given)
-    return choices
+    return outline.kinds.share(choices)
 
 
 def _preset(name: str, format: str, title: str, help: str, inputs: str = PLAIN) -> Preset:

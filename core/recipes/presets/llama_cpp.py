@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 from core.formats.ggml.types import GGML_TYPES
-from core.ordering import order_of
+from core.kinds import Shared
 from core.recipes.presets.base import KEPT, Choice, Preset
 from core.recipes.presets.mixtures import MIXTURES, At, Clauses, Mixture
 from core.recipes.protect import is_gguf, protections
+from core.recipes.remembering import PerOutline
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from core.targets.base import Outline, OutputTensor
 
 # Kinds of tensors by a piece of their name; the first that is found counts.
@@ -79,7 +81,6 @@ def kind_of(name: str) -> str:
     return _kind_inside(name.split(".", 2)[-1] if name.startswith("blk.") else name)
 
 
-@lru_cache(maxsize=4096)
 def _kind_inside(name: str) -> str:
     return next((kind for kind, pieces in _KINDS if any(piece in name for piece in pieces)), "other")
 
@@ -92,52 +93,76 @@ def substitute(type_name: str, columns: int) -> str:
     return other if columns % GGML_TYPES[other].block == 0 else "F16"
 
 
-def choose(mixture: Mixture, outline: Outline, importance: bool) -> list[Choice]:
+def choose(mixture: Mixture, outline: Outline, importance: bool) -> Shared[Choice]:
     """One choice per output tensor of the outline, in its order."""
-    walk = _Walk(mixture, outline, importance)
-    choices = [KEPT] * len(outline.tensors)
-    for index, name in walk.order():
-        choices[index] = walk.visit(name, walk.kinds[index], outline.tensors[index])
-    return choices
+    return _Walk(mixture, outline, importance).choices()
+
+
+class _Way:
+    """llama-quantize's way through one model, whatever the mixture: outside the blocks first, then by block and name.
+
+    word   per tensor, what kind of tensor llama.cpp takes it for (`kind_of`)
+    block  int64 [tensors]: as its name says, −1 outside
+    place  int64 [tensors]: how many to be quantized of the same word come before it; −1 where it is not quantized
+    """
+
+    def __init__(self, outline: Outline) -> None:
+        import numpy as np
+
+        own_names = is_gguf(outline)
+        names = [t.name if own_names else gguf_name(t) for t in outline.tensors]
+        self.word = outline.kinds.ask(names, kind_of)
+        self.block = np.array([int(found.group(1)) if (found := _BLOCK.match(name)) else -1 for name in names])
+        inside: dict[int, list[int]] = {}
+        for index in protections(outline).where(lambda why: not why):
+            inside.setdefault(int(self.block[index]), []).append(index)
+        self.place = np.full(len(names), -1, np.int64)
+        seen: Counter[str] = Counter()
+        for block in sorted(inside):
+            for index in sorted(inside[block], key=names.__getitem__):
+                word = self.word[index]
+                self.place[index] = seen[word]
+                seen[word] += 1
+
+
+_way = PerOutline(_Way)
 
 
 class _Walk:
-    """llama-quantize's way through one model: its counters, and the facts its rules ask for."""
+    """One mixture on that way: the facts that its rules ask for, and what they come to."""
 
     def __init__(self, mixture: Mixture, outline: Outline, importance: bool) -> None:
-        own_names = is_gguf(outline)
         self.mixture = mixture
-        self.names = [t.name if own_names else gguf_name(t) for t in outline.tensors]
-        self.quantized = [not why for why in protections(outline)]
-        self.kinds = [kind_of(name) for name in self.names]
-        self.tied = "head" not in self.kinds
-        blocks = [int(found.group(1)) for name in self.names if (found := _BLOCK.match(name))]
-        self.layers = outline.layers or max(blocks, default=-1) + 1
+        self.outline = outline
+        self.way = _way(outline)
+        self.tied = "head" not in self.way.word.values
+        self.layers = outline.layers or max(self.way.block.tolist(), default=-1) + 1
         self.experts = outline.experts
         self.gqa = outline.heads // outline.kv_heads if outline.kv_heads else 0
         self.falcon = outline.arch == "falcon"
         # What llama.cpp calls 70B: of Llama's, 65B has as many layers, but is not grouped.
         self.is_70b = self.layers == 80 and (outline.arch == "qwen2" or (outline.arch == "llama" and self.gqa > 1))
         self.importance = importance
-        self.seen: Counter[str] = Counter()
-        self.v_count = self.kinds.count("v")
+        self.v_count = len(self.way.word.where(lambda word: word == "v"))
 
-    def order(self) -> Iterator[tuple[int, str]]:
-        """(index, GGUF name) of every tensor to quantize: outside the blocks first, then by block and name."""
+    def choices(self) -> Shared[Choice]:
+        import numpy as np
 
-        taken = [i for i, take in enumerate(self.quantized) if take]
-        keys = []
-        for index in taken:
-            found = _BLOCK.match(self.names[index])
-            keys.append((int(found.group(1)) if found else -1, self.names[index]))
-        for place in order_of(keys):
-            yield taken[place], self.names[taken[place]]
+        words, place = self.way.word, self.way.place
+        # Which clause of a tensor's rules holds at its place.
+        clause = np.full(len(place), -1, np.int64)
+        for word in dict.fromkeys(words.values):
+            found = np.array(words.where(lambda w, word=word: w == word), np.int64)  # type: ignore[misc]
+            clause[found] = self._clause(word, found)
+        cases = self.outline.kinds.split(clause, place < 0)
+        given = [
+            KEPT if place[i] < 0 else self._choice(words[i], int(clause[i]), self.outline.tensors[i])
+            for i in cases.first
+        ]
+        return cases.share(given)
 
-    def visit(self, name: str, kind: str, tensor: OutputTensor) -> Choice:
+    def _choice(self, kind: str, clause: int, tensor: OutputTensor) -> Choice:
         mixture, columns = self.mixture, tensor.columns
-        at = self._at(kind, name)
-        # Counted whether or not the rule asks.
-        self.seen[kind] += 1
         if kind == "head" or (self.tied and kind == "embedding"):
             return self._head(kind, columns)
         if mixture.stacked:
@@ -146,17 +171,29 @@ class _Walk:
         elif kind == "embedding":
             wanted = mixture.embedding or mixture.default
         else:
-            wanted = self._matrix(kind, at)
+            wanted = self._matrix(kind, clause)
         why = f"{_word(kind)}: {mixture.default} → {wanted}".lower() if wanted != mixture.default else ""
         return _fitted(wanted, columns, why)
 
-    def _at(self, kind: str, name: str) -> At:
-        index, count = self.seen[kind], self.v_count if kind == "v" else self.layers
+    def _clause(self, kind: str, tensors: np.ndarray) -> np.ndarray:
+        """int64 [tensors]: the first clause of the kind's rules that holds for each, −1 where none does."""
+        import numpy as np
+
+        index, count = self.way.place[tensors], self.v_count if kind == "v" else self.layers
         if kind in ("down", "gate", "up") and self.experts > 1 and not self.mixture.low_bit:
             # Experts may be many tensors per layer: the layer is read from the name.
-            found = _BLOCK.match(name)
-            index = int(found.group(1)) if found else index
-        return At(index, count, self.gqa, self.experts, self.importance, self.falcon)
+            block = self.way.block[tensors]
+            index = np.where(block < 0, index, block)
+        at = At(index, count, self.gqa, self.experts, self.importance, self.falcon)
+        first = np.full(len(tensors), -1, np.int64)
+        for number, (_, holds) in enumerate(self._clauses(kind)):
+            first[(first < 0) & holds(at)] = number
+        return first
+
+    def _clauses(self, kind: str) -> Clauses:
+        mixture = self.mixture
+        of = {"v": mixture.v, "k": mixture.k, "q": mixture.q, "o": mixture.o, "down": mixture.down}
+        return mixture.gate_up if kind in ("gate", "up") else of.get(kind, ())
 
     def _head(self, kind: str, columns: int) -> Choice:
         mixture = self.mixture
@@ -168,32 +205,20 @@ class _Walk:
         why = f"{word}: {mixture.default} → {mixture.head}".lower() if mixture.head != mixture.default else ""
         return _fitted(mixture.head, columns, why)
 
-    def _matrix(self, kind: str, at: At) -> str:
-        mixture = self.mixture
+    def _matrix(self, kind: str, clause: int) -> str:
+        mixture, eight = self.mixture, self.experts == 8
+        wanted = self._clauses(kind)[clause][0] if clause >= 0 else mixture.default
+        if mixture.low_bit:
+            return wanted
         if kind == "v":
-            wanted = _first(mixture.v, at, mixture.default)
-            if mixture.low_bit:
-                return wanted
             if self.is_70b and wanted in ("Q3_K", "Q4_K"):
                 wanted = "Q5_K"
-            return "Q8_0" if self.experts == 8 else wanted
-        if kind == "k":
-            return "Q8_0" if self.experts == 8 and not mixture.low_bit else _first(mixture.k, at, mixture.default)
-        if kind == "q":
-            return _first(mixture.q, at, mixture.default)
-        if kind == "o":
-            if self.experts == 8 and not self.falcon and not mixture.low_bit:
-                return mixture.o_moe8 or mixture.default
-            return _first(mixture.o, at, mixture.default)
-        if kind == "down":
-            return _first(mixture.down, at, mixture.default)
-        if kind in ("gate", "up"):
-            return _first(mixture.gate_up, at, mixture.default)
-        return mixture.default
-
-
-def _first(clauses: Clauses, at: At, default: str) -> str:
-    return next((name for name, holds in clauses if holds(at)), default)
+            return "Q8_0" if eight else wanted
+        if kind == "k" and eight:
+            return "Q8_0"
+        if kind == "o" and eight and not self.falcon:
+            return mixture.o_moe8 or mixture.default
+        return wanted
 
 
 def _fitted(wanted: str, columns: int, why: str, fallback: bool = False) -> Choice:

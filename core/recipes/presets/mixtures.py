@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """Where in a model a tensor stands, and what of the model the rules ask for.
+    """Where in a model tensors of a kind stand, and what of the model the rules ask for.
 
-    i, n        index of the tensor among its kind, and how many there are (for feed-forward tensors: layers)
+    i           int64 [tensors]: index of each among its kind (for feed-forward tensors: the layer)
+    n           how many of the kind there are (for feed-forward tensors: layers)
     gqa         query heads per key-value head
     importance  whether importance data (an imatrix) is there
     """
 
-    i: int
+    i: np.ndarray
     n: int
     gqa: int
     experts: int
@@ -27,15 +32,16 @@ class At:
     falcon: bool
 
 
-Condition = Callable[[At], bool]
+# Of every tensor, or of all at once. Arrays know no "and": the operators |, & and ^ do for both.
+Condition = Callable[[At], "np.ndarray | bool"]
 # First clause whose condition holds gives the type; none: the mixture's default.
 Clauses = tuple[tuple[str, Condition], ...]
 
 
-def more_bits(at: At) -> bool:
+def more_bits(at: At) -> np.ndarray:
     """The first and last eighth of the layers, and every third between."""
     eighth = at.n // 8
-    return at.i < eighth or at.i >= 7 * at.n // 8 or (at.i - eighth) % 3 == 2
+    return (at.i < eighth) | (at.i >= 7 * at.n // 8) | ((at.i - eighth) % 3 == 2)
 
 
 def always(at: At) -> bool:
@@ -46,16 +52,16 @@ def falcon(at: At) -> bool:
     return at.falcon
 
 
-def eighth(at: At) -> bool:
+def eighth(at: At) -> np.ndarray:
     return at.i < at.n // 8
 
 
-def sixteenth(at: At) -> bool:
+def sixteenth(at: At) -> np.ndarray:
     return at.i < at.n // 16
 
 
-def middle(at: At) -> bool:
-    return at.n // 8 <= at.i < 7 * at.n // 8
+def middle(at: At) -> np.ndarray:
+    return (at.n // 8 <= at.i) & (at.i < 7 * at.n // 8)
 
 
 def grouped(at: At) -> bool:
@@ -75,15 +81,15 @@ def first(count: int) -> Condition:
 
 
 def both(a: Condition, b: Condition) -> Condition:
-    return lambda at: a(at) and b(at)
+    return lambda at: a(at) & b(at)
 
 
 def either(a: Condition, b: Condition) -> Condition:
-    return lambda at: a(at) or b(at)
+    return lambda at: a(at) | b(at)
 
 
 def no(a: Condition) -> Condition:
-    return lambda at: not a(at)
+    return lambda at: a(at) ^ True
 
 
 @dataclass(frozen=True)

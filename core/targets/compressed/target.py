@@ -22,6 +22,7 @@ from core.formats.fp8 import Fp8
 from core.formats.mx import NvFp4
 from core.formats.uniform import Uniform
 from core.parameters import PLAIN, STATIC
+from core.targets.assignments import Assignments
 from core.targets.base import COMPARED, Assignment, Objection, OutputTensor, StoredTensor, Verified
 from core.targets.compressed.base import Storage
 from core.targets.compressed.floats import Float8, MxFloat4, MxFloat8, NvFloat4
@@ -77,17 +78,16 @@ class CompressedTensors(QuantizedFolder):
             return f"{format.name} is stored as plain numbers: clients leave its inputs alone"
         return storage.refuses_inputs(format, inputs)
 
-    def objections(self, assignments: Sequence[Assignment]) -> Iterable[Objection]:
+    def objections(self, assignments: Assignments) -> Iterable[Objection]:
         yield from unlike(assignments)
-        for a in assignments:
-            if isinstance(a.format, Fp8) and a.format.granularity == "block" and a.tensor.role.kind == "head":
-                yield Objection(
-                    "warning",
-                    a.tensor.name,
-                    f"is {a.format.name}: vLLM loads no head in blocks; transformers does",
-                    "keep it, or take fp8-e4m3 for it, if vLLM is to load it",
-                )
-        for a in assignments:
+        for a in assignments.where(lambda a: _by_block(a.format) and a.tensor.role.kind == "head"):
+            yield Objection(
+                "warning",
+                a.tensor.name,
+                f"is {a.format.name}: vLLM loads no head in blocks; transformers does",
+                "keep it, or take fp8-e4m3 for it, if vLLM is to load it",
+            )
+        for a in assignments.samples:
             if isinstance(a.format, Uniform) and a.format.granularity == "tensor" and a.inputs == PLAIN:
                 yield Objection(
                     "warning",
@@ -97,7 +97,7 @@ class CompressedTensors(QuantizedFolder):
                 )
                 return
 
-    def together(self, assignments: Sequence[Assignment]) -> Iterable[Sequence[str]]:
+    def together(self, assignments: Assignments) -> Iterable[Sequence[str]]:
         """q, k and v, and gate and up, where vLLM gives each bundle one scale of the tensor: of NVFP4 it takes the
         largest divisor and leaves all other numbers as they are; FP8 weights it would round once more."""
         for bundle in joined(assignments):
@@ -145,27 +145,27 @@ class CompressedTensors(QuantizedFolder):
         """Also of a plan that will never run, whose inputs are refused: its sizes are asked for all the same."""
         return assignment.inputs == STATIC and self.refuses_inputs(assignment.format, STATIC) is None
 
-    def settings(self, assignments: Sequence[Assignment], config: Mapping[str, Any]) -> dict[str, Any]:
+    def settings(self, assignments: Assignments, config: Mapping[str, Any]) -> dict[str, Any]:
         return {"quantization_config": quantization_config(assignments)}
 
 
-def quantization_config(assignments: Sequence[Assignment]) -> dict[str, Any]:
+def quantization_config(assignments: Assignments) -> dict[str, Any]:
     """What config.json says about the quantized weights.
 
     One scheme: it targets every Linear, and `ignore` lists those it leaves out; a quantized head is named beside it,
     since vLLM's is no Linear. Several: each names its modules.
     """
-    schemes: dict[str, tuple[dict[str, Any], list[str]]] = {}
-    heads: list[str] = []
-    for assignment in assignments:
-        if quantizes(assignment.format):
-            scheme = _scheme(assignment)
-            schemes.setdefault(json.dumps(scheme), (scheme, []))[1].append(module_of(assignment.tensor))
-            if assignment.tensor.role.kind == "head":
-                heads.append(module_of(assignment.tensor))
+    said = assignments.ask(lambda a: json.dumps(_scheme(a)) if quantizes(a.format) else "")
+    schemes: dict[str, list[str]] = {text: [] for text in said.values if text}
+    for assignment, text in zip(assignments, said, strict=True):
+        if text:
+            schemes[text].append(module_of(assignment.tensor))
+    heads = [
+        module_of(a.tensor) for a in assignments.where(lambda a: a.tensor.role.kind == "head" and quantizes(a.format))
+    ]
     groups = {
-        f"group_{n}": {"targets": ["Linear", *heads] if len(schemes) == 1 else modules, **scheme}
-        for n, (scheme, modules) in enumerate(schemes.values())
+        f"group_{n}": {"targets": ["Linear", *heads] if len(schemes) == 1 else modules, **json.loads(text)}
+        for n, (text, modules) in enumerate(schemes.items())
     }
     dialects = {group["format"] for group in groups.values()}
     return {
@@ -177,6 +177,10 @@ def quantization_config(assignments: Sequence[Assignment]) -> dict[str, Any]:
         "config_groups": groups,
         "ignore": left_out(assignments),
     }
+
+
+def _by_block(format: Format) -> bool:
+    return isinstance(format, Fp8) and format.granularity == "block"
 
 
 def _one_scale(format: Format) -> bool:

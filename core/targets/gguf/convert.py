@@ -65,7 +65,8 @@ def pairs(checkpoint: Checkpoint, outline: Outline) -> list[tuple[str, Value]]:
     """Key-values but for file type and quantization version."""
     model = _model(checkpoint)
     arch = model.arch.name
-    weights = sum(t.numel for t in outline.tensors if t.source.names())
+    each = zip(outline.kinds.first, outline.kinds.counts(), strict=True)
+    weights = sum(outline.tensors[i].numel * count for i, count in each if outline.tensors[i].source.names())
     found = [("general.architecture", text(arch)), ("general.type", text("model"))]
     name = model_name(checkpoint.path)
     if name:

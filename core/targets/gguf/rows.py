@@ -4,6 +4,7 @@ those that are computed. No names and no configs here."""
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,9 @@ class FromGguf(Plain):
 
     def beside(self) -> tuple[str, ...]:
         return tuple(name for name, _ in self.parts)
+
+    def kind(self) -> Hashable:
+        return type(self), tuple((name.rpartition(".")[2], shape) for name, shape in self.parts)
 
 
 @dataclass(frozen=True)

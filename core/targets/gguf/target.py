@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import islice, repeat
 from math import prod
 from pathlib import PurePath
 
@@ -18,6 +19,7 @@ from core.formats.dense import Dense
 from core.formats.ggml.format import GgmlFormat
 from core.formats.ggml.types import GGML_TYPES
 from core.formats.mx import NvFp4
+from core.targets.assignments import Assignments, named
 from core.targets.base import (
     COMPARED,
     Assignment,
@@ -114,13 +116,13 @@ class GgufFile(Target):
         self,
         checkpoint: Checkpoint,
         outline: Outline,
-        assignments: Sequence[Assignment],
+        assignments: Assignments,
         label: str = "",
         shard_bytes: int | None = None,
     ) -> Layout:
-        entries = {a.tensor.name: self.stored(a) for a in assignments}
-        stored = [s for several in entries.values() for s in several]
-        computed = any(not a.copy for a in assignments)
+        entries = named(assignments, self)
+        stored = [s for _, several in entries for s in several]
+        computed = any(not a.copy for a in assignments.samples)
         alignment, limit = DEFAULT_ALIGNMENT, None
         versions: dict[str, Value] = {}
         if computed or not isinstance(checkpoint, Gguf):
@@ -138,11 +140,11 @@ class GgufFile(Target):
         given = {**dict(pairs), **versions}
         if shard_bytes is None:
             head, offsets, nbytes = build(given.items(), stored, alignment, limit)
-            placed = {s.name: Placed(s, 0, offset) for s, offset in zip(stored, offsets, strict=True)}
+            placed: Iterator[Placed] = map(Placed, stored, repeat(0), offsets)
             files: tuple[FileLayout, ...] = (FileLayout("", head, nbytes),)
         else:
             files, placed = _split(checkpoint, given, splits.parts(stored, shard_bytes), alignment, limit, label)
-        return Layout(files, {name: tuple(placed[s.name] for s in several) for name, several in entries.items()})
+        return Layout(files, {name: tuple(islice(placed, len(several))) for name, several in entries})
 
     def store(
         self, assignment: Assignment, quantized: Quantized, start: int, stop: int
@@ -163,19 +165,20 @@ def _split(
     alignment: int,
     limit: int | None,
     label: str,
-) -> tuple[tuple[FileLayout, ...], dict[str, Placed]]:
-    """A folder of parts. The first one holds all key-values, as llama.cpp expects it."""
+) -> tuple[tuple[FileLayout, ...], Iterator[Placed]]:
+    """A folder of parts, and where its tensors lie, in order. The first part holds all key-values, as llama.cpp expects
+    it."""
     total = sum(map(len, parts))
     stem = convert.model_name(checkpoint.path) if checkpoint.path.is_dir() else checkpoint.path.stem
     others = {key: value for key, value in pairs.items() if key == ALIGNMENT_KEY}
     files: list[FileLayout] = []
-    places: dict[str, Placed] = {}
+    places: list[Placed] = []
     for number, tensors in enumerate(parts):
         said = [*(pairs if number == 0 else others).items(), *splits.pairs(number, len(parts), total)]
         head, offsets, nbytes = build(said, tensors, alignment, limit)
         files.append(FileLayout(splits.file_name(stem, label, number, len(parts)), head, nbytes))
-        places |= {t.name: Placed(t, number, offset) for t, offset in zip(tensors, offsets, strict=True)}
-    return tuple(files), places
+        places += map(Placed, tensors, repeat(number), offsets)
+    return tuple(files), iter(places)
 
 
 def _calibration_pairs(given: Provenance) -> dict[str, Value]:

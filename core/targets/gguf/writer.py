@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 
-from core.checkpoints.gguf import Value, encode_pair, encode_string
+from core.checkpoints.gguf import Value, encode_pair
 from core.errors import TargetError
 from core.formats.ggml.types import GGML_TYPES
 from core.targets.base import StoredTensor
@@ -15,6 +15,7 @@ DEFAULT_ALIGNMENT = 32
 # llama.cpp keeps names in 64 bytes, the last one zero.
 MAX_NAME_BYTES = 63
 _HEAD = struct.Struct("<4sIQQ")
+_U64 = struct.Struct("<Q")
 
 
 def build(
@@ -29,18 +30,22 @@ def build(
     raises  TargetError for a name that is too long or appears twice
     """
     pairs = list(pairs)
-    _check_names(tensors, max_name_bytes)
+    names = _encoded(tensors, max_name_bytes)
     pieces = [_HEAD.pack(b"GGUF", VERSION, len(tensors), len(pairs))]
     pieces += [encode_pair(key, value) for key, value in pairs]
-    tails = [struct.Struct(f"<I{n}QIQ") for n in range(8)]
+    # What stands between name and offset. Many tensors, few shapes.
+    records: dict[tuple[str, tuple[int, ...]], bytes] = {}
     relative: list[int] = []
     at = 0
-    for tensor in tensors:
-        dims = tensor.shape[::-1]
-        pieces.append(encode_string(tensor.name))
-        pieces.append(tails[len(dims)].pack(len(dims), *dims, GGML_TYPES[tensor.dtype].id, at))
+    for name, (_, dtype, shape, nbytes) in zip(names, tensors, strict=True):
+        record = records.get((dtype, shape))
+        if record is None:
+            dims = shape[::-1]
+            record = struct.pack(f"<I{len(dims)}QI", len(dims), *dims, GGML_TYPES[dtype].id)
+            records[dtype, shape] = record
+        pieces += (_U64.pack(len(name)), name, record, _U64.pack(at))
         relative.append(at)
-        at += _padded(tensor.nbytes, alignment)
+        at += -(-nbytes // alignment) * alignment
     head = b"".join(pieces)
     head += b"\0" * (_padded(len(head), alignment) - len(head))
     return head, [len(head) + offset for offset in relative], len(head) + at
@@ -50,11 +55,16 @@ def _padded(nbytes: int, alignment: int) -> int:
     return -(-nbytes // alignment) * alignment
 
 
-def _check_names(tensors: Sequence[StoredTensor], limit: int | None) -> None:
-    seen: set[str] = set()
-    for tensor in tensors:
-        if tensor.name in seen:
+def _encoded(tensors: Sequence[StoredTensor], limit: int | None) -> list[bytes]:
+    """The names as they are stored, each of them possible."""
+    names = [t.name.encode() for t in tensors]
+    if len(set(names)) == len(names) and (limit is None or max(map(len, names), default=0) <= limit):
+        return names
+    seen: set[bytes] = set()
+    for tensor, name in zip(tensors, names, strict=True):
+        if name in seen:
             raise TargetError("two tensors would have this name in the GGUF", "rename one of them", tensor.name)
-        seen.add(tensor.name)
-        if limit is not None and len(tensor.name.encode()) > limit:
+        seen.add(name)
+        if limit is not None and len(name) > limit:
             raise TargetError(f"the name is longer than the {limit} bytes that llama.cpp reads", where=tensor.name)
+    raise AssertionError

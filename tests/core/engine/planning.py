@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from core.checkpoints.base import Checkpoint
 from core.formats import get_format
 from core.formats.base import Format, Quantized
 from core.formats.ggml.types import GGML_TYPES
+from core.targets.assignments import Assignments
 from core.targets.base import (
     Assignment,
     FileLayout,
@@ -98,7 +99,7 @@ class Row(Target):
         self,
         checkpoint: Checkpoint,
         outline: Outline,
-        assignments: Sequence[Assignment],
+        assignments: Assignments,
         label: str = "",
         shard_bytes: int | None = None,
     ) -> Layout:

@@ -212,8 +212,9 @@ def test_memory_is_asked_for_by_whole_tensors_only(source: Path, tmp_path: Path,
     sliced = Case(source, "q4_k", Outline((tensor("blk.0.ffn_up.weight", (1 << 22, 1 << 12)),)))
     assert working_bytes(sliced.plan) < 1 << 30
     whole = Case(source, "q4_k", Outline((tensor("blk.0.ffn_up.weight", (1 << 14, 1 << 12)),)))
-    per_tensor = replace(whole.plan.tensors[0], format=get_format("int8-tensor"))
-    whole.plan = replace(whole.plan, tensors=(per_tensor,))
+    (only,) = whole.plan.tensors
+    per_tensor = replace(only.fate, format=get_format("int8-tensor"))
+    whole.plan = replace(whole.plan, tensors=(replace(only, fate=per_tensor),))
     needed = working_bytes(whole.plan)
     assert needed > (1 << 26) * 8
     out = tmp_path / "out.row"

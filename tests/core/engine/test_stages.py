@@ -211,7 +211,7 @@ def test_the_sink_moves_everything_back(tmp_path: Path) -> None:
     """Permuted and merged rows and turned matrices end where they came from."""
     from safetensors.torch import save_file
 
-    from core.engine.model import PlannedTensor
+    from core.engine.model import Fate, PlannedTensor
     from core.recipes.model import Strategy
     from core.roles import role_of
     from core.targets.base import OutputTensor
@@ -228,7 +228,7 @@ def test_the_sink_moves_everything_back(tmp_path: Path) -> None:
     with open_checkpoint(tmp_path / "n.safetensors") as checkpoint:
         sink = Sink(checkpoint)
         for output in outputs:
-            planned = PlannedTensor(output, Strategy("q8_0"), get_format("q8_0"), False, 0, "", "", False, 0)
+            planned = PlannedTensor(output, Fate(Strategy("q8_0"), get_format("q8_0"), False, 0, "", "", False, 0))
             for start in range(0, output.rows, 3):
                 stop = min(output.rows, start + 3)
                 sink.keep(planned, start, stop, output.source.read(checkpoint, start, stop) + 1)

@@ -130,7 +130,8 @@ def test_names_from_a_file_stay_text(finished) -> None:
     tensors = list(plan.tensors)
     i = next(i for i, t in enumerate(tensors) if t.quantized)
     name = tensors[i].tensor.name
-    tensors[i] = replace(tensors[i], tensor=replace(tensors[i].tensor, name=evil), reason=evil, fallback=True)
+    fate = replace(tensors[i].fate, reason=evil, fallback=True)
+    tensors[i] = replace(tensors[i], tensor=replace(tensors[i].tensor, name=evil), fate=fate)
     reports = tuple(replace(t, name=evil, sqnr_db=1.0) if t.name == name else t for t in report.tensors)
     text = page_of(facts_of(replace(plan, tensors=tuple(tensors)), replace(report, tensors=reports)))
     assert "<script" not in text

@@ -15,6 +15,7 @@ from core.checkpoints.base import Checkpoint
 from core.formats import get_format
 from core.recipes.checking import parse_strategy
 from core.targets import get_target
+from core.targets.assignments import Assignments
 from core.targets.base import Assignment, Layout, Outline, OutputTensor, Target
 
 TEXTS = [
@@ -100,7 +101,7 @@ def save_tokenizer(folder: Path, tokenizer: Tokenizer, **settings: Any) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **given).save_pretrained(folder)
 
 
-def assign(target: Target, checkpoint: Checkpoint, outline: Outline, choose: Choose) -> list[Assignment]:
+def assign(target: Target, checkpoint: Checkpoint, outline: Outline, choose: Choose) -> Assignments:
     """choose gives a format's name, "(inputs=…)" behind it or not, or None to keep; what the target refuses is an
     error."""
     made = []
@@ -117,7 +118,7 @@ def assign(target: Target, checkpoint: Checkpoint, outline: Outline, choose: Cho
             assert fmt.misfit(tensor.shape) is None, (tensor.name, fmt.misfit(tensor.shape))
             assert target.refuses_inputs(fmt, inputs) is None, target.refuses_inputs(fmt, inputs)
         made.append(Assignment(tensor, fmt, _copied(target, checkpoint, tensor, fmt, name), inputs=inputs))
-    return made
+    return Assignments(made)
 
 
 def _copied(target: Target, checkpoint: Checkpoint, tensor: OutputTensor, fmt: Any, name: str | None) -> bool:

@@ -17,6 +17,7 @@ from core.formats import FORMATS, get_format
 from core.recipes import load
 from core.roles import role_of
 from core.targets import get_target
+from core.targets.assignments import Assignments
 from core.targets.base import Assignment, OutputTensor, Plain
 from core.targets.modules import is_linear
 from core.tensors import TensorInfo
@@ -141,8 +142,8 @@ def test_groups_of_two_sizes_are_objected_to(model) -> None:
     with open_checkpoint(model) as checkpoint:
         tensors = [t for t in AWQ.outline(checkpoint).tensors if t.linear and t.role.kind != "head"]
     alike = [Assignment(t, get_format("int4-g32-asym" if n else "int4-g32")) for n, t in enumerate(tensors)]
-    assert list(AWQ.objections(alike)) == []
-    (error,) = AWQ.objections([*alike[:-1], Assignment(tensors[-1], get_format("int4-g64"))])
+    assert list(AWQ.objections(Assignments(alike))) == []
+    (error,) = AWQ.objections(Assignments([*alike[:-1], Assignment(tensors[-1], get_format("int4-g64"))]))
     assert (error.severity, error.tensor) == ("error", tensors[-1].name)
     assert "one size" in error.message
 

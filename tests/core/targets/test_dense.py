@@ -16,6 +16,7 @@ from core.checkpoints import open_checkpoint
 from core.errors import OutOfRange, TargetError
 from core.formats import FORMATS, get_format
 from core.targets import TARGETS, get_target
+from core.targets.assignments import Assignments
 from core.targets.base import Assignment, StoredTensor
 from core.targets.safetensors import header, shards
 from tests.core.targets.build import assemble, gpt2_like, matrices, save_model, save_tokenizer, size_of
@@ -284,7 +285,7 @@ def test_every_stored_size_is_exact(target, model) -> None:
                 fits = fmt.encodable and target.refuses(given, tensor) is None and given.misfit(tensor.shape) is None
                 wanted = given if fits and len(tensor.shape) > 1 else target.keeps(tensor)
                 assignments.append(Assignment(tensor, wanted))
-            layout = target.layout(checkpoint, outline, assignments)
+            layout = target.layout(checkpoint, outline, Assignments(assignments))
             spans: dict[int, list[tuple[int, int]]] = {}
             for assignment in assignments:
                 stored = target.stored(assignment)

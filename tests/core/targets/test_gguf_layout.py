@@ -23,6 +23,7 @@ from core.formats.ggml.types import GGML_TYPES
 from core.recipes import PRESETS
 from core.roles import role_of
 from core.targets import get_target
+from core.targets.assignments import Assignments
 from core.targets.base import Assignment, Outline, OutputTensor, Plain, StoredTensor
 from core.targets.gguf.filetype import FILE_TYPES, file_type
 from core.targets.gguf.rows import Interleaved, RopeFactors
@@ -70,7 +71,7 @@ def laid_out(path: Path) -> None:
     target = get_target("gguf")
     with open_checkpoint(path) as checkpoint:
         outline = target.outline(checkpoint)
-        target.layout(checkpoint, outline, [Assignment(t, target.keeps(t)) for t in outline.tensors])
+        target.layout(checkpoint, outline, Assignments([Assignment(t, target.keeps(t)) for t in outline.tensors]))
 
 
 def without(name: str):
@@ -278,7 +279,20 @@ class Many(Checkpoint):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize(("name", "fmt"), [("compressed-tensors", "int4-g32"), ("dense", "int4-g32"), ("gguf", "q4_0")])
+@pytest.mark.parametrize(
+    ("name", "fmt"),
+    [
+        ("compressed-tensors", "int4-g32"),
+        ("gptq", "int4-g32"),
+        ("awq", "int4-g32"),
+        ("fp8", "fp8-e4m3-b128"),
+        ("bitsandbytes", "nf4"),
+        ("torchao", "int4-g32"),
+        ("mlx", "int4-g32"),
+        ("dense", "int4-g32"),
+        ("gguf", "q4_0"),
+    ],
+)
 def test_fifty_thousand_tensors_are_laid_out_at_once(tmp_path, monkeypatch, name, fmt) -> None:
     names = [f"model.layers.{n // 500}.experts.{n % 500}.up_proj.weight" for n in range(50_000)]
     tensors = tuple(OutputTensor(n, Plain(n), (64, 64), "BF16", role_of(n)) for n in names)
@@ -287,7 +301,8 @@ def test_fifty_thousand_tensors_are_laid_out_at_once(tmp_path, monkeypatch, name
     if name == "gguf":
         monkeypatch.setattr("core.targets.gguf.convert.pairs", lambda *_: [])
     wanted = target.adapt(get_format(fmt), tensors[0])
-    assignments = [Assignment(t, wanted) for t in tensors]
+    # Some are left out, which settings have to say.
+    assignments = Assignments([Assignment(t, wanted if n % 3 else target.keeps(t)) for n, t in enumerate(tensors)])
     checkpoint = Many(tmp_path, outline)
     # Seconds on any machine; anything that grows with the square of the tensors runs into the time limit.
     layout = target.layout(checkpoint, outline, assignments)

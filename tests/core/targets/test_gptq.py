@@ -23,6 +23,7 @@ from core.formats.base import Grid, Quantized
 from core.formats.uniform import Uniform
 from core.recipes import load
 from core.targets import get_target
+from core.targets.assignments import Assignments
 from core.targets.base import Assignment, OutputTensor
 from core.targets.gptq import quantization_config
 from tests.core.targets.build import assemble, matrices, save_model, size_of
@@ -227,14 +228,14 @@ def test_columns_grouped_out_of_order_carry_their_groups(tmp_path) -> None:
         zero = torch.randint(-8, 8, (32, 2), dtype=torch.int8)
         grid = Grid({"scale": scale, "zero_point": zero, "g_idx": group_of})
         quantized = Quantized(fmt, (32, 64), codes=codes, grid=grid)
-        layout = GPTQ.layout(checkpoint, outline, [assignment])
+        layout = GPTQ.layout(checkpoint, outline, Assignments([assignment]))
         data = bytearray(layout.files[0].nbytes)
         data[: len(layout.files[0].head)] = layout.files[0].head
         places = {p.stored.name: p.offset for p in layout.places[name]}
         for stored, offset, piece in GPTQ.store(assignment, quantized, 0, 32):
             at = places[stored] + offset
             data[at : at + len(piece)] = piece
-    assert quantization_config([assignment])["desc_act"] is True
+    assert quantization_config(Assignments([assignment]))["desc_act"] is True
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "model.safetensors").write_bytes(data)
     (tmp_path / "m" / "config.json").write_bytes(layout.sides["config.json"])
@@ -265,7 +266,8 @@ def test_formats_that_do_not_fit_together_are_objected_to(model) -> None:
 
     def objections(first: str, second: str):
         made = [Assignment(t, get_format(first if n else second)) for n, t in enumerate(tensors)]
-        return [o for o in GPTQ.objections(made) if "vLLM computes" not in o.message and "vLLM loads" not in o.message]
+        found = GPTQ.objections(Assignments(made))
+        return [o for o in found if "vLLM computes" not in o.message and "vLLM loads" not in o.message]
 
     assert objections("int4-g32", "int4-g32") == []
     (warning,) = objections("int4-g32", "int8")

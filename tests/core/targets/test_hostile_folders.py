@@ -14,6 +14,7 @@ import pytest
 from core.checkpoints import open_checkpoint
 from core.errors import WorkbenchError
 from core.targets import TARGETS
+from core.targets.assignments import Assignments
 from core.targets.base import Assignment
 from tests.core.targets.build import gpt2_like, save_model, save_tokenizer, with_byte_fallback
 
@@ -67,7 +68,7 @@ def test_a_target_answers_with_a_layout_or_one_line(folders, tmp_path, seed) -> 
             try:
                 with open_checkpoint(folder) as checkpoint:
                     outline = target.outline(checkpoint)
-                    kept = [Assignment(t, target.keeps(t)) for t in outline.tensors]
+                    kept = Assignments([Assignment(t, target.keeps(t)) for t in outline.tensors])
                     assert target.layout(checkpoint, outline, kept).nbytes > 0
             except WorkbenchError as error:
                 lines.append(str(error))
