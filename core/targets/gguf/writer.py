@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from core.checkpoints.gguf import Value, encode_pair
 from core.errors import TargetError
 from core.formats.ggml.types import GGML_TYPES
+from core.ordering import PIECE
 from core.targets.base import StoredTensor
 
 VERSION = 3
@@ -46,8 +47,10 @@ def build(
         pieces += (_U64.pack(len(name)), name, record, _U64.pack(at))
         relative.append(at)
         at += -(-nbytes // alignment) * alignment
-    head = b"".join(pieces)
-    head += b"\0" * (_padded(len(head), alignment) - len(head))
+    # Piece by piece, so that no other thread waits for long.
+    joined = [b"".join(pieces[start : start + PIECE]) for start in range(0, len(pieces), PIECE)]
+    length = sum(map(len, joined))
+    head = b"".join((*joined, b"\0" * (_padded(length, alignment) - length)))
     return head, [len(head) + offset for offset in relative], len(head) + at
 
 
