@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from core.analysis.error import WHOLE_WEIGHTS, ErrorSums, sample_runs
+from core.analysis import within
+from core.analysis.error import ErrorSums, sample_runs
 from core.calibration.statistics import Statistic
 from core.context import SILENT, JobContext
 from core.errors import WorkbenchError
@@ -218,15 +219,16 @@ def _measured(
     ctx: JobContext,
 ) -> _Part:
     """One tensor, from a sample of its rows."""
-    if not stored_in.row_local and tensor.numel <= WHOLE_WEIGHTS:
+    if not stored_in.row_local and tensor.numel <= within.WHOLE_WEIGHTS:
         limit = max(limit, tensor.numel)
     sums, seconds = ErrorSums(), 0.0
+    rounded = within.quantizer(request.checkpoint, tensor, stored_in, method, dict(entry.params), known, ctx)
     multiple = stored_in.row_multiple((tensor.rows, tensor.columns)) or 1
     for start, stop in sample_runs(tensor.rows, tensor.columns, limit, multiple):
         ctx.check()
         w = tensor.source.read(request.checkpoint, start, stop).float()
         began = time.perf_counter()
-        quantized = method.quantize(w, stored_in, known, dict(entry.params), ctx)
+        quantized = rounded(w)
         seconds += time.perf_counter() - began
         w_hat = quantized.dequantize()
         sums = sums.add(w, w_hat)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+from core.analysis import within
 from core.context import SILENT, JobContext
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 # A preview reads this many weights at most, in runs of rows spread evenly over the tensor.
 PREVIEW_WEIGHTS = 1 << 20
 PREVIEW_RUNS = 16
-# A format that fits the whole tensor at once needs all of it, up to this many weights.
-WHOLE_WEIGHTS = 1 << 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +151,15 @@ def preview_error(
 
     chosen = method if method is not None else get_method("nearest")
     rows, columns = tensor.rows, tensor.columns
-    if not format.row_local and tensor.numel <= WHOLE_WEIGHTS:
+    if not format.row_local and tensor.numel <= within.WHOLE_WEIGHTS:
         limit = max(limit, tensor.numel)
     runs = sample_runs(rows, columns, limit)
+    rounded = within.quantizer(checkpoint, tensor, format, chosen, params or {}, stats or {}, ctx)
     sums = ErrorSums()
     seen = 0
     for start, stop in runs:
         ctx.check()
         w = tensor.source.read(checkpoint, start, stop)
-        quantized = chosen.quantize(w, format, stats or {}, params or {}, ctx)
-        sums = sums.add(w, quantized.dequantize())
+        sums = sums.add(w, rounded(w).dequantize())
         seen += stop - start
     return TensorError(sums, sampled=seen < rows)

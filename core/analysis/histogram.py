@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.analysis.counts import Counter, Counts, MirrorCounter, Moments, quantiles_of
-from core.analysis.error import WHOLE_WEIGHTS, ErrorSums, sample_runs
+from core.analysis.error import ErrorSums, sample_runs
 from core.analysis.reach import Group, Reach, ReachTally, ends_of, group_at, group_width, is_shared
+from core.analysis.within import WHOLE_WEIGHTS
 from core.calibration.statistics import Statistic
 from core.context import SILENT, JobContext
 from core.errors import RecipeError, UnsupportedFormat, WorkbenchError

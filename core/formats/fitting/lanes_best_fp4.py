@@ -82,6 +82,8 @@ def mxfp4(x, imp, out):
             room[16 + j] = F(1) / (room[32 + j] * _step_of(numbers[j])) if inner or tiny else F(0)
             # At the ends of the range there is nothing to compare.
             room[48 + j] = room[16 + j] if inner else F(0)
+            # Of twice the largest step the largest levels are infinite.
+            room[64 + j] = F(np.inf) if numbers[j] == 252 else F(0)
         inv, tried = load_at(room, 16), load_at(room, 48)
         if ends:
             larger = load_at(room, 32)
@@ -95,7 +97,7 @@ def mxfp4(x, imp, out):
                 j += 1
             return (first + j) * BLOCK // x.shape[1]
         move = splat(F(1))
-        double, half = F(4) * _error(t, tried * F(0.5)), F(0.25) * _error(t, tried * F(2))
+        double, half = F(4) * _error(t, tried * F(0.5)) + load_at(room, 64), F(0.25) * _error(t, tried * F(2))
         move, best = where(double < best, F(2), move), where(double < best, double, best)
         move = where(half < best, F(0.5), move)
         store_at(moves, 0, move)

@@ -191,7 +191,8 @@ def mxfp4(x: Tensor, imp: Tensor | None, fields: Fields, rows: int) -> Fields:
         u = (x.t() * (inverse * 0.5**step)).abs()
         r = u - _fp4(u)
         err = 4.0**step * _sum(r, r)
-        better = err < best
+        # Of twice the largest step the largest levels are infinite.
+        better = (err < best) & (e + step <= 252)
         best, move = torch.where(better, err, best), torch.where(better, step, move)
     moved = (e + move)[:, None]
     # In float64, as 1 / 2^-128 is too large for float32.

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from core.analysis.error import ErrorSums, preview_error, sample_runs
 from core.checkpoints import open_checkpoint
 from core.formats import get_format
+from core.roles import role_of
 from core.targets import get_target
+from core.targets.base import OutputTensor, RowSource
 
 
 def sums_of(w: torch.Tensor, v: torch.Tensor) -> ErrorSums:
@@ -96,5 +98,46 @@ def test_preview_agrees_with_the_whole_tensor(demo) -> None:
         assert (whole.sampled, part.sampled) == (False, True)
         assert whole.sums.count == tensor.numel
         assert part.sums.sqnr_db == pytest.approx(whole.sums.sqnr_db, abs=1.0)
-        # One scale for the tensor: a sample would find a smaller maximum, so all of it is read.
+        # One scale for the tensor: a sample would find a smaller maximum, so all of it is quantized.
         assert not preview_error(checkpoint, tensor, get_format("int8-tensor"), limit=1 << 14).sampled
+
+
+class Rows(RowSource):
+    """Rows of a matrix in memory."""
+
+    def __init__(self, w: torch.Tensor) -> None:
+        object.__setattr__(self, "w", w)
+
+    def names(self):
+        return ()
+
+    def read(self, checkpoint, start, stop):
+        return self.w[start:stop]
+
+
+@pytest.mark.parametrize(
+    ("name", "spoilt"),
+    [
+        *((name, None) for name in ("nvfp4", "fp8-e4m3-tensor", "fp8-e5m2-tensor", "int8-tensor", "int8-col", "int8")),
+        *itertools.product(("nvfp4", "fp8-e4m3-tensor"), (math.nan, math.inf)),
+    ],
+)
+def test_a_sample_is_rounded_as_inside_a_tensor_that_is_too_large_to_be_quantized(monkeypatch, name, spoilt) -> None:
+    """Its largest weight lies in no row of the sample, and decides about all of them."""
+    monkeypatch.setattr("core.analysis.within.WHOLE_WEIGHTS", 1 << 10)
+    w = torch.randn(1024, 256, generator=torch.Generator().manual_seed(1)).bfloat16()
+    runs = sample_runs(1024, 256, 1 << 12)
+    away = next(r for r in range(1024) if not any(a <= r < b for a, b in runs))
+    w[away] *= 500
+    chosen = get_format(name)
+    whole = chosen.quantize(w).dequantize()
+    assert not any(a <= away + 1 < b for a, b in runs)
+    if spoilt is not None:
+        w[away + 1, 3] = spoilt
+    tensor = OutputTensor("w", Rows(w), (1024, 256), "BF16", role_of("w"))
+    found = preview_error(None, tensor, chosen, limit=1 << 12)  # type: ignore[arg-type]
+    assert found.sampled
+    expected = ErrorSums()
+    for a, b in runs:
+        expected = expected.add(w[a:b], whole[a:b])
+    assert found.sums == expected

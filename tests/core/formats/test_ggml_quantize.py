@@ -222,6 +222,24 @@ def test_mxfp4_below_the_smallest_scale(lanes: bool, monkeypatch: pytest.MonkeyP
     assert np.abs(llama.dequantize("MXFP4", blocks, 32) - w).max() <= 2.0**-129
 
 
+@pytest.mark.parametrize("effort", ["exact", "best"])
+@pytest.mark.parametrize("lanes", [True, False])
+def test_mxfp4_at_the_largest_weights(lanes: bool, effort: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the largest steps the largest levels are infinite. llama.cpp takes none of those, and neither does ours."""
+    if not lanes:
+        monkeypatch.setattr(fitting, "on_lanes", lambda tensor: False)
+    peaks = np.finfo(np.float32).max * np.linspace(1, 0.25, 64, dtype=np.float32)
+    w = weights("gaussian", peaks.size, 32)
+    w *= (peaks / np.abs(w).max(1))[:, None] * np.float32(0.999)
+    w[:, 7] = np.where(np.arange(peaks.size) % 2, peaks, -peaks)
+    decoded = get_format("mxfp4").quantize(torch.from_numpy(w), None, effort).dequantize().numpy()
+    theirs = llama.dequantize("MXFP4", llama.quantize("MXFP4", w), 32)
+    assert np.isfinite(decoded).all()
+    assert np.isfinite(theirs).all()
+    lost, allowed = (((v.astype(np.float64) - w) ** 2).sum(1) for v in (decoded, theirs))
+    assert (lost <= allowed * (1 + 1e-6)).all()
+
+
 @pytest.mark.parametrize("name", ["TQ1_0", "TQ2_0", "Q2_0"])
 @pytest.mark.parametrize("lanes", [True, False])
 def test_scales_without_a_reciprocal_decode_to_zero(name: str, lanes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
