@@ -250,7 +250,8 @@ class Commands:
             self.session.notify(Notice("note", self.session.plan_error or "The plan is still being made"))
             return
         planner = self._window.planner
-        stopping = [p for p in errors_of(self.session.problems) if p in plan.problems]
+        certain = {*plan.problems, *self.session.found}
+        stopping = [p for p in errors_of(self.session.problems) if p in certain]
         if stopping:
             self.session.notify(Notice("error", str(stopping[0]), "\n".join(map(str, stopping)), ("preflight",)))
             return

@@ -270,6 +270,8 @@ class MainWindow(QMainWindow):
             self.notices.withdraw(self._no_plan)
         self._no_plan = self.session.plan_error
         if changes.errors and not (changes.plan or changes.history):
+            if changes.problems:
+                self.toolbar.show_problems()
             return
         self._refresh_toolbar()
         self.refresh_actions()

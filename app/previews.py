@@ -17,7 +17,7 @@ from app.job_service import JobService
 from app.jobs import Failed, JobId, Outcome
 from app.session import Changes, Notice, Session, ShownError
 from core.context import JobContext
-from core.errors import WorkbenchError
+from core.errors import RowError, WorkbenchError
 
 if TYPE_CHECKING:
     from core.checkpoints.base import Checkpoint
@@ -70,8 +70,10 @@ def errors_task(request: ErrorRequest, ctx: JobContext) -> int:
                 stats=statistics_of(request.plan, planned),
             )
         except WorkbenchError as refused:
-            why = str(refused)
-            found[planned.tensor.name, planned.strategy] = ShownError(None, None, None, None, exact=False, why=why)
+            stops = isinstance(refused, RowError)
+            found[planned.tensor.name, planned.strategy] = ShownError(
+                None, None, None, None, exact=False, why=str(refused), stops=stops
+            )
         else:
             sums = error.sums
             found[planned.tensor.name, planned.strategy] = ShownError(

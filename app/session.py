@@ -15,11 +15,12 @@ from app.calibration import NOTHING, CalibrationChoice, CalibrationData
 from app.edits import Document, Edit
 from app.history import History
 from app.totals import PlanTotals, Totals
+from core.engine.model import Problem
 from core.recipes.model import Match, Recipe, Rule, Strategy
 
 if TYPE_CHECKING:
     from core.checkpoints.base import Checkpoint
-    from core.engine.model import Plan, PlannedTensor, Problem, Report
+    from core.engine.model import Plan, PlannedTensor, Report
     from core.targets.base import Outline
 
 START_RECIPE = Recipe("Q4_K_M", (Rule(Match(), preset="Q4_K_M"),))
@@ -50,7 +51,7 @@ class Changes:
 @dataclass(frozen=True, slots=True)
 class ShownError:
     """A tensor's weight error. exact: over the whole tensor; written: measured by a finished run, not previewed; why:
-    it cannot be measured, "" where it was."""
+    it cannot be measured, "" where it was; stops: a run would stop at it for that reason."""
 
     sqnr_db: float | None
     relative_mse: float | None
@@ -59,6 +60,7 @@ class ShownError:
     exact: bool
     written: bool = False
     why: str = ""
+    stops: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,8 @@ class Session(QObject):
         self._totals: Totals | None = None
         self._plan_totals: PlanTotals | None = None
         self._problems: tuple[Problem, ...] = ()
+        self._stopping: dict[tuple[str, Strategy], Problem] = {}  # of errors that would stop a run
+        self._found: tuple[Problem, ...] = ()
         self._report: Report | None = None
         self._selection: tuple[str, ...] = ()
         self._errors: dict[tuple[str, Strategy], ShownError] = {}
@@ -169,8 +173,13 @@ class Session(QObject):
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What preflight found, latest."""
-        return self._problems
+        """What preflight found, latest, and what previews of errors met."""
+        return self._problems + self._found
+
+    @property
+    def found(self) -> tuple[Problem, ...]:
+        """Weights that a run of the latest plan would stop at, as far as previews of errors have met them."""
+        return self._found
 
     @property
     def report(self) -> Report | None:
@@ -321,7 +330,8 @@ class Session(QObject):
         self._plan_totals = PlanTotals.of(plan) if plan is not None and totals is None else totals
         if plan is not None and self.planned:
             self._history.planned(plan.nbytes)
-        return self._tell(Changes(plan=True, outline=outline, history=True), None)
+        problems = self._meet()
+        return self._tell(Changes(plan=True, outline=outline, problems=problems, history=True), None)
 
     def set_calibration_data(self, data: CalibrationData | None) -> Changes:
         """What the present choice came to; None: nothing (yet). Errors previewed with other data are forgotten."""
@@ -331,6 +341,7 @@ class Session(QObject):
         gone = {key: e for key, e in self._errors.items() if not e.written}
         for key in gone:
             del self._errors[key]
+            self._stopping.pop(key, None)
         return self._tell(Changes(calibration=True, errors=frozenset(name for name, _ in gone)), None)
 
     def set_problems(self, problems: tuple[Problem, ...]) -> Changes:
@@ -341,14 +352,31 @@ class Session(QObject):
 
     def add_errors(self, errors: Mapping[tuple[str, Strategy], ShownError]) -> Changes:
         """Errors that became known. A preview never takes the place of a measured one."""
-        names = set()
+        names, met = set(), False
         for key, error in errors.items():
             known = self._errors.get(key)
             if known is not None and (known.written or known.exact) and not error.written:
                 continue
             self._errors[key] = error
             names.add(key[0])
-        return self._tell(Changes(errors=frozenset(names)), None) if names else Changes()
+            if error.stops:
+                self._stopping[key] = Problem("error", error.why, key[0])
+                met = True
+            elif self._stopping.pop(key, None):
+                met = True
+        if not names:
+            return Changes()
+        return self._tell(Changes(errors=frozenset(names), problems=met and self._meet()), None)
+
+    def _meet(self) -> bool:
+        """Which of the weights that stop runs the latest plan has. Whether that changed."""
+        before = self._found
+        self._found = tuple(
+            problem
+            for (name, strategy), problem in self._stopping.items()
+            if (planned := self._planned.get(name)) is not None and planned.strategy == strategy
+        )
+        return self._found != before
 
     def set_report(self, report: Report | None) -> Changes:
         self._report = report
@@ -363,6 +391,7 @@ class Session(QObject):
         target = before.target != document.target
         if target:
             self._errors.clear()
+            self._stopping.clear()
         calibration = before.calibration != document.calibration
         if calibration:
             self._calibration = None if document.calibration.source else NOTHING
@@ -385,6 +414,8 @@ class Session(QObject):
         self._calibration = None if self.calibration.source else NOTHING
         self._planned_with = NOTHING
         self._errors.clear()
+        self._stopping.clear()
+        self._found = ()
 
     def _tell(self, changes: Changes, initiator: Any) -> Changes:
         self.changed.emit(changes, initiator)

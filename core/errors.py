@@ -4,8 +4,9 @@
     ├── CheckpointError          the input
     │   ├── UnsupportedFormat    not a kind of file, tensor type or model we read
     │   ├── CorruptFile          it says what it is, and is not (offset of the first wrong byte)
-    │   ├── NonFinite            weights that are NaN or infinite (the row)
-    │   └── OutOfRange           weights too large for a format's scales (the row)
+    │   └── RowError             weights that a format cannot take (the row)
+    │       ├── NonFinite        they are NaN or infinite
+    │       └── OutOfRange       they are too large for its scales
     ├── RecipeError              a rule, pattern, format or parameter that makes no sense
     ├── CalibrationError         statistics that cannot be gathered
     ├── EvaluationError          a model that cannot be judged, or two that cannot be compared
@@ -20,8 +21,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+_ROW = re.compile(r"\brow (\d+)")
 
 
 class WorkbenchError(Exception):
@@ -61,20 +65,25 @@ class CorruptFile(CheckpointError):
         self.offset = offset
 
 
-class NonFinite(CheckpointError):
-    """Weights that are NaN or infinite. `row` is the first such row of the matrix that was handed over."""
+class RowError(CheckpointError):
+    """Weights that a format cannot take. `row` is the first such row of the matrix that was handed over."""
 
     def __init__(self, message: str, hint: str = "", where: str | Path = "", row: int = -1) -> None:
         super().__init__(message, hint, where)
         self.row = row
 
+    def counted_from(self, start: int) -> None:
+        """The matrix was a part of a tensor, from row `start` on: message and row speak of the tensor from now on."""
+        self.message = _ROW.sub(lambda found: f"row {int(found[1]) + start}", self.message, count=1)
+        self.row += start if self.row >= 0 else 0
 
-class OutOfRange(CheckpointError):
-    """Finite weights that a format cannot hold: its largest scale is too small. `row` as in NonFinite."""
 
-    def __init__(self, message: str, hint: str = "", where: str | Path = "", row: int = -1) -> None:
-        super().__init__(message, hint, where)
-        self.row = row
+class NonFinite(RowError):
+    """Weights that are NaN or infinite."""
+
+
+class OutOfRange(RowError):
+    """Finite weights that a format cannot hold: its largest scale is too small."""
 
 
 class RecipeError(WorkbenchError):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.analysis import within
 from core.context import SILENT, JobContext
+from core.errors import RowError
 
 if TYPE_CHECKING:
     import torch
@@ -160,6 +161,11 @@ def preview_error(
     for start, stop in runs:
         ctx.check()
         w = tensor.source.read(checkpoint, start, stop)
-        sums = sums.add(w, rounded(w).dequantize())
+        try:
+            quantized = rounded(w)
+        except RowError as error:
+            error.counted_from(start)
+            raise
+        sums = sums.add(w, quantized.dequantize())
         seen += stop - start
     return TensorError(sums, sampled=seen < rows)

@@ -5,7 +5,6 @@ No order, no journal, no threads here (pipeline.py, executors/).
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -25,8 +24,7 @@ from core.errors import (
     CalibrationError,
     CheckpointError,
     DeviceError,
-    NonFinite,
-    OutOfRange,
+    RowError,
     TargetError,
     WorkbenchError,
 )
@@ -49,7 +47,6 @@ Keep = Callable[["PlannedTensor", int, int, "torch.Tensor"], None]
 # the time between two looks at the stop button short. A GPU takes a whole unit at once.
 PIECE_WEIGHTS = 1 << 20
 COPY_BYTES = 1 << 23
-_ROW = re.compile(r"\brow (\d+)")
 
 
 def process(
@@ -241,9 +238,8 @@ class _Task:
         stats = as_tensors(known, work.device)
         try:
             quantized = self._quantized(w, known, stats, grid)
-        except (NonFinite, OutOfRange) as error:
-            # It counted from the top of this piece.
-            error.message = _ROW.sub(lambda found: f"row {int(found[1]) + start}", error.message, count=1)
+        except RowError as error:
+            error.counted_from(start)
             raise
         if work.measure or self._keep is not None:
             stored = quantized.dequantize()

@@ -124,7 +124,8 @@ class LogState:
 
     def found(self, problems: tuple[Problem, ...]) -> None:
         """Preflight's findings, those that were not there before."""
-        fresh = [p for p in problems if p not in self._problems]
+        before = set(self._problems)
+        fresh = [p for p in problems if p not in before]
         self._problems = problems
         for problem in fresh[:FINDINGS]:
             level: Level = problem.severity if problem.severity in RANK else "note"

@@ -8,9 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from core.analysis.error import ErrorSums, preview_error, sample_runs
 from core.checkpoints import open_checkpoint
+from core.errors import NonFinite
 from core.formats import get_format
 from core.roles import role_of
 from core.targets import get_target
@@ -141,3 +143,16 @@ def test_a_sample_is_rounded_as_inside_a_tensor_that_is_too_large_to_be_quantize
     for a, b in runs:
         expected = expected.add(w[a:b], whole[a:b])
     assert found.sums == expected
+
+
+def test_rows_are_those_of_the_tensor(tmp_path) -> None:
+    """A sample starts somewhere in the tensor: the row that it names is the tensor's."""
+    w = torch.randn(4096, 64, dtype=torch.float32)
+    w[2000:] = math.nan
+    save_file({"model.layers.0.mlp.up_proj.weight": w}, tmp_path / "model.safetensors")
+    with open_checkpoint(tmp_path / "model.safetensors") as checkpoint:
+        (tensor,) = get_target("dense").outline(checkpoint).tensors
+        with pytest.raises(NonFinite) as found:
+            preview_error(checkpoint, tensor, get_format("int8"), limit=1 << 14)
+    assert 2000 <= found.value.row < 4096
+    assert f"row {found.value.row} " in str(found.value)
