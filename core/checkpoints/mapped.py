@@ -1,5 +1,10 @@
 """One file of a checkpoint, mapped into memory when its data is first asked for: views of its bytes, tensors over them,
-and its stamp (size and time). Every reader goes through here; what the bytes mean is the readers' business."""
+and its stamp (size and time). Every reader goes through here; what the bytes mean is the readers' business.
+
+Sizes are looked at before each read. A file that is cut short in the very middle of one still ends the process
+(SIGBUS): no Python code can step in there. Reading into memory instead (preadv) would end with an error, and is not
+done: it takes 1.3 to 1.9 times the processor's time of reading through the map in pieces of 1 to 4 MiB, and 12 times in
+pieces of 64 MiB."""
 
 from __future__ import annotations
 
