@@ -5,11 +5,12 @@ What the cells hold is the business of state.py."""
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PySide6.QtCore import QEvent, QLineF, QPoint, QPointF, QRect, QRectF, QSize, Qt, Signal, Slot
+from PySide6.QtCore import QEvent, QLineF, QPoint, QPointF, QRect, QRectF, QSize, Qt, Signal
 from PySide6.QtGui import (
     QBrush,
     QColor,
@@ -62,6 +63,7 @@ class MapCanvas(QWidget):
         self._cells: Cells | None = None
         self._lines: Sequence[str] = ()
         self._columns: Sequence[str] = ()
+        self._numbers: list[int] = []  # of the columns that have a label
         self._scale = Scale(0.0, 1.0)
         self._words: Callable[[float], str] = str
         self._selected: NDArray[np.bool_] | None = None
@@ -70,13 +72,12 @@ class MapCanvas(QWidget):
         self.lasso = False
         self._line: list[QPoint] = []  # of the lasso, while it is drawn
         self._current = (0, 0)  # of the keyboard
-        self._pixels: NDArray[np.uint8] | None = None  # of the cells, made at the first paint
         self._left, self._label = 8, 8  # pixels: left of the field, and that a column's label takes
         self.setMouseTracking(True)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         self.setAccessibleName("Error map")
-        current().changed.connect(self._recolor)
+        current().changed.connect(self.update)
 
     def show_cells(
         self,
@@ -87,11 +88,13 @@ class MapCanvas(QWidget):
         words: Callable[[float], str] = str,
     ) -> None:
         """words: a value as it is written into its cell."""
+        known = lines is self._lines and columns is self._columns
         self._cells, self._lines, self._columns, self._scale = cells, lines, columns, scale
         self._words = words
         self._current = min(self._current[0], len(lines) - 1), min(self._current[1], len(columns) - 1)
-        self._pixels = None
-        self._fit()
+        if not known:
+            self._numbers = [j for j, label in enumerate(columns) if label]
+            self._fit()
         self.update()
 
     def _fit(self) -> None:
@@ -123,11 +126,6 @@ class MapCanvas(QWidget):
         metrics = self._small()
         self._left = 8 + GAP + max((metrics.horizontalAdvance(line) for line in self._lines), default=0)
         self._label = 8 + metrics.horizontalAdvance("8" * max(map(len, self._columns), default=0))
-
-    @Slot()
-    def _recolor(self) -> None:
-        self._pixels = None
-        self.update()
 
     @property
     def _bottom(self) -> int:
@@ -218,21 +216,21 @@ class MapCanvas(QWidget):
         # One column more on either side: outlines are wider than their cells' edges.
         first = max(0, int((part.left() - field.left()) / width) - 1)
         last = min(len(self._columns), math.ceil((part.right() + 1 - field.left()) / width) + 1)
+        first = min(first, last)
         painter.fillRect(part, colors.base)
         # Hatched is what shows through: cells in colour, without a tensor, or kept, are opaque.
         painter.fillRect(field, QBrush(colors.disabled, Qt.BrushStyle.BDiagPattern))
-        pixels = self._pixels
-        if pixels is None:
-            pixels = self._pixels = np.ascontiguousarray(shaded(cells.worst, self._scale))
-            for kind, color in ((-1, colors.base), (KEPT, colors.hover)):
-                pixels[cells.kind == kind] = color.red(), color.green(), color.blue(), 255
-        high, wide = cells.kind.shape
+        kinds = cells.kind[:, first:last]
+        pixels = np.ascontiguousarray(shaded(cells.worst[:, first:last], self._scale))
+        for kind, color in ((-1, colors.base), (KEPT, colors.hover)):
+            pixels[kinds == kind] = color.red(), color.green(), color.blue(), 255
+        high, wide = kinds.shape
         image = QImage(pixels.data, wide, high, 4 * wide, QImage.Format.Format_RGBA8888)
-        painter.drawImage(field, image)
+        painter.drawImage(QRectF(field.left() + first * width, field.top(), wide * width, field.height()), image)
         if width >= 10 and height >= 8:
             painter.setPen(QPen(colors.disabled, 2))
             half = QPointF(min(5.0, width / 4), 0)
-            for line, column in np.argwhere(cells.kind[:, first:last] == KEPT):
+            for line, column in np.argwhere(kinds == KEPT):
                 middle = self.cell_rect(int(line), first + int(column)).center()
                 painter.drawLine(middle - half, middle + half)
         if width >= 6 and height >= 6:
@@ -294,10 +292,8 @@ class MapCanvas(QWidget):
                 rect.moveTop(field.top() + (line + 0.5) * height - 10)
                 painter.drawText(rect, right, self._lines[line])
         every = max(1, math.ceil(self._label / width))
-        numbers = [j for j, label in enumerate(self._columns) if label]
-        for j in numbers[::every]:
-            if not first - every <= j <= last + every:
-                continue
+        numbers = self._numbers[::every]
+        for j in numbers[bisect_left(numbers, first - every) : bisect_right(numbers, last + every)]:
             rect = QRectF(field.left() + (j + 0.5) * width - 40, field.bottom() + 2, 80, metrics.height())
             painter.drawText(rect, int(Qt.AlignmentFlag.AlignHCenter), self._columns[j])
         room = QRectF(0, field.bottom() + 2, self._left - 8, metrics.height())
