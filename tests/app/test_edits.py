@@ -24,6 +24,7 @@ from app.edits import (
 )
 from app.history import signed_bytes
 from app.session import Changes, Session
+from core.engine.model import Planned
 from core.errors import RecipeError
 from core.recipes.model import Match, Recipe, Rule, Strategy
 from core.targets.base import Outline
@@ -173,7 +174,13 @@ def plan_of(session: Session, nbytes: int) -> SimpleNamespace:
     """The few fields of a plan that the session looks at."""
     target = SimpleNamespace(name=session.target)
     return SimpleNamespace(
-        recipe=session.recipe, target=target, nbytes=nbytes, outline=Outline(()), tensors=(), bpw=4.5
+        recipe=session.recipe,
+        target=target,
+        nbytes=nbytes,
+        outline=Outline(()),
+        tensors=(),
+        planned=Planned(()),
+        bpw=4.5,
     )
 
 
